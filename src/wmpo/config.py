@@ -1,0 +1,194 @@
+"""Every setting of a run, with its one default. Recipes are values of `Recipe` (see `wmpo.recipes`).
+
+The defaults are those of the small machine: two CPU cores, minutes. Where the paper or its code use
+another value it is noted as [paper ...]; `docs/settings.md` lists all departures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    task: str = "push"
+    """Which task to learn; `wmpo tasks` lists them."""
+    cameras: tuple[str, ...] = ("front",)
+    """Cameras that the policy sees: front, wrist."""
+    image_size: int = 64
+    """Height and width of each camera, in pixels. [paper 256]"""
+    state: bool = False
+    """Give the policy the gripper's position and opening too. [paper: no]"""
+    renderer: Literal["auto", "egl", "rays"] = "auto"
+    """egl: OpenGL without a screen; rays: MuJoCo's own ray casting, needs no graphics; auto: egl where it works."""
+    workers: int = 2
+    """Simulator processes."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One supervised training."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Samples per step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; linear warm-up, then cosine decay to a tenth."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm. [paper 0.1, code 1.0]"""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights; 0 turns it off. [paper 0.9999, code 0.99]"""
+
+
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    episodes: int = 500
+    """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
+    noise: float = 0.3
+    """Spread of the noise on the executed actions; the clean action is the label."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    chunk: int = 4
+    """K: actions decided at once. [paper 8]"""
+    bins: int = 33
+    """Bins per action dimension. [paper 256]"""
+    width: int = 64
+    """Channels of the first stage of the image encoder."""
+    hidden: int = 256
+    """Width of the action decoder."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1200, batch_size=128))
+    """Supervised training on the demonstrations."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    episodes: int = 128
+    """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
+    held_out: float = 0.125
+    """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
+    temperature: float = 1.0
+    """Sampling temperature of the policy while collecting."""
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    backbone: Literal["unet", "transformer"] = "unet"
+    """The denoiser: a convolutional U-Net (small machines) or the paper's space-time transformer."""
+    codec: Literal["pixels", "autoencoder", "diffusers"] = "pixels"
+    """What is denoised: pixels in patches, latents of a small autoencoder trained here, or those of a diffusers
+    AutoencoderKL from a local folder. [paper: SDXL VAE]"""
+    codec_path: str = ""
+    """Folder of the diffusers autoencoder."""
+    context: int = 2
+    """c: frames of history given to the denoiser. [paper 4]"""
+    anchor: bool = True
+    """Also give it the episode's first frame. [paper: no]"""
+    action_conditioning: Literal["frame", "chunk"] = "frame"
+    """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
+    objective: Literal["flow", "epsilon"] = "flow"
+    """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
+    context_noise: float = 0.015
+    """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
+    sampling_steps: int = 1
+    """Euler steps per imagined chunk. [code 30]"""
+    width: int = 64
+    """Channels of the U-Net's first level, or width of the transformer."""
+    depth: int = 2
+    """Residual blocks per U-Net level, or pairs of blocks of the transformer."""
+    heads: int = 4
+    """Attention heads of the transformer."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, batch_size=32, ema=0.995))
+    """Pretraining on the demonstrations."""
+    align: FitConfig = field(default_factory=lambda: FitConfig(steps=800, batch_size=32, lr=5e-4, ema=0.995))
+    """Policy behaviour alignment: training on the policy's own rollouts, failures included, mixed with demonstrations."""
+    align_share: float = 0.5
+    """Share of each alignment batch drawn from the policy's own rollouts."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    backbone: Literal["conv", "videomae"] = "conv"
+    """The clip classifier: a small convolutional one, or VideoMAE. [paper: VideoMAE-base]"""
+    clip_length: int = 4
+    """L: frames per clip. [paper 8]"""
+    stride: int = 1
+    """Frames between the ends of scored clips. [paper 1]"""
+    width: int = 32
+    """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=64))
+    """Training on balanced clips. [paper lr 1e-4]"""
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    iterations: int = 30
+    """Policy iterations: imagine groups, then a few clipped updates."""
+    groups: int = 16
+    """Informative groups per iteration. [paper 64]"""
+    group_size: int = 8
+    """G: imagined rollouts from one initial frame. [paper 8]"""
+    starts: int = 256
+    """Real initial frames to practise from (resets of the real environment, no actions)."""
+    lr: float = 2e-4
+    """Constant AdamW learning rate. [paper 5e-6, 7B parameters]"""
+    minibatches: int = 4
+    """Optimiser steps per iteration, one pass over the batch. [paper 4]"""
+    clip_low: float = 0.20
+    """The ratio is clipped below 1 - clip_low. [paper 0.20]"""
+    clip_high: float = 0.28
+    """The ratio is clipped above 1 + clip_high. [paper 0.28]"""
+    ratio: Literal["chunk", "token"] = "token"
+    """Probability ratio of the whole chunk (paper) or of each token (code)."""
+    temperature: float = 1.0
+    """Sampling temperature, used for log-probabilities too. [paper 1.6]"""
+    grad_clip: float = 1.0
+    """Largest gradient norm. [paper 1]"""
+    keep_low: float = 0.1
+    """Dynamic sampling: groups with a mean success below this are skipped. [paper: above 0; code 0.1]"""
+    keep_high: float = 0.9
+    """Dynamic sampling: groups with a mean success above this are skipped. [paper: below 1; code 0.9]"""
+    refill: int = 2
+    """Dynamic sampling: how many times a batch that came out short is refilled; 0 turns refilling off."""
+    shuffle_rewards: bool = False
+    """Control experiment: permute rewards inside each group, so that they say nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    episodes: int = 256
+    """Real episodes from held-out initial states, the same ones for every policy. [paper 128]"""
+    temperature: float = 0.0
+    """0: greedy."""
+    disruption: Literal["none", "position", "background", "texture"] = "none"
+    """Evaluate under one of the paper's disruptions."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One whole run: demonstrations, base policy, collection, world model, reward model, imagination, evaluation."""
+
+    name: str = "push"
+    seed: int = 0
+    """One seed gives one result on one machine."""
+    rounds: int = 1
+    """Lifelong learning: how often to collect, align and practise."""
+    control: bool = True
+    """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

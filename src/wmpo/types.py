@@ -1,0 +1,128 @@
+"""The data that flows through wmpo. One legend of shape letters serves the whole project:
+
+B  batch (episodes that advance together)   A  the rows of a batch that are still active
+T  time, in frames                          K  action chunk, in frames
+D  action dimensions                        S  proprioceptive state dimensions (0 without one)
+C H W  image channels, height, width        G  group of rollouts from one initial state
+L  frames of a reward clip                  U  independently sampled units of one action step
+M  action chunks of an episode              N  episodes
+c h w  channels, height, width of a latent  (lower case: after the frame codec)
+
+Images are uint8 in [0, 255], RGB: channel-first in tensors, channel-last in stored episodes.
+Actions are float32 in [-1, 1]. Times count frames: frame 0 is the initial frame, action t leads from
+frame t to frame t+1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an environment shows and accepts."""
+
+    cameras: Mapping[str, tuple[int, int]]
+    """Camera name -> (height, width) in pixels."""
+    state_dim: int
+    """S, 0 when the policy sees no proprioceptive state."""
+    action_dim: int
+    """D."""
+    horizon: int
+    """Longest episode, in actions."""
+    fps: int
+    """Control frequency in Hz; one frame per action."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy sees: one frame of B episodes."""
+
+    images: Mapping[str, Tensor]  # camera -> (B, C, H, W) uint8
+    state: Tensor  # (B, S) float32
+    instruction: tuple[str, ...]  # B sentences
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def __getitem__(self, rows: Sequence[int]) -> Observation:
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return Observation(
+            {name: image[index.to(image.device)] for name, image in self.images.items()},
+            self.state[index.to(self.state.device)],
+            tuple(self.instruction[row] for row in index.tolist()),
+        )
+
+    def to(self, device: torch.device | str) -> Observation:
+        images = {name: image.to(device) for name, image in self.images.items()}
+        return Observation(images, self.state.to(device), self.instruction)
+
+    @staticmethod
+    def cat(parts: Sequence[Observation]) -> Observation:
+        names = parts[0].images.keys()
+        return Observation(
+            {name: torch.cat([part.images[name] for part in parts]) for name in names},
+            torch.cat([part.state for part in parts]),
+            tuple(sentence for part in parts for sentence in part.instruction),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one action chunk led to, for the A rows that took it."""
+
+    images: Mapping[str, Tensor]  # camera -> (A, K, C, H, W) uint8, the frames after each action
+    state: Tensor  # (A, K, S) float32
+    success: Tensor  # (A, K) bool, True on the frames at which the task counts as accomplished
+    done: Tensor  # (A,) bool, the episode needs no further chunk
+
+    def last(self, instruction: tuple[str, ...]) -> Observation:
+        """The last frame of the chunk, as the policy sees it next."""
+        images = {name: image[:, -1] for name, image in self.images.items()}
+        return Observation(images, self.state[:, -1], instruction)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy chose for B observations, with all that is needed to ask again how likely it was."""
+
+    chunk: Tensor  # (B, K, D) float32 in [-1, 1]
+    trace: Tensor  # (B, ...) what `Policy.log_prob` needs, e.g. the sampled action tokens (B, K, D)
+    log_prob: Tensor  # (B, K, U) float32
+
+
+@dataclass
+class Episode:
+    """One whole episode of T actions and T+1 frames, on the CPU."""
+
+    images: dict[str, np.ndarray]  # camera -> (T+1, H, W, 3) uint8
+    state: np.ndarray  # (T+1, S) float32
+    actions: np.ndarray  # (T, D) float32
+    success: np.ndarray  # (T+1,) bool, True on frames at which the task counts as accomplished
+    instruction: str
+    start: int
+    """Identifies the initial state: an equal number means an equal initial state."""
+    task: str
+    source: str
+    """Who acted: "expert", or the name of a policy."""
+    meta: dict[str, str] = field(default_factory=dict)
+    """Facts worth keeping, e.g. which renderer drew the frames."""
+
+    @property
+    def length(self) -> int:
+        """T, the number of actions."""
+        return len(self.actions)
+
+    @property
+    def succeeded(self) -> bool:
+        return bool(self.success.any())
+
+    @property
+    def finish_step(self) -> int:
+        """The first frame at which the task counts as accomplished; T where it never does."""
+        return int(self.success.argmax()) if self.succeeded else self.length
