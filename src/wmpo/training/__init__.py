@@ -1,0 +1,1 @@
+"""Training machinery that knows no network: one fit loop, checkpoints, the run's log."""

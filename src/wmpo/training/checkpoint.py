@@ -1,0 +1,126 @@
+"""Weights and optimiser state as safetensors, settings as JSON. Nothing is pickled, nothing is half written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wmpo.errors import UserError
+from wmpo.training.files import atomic_path, read_json, write_json
+from wmpo.training.plain import from_plain, to_plain
+
+Config = TypeVar("Config")
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+    """Replace the file at `path` by `tensors`, with `facts` (JSON values) in its header."""
+    seen: set[tuple[int, int]] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = (tensor.data_ptr(), tensor.numel())
+        # safetensors refuses memory that two names share (tied weights), so the second name gets its own copy
+        stored[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    with atomic_path(Path(path)) as temporary:
+        save_file(stored, temporary, metadata={"facts": json.dumps(to_plain(dict(facts or {})))})
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, facts) as `save_tensors` stored them."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; train first, or give the folder of a finished run.")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is truncated or no safetensors file ({reason}); delete it and run again.") from None
+    return tensors, facts
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Copy `tensors` into the module; names and shapes must match exactly."""
+    own = module.state_dict()
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise UserError(f"{where} lacks {len(missing)} weights of {type(module).__name__}, first {missing[0]!r}.")
+    if surplus := sorted(tensors.keys() - own.keys()):
+        raise UserError(f"{where} has {len(surplus)} weights that {type(module).__name__} lacks, first {surplus[0]!r}.")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, but {type(module).__name__} needs {tuple(tensor.shape)}"
+            raise UserError(f"{where}: {name!r} has shape {shapes}; it was trained with other settings.")
+    module.load_state_dict(dict(tensors))
+
+
+def save_module(folder: Path, module: nn.Module, config: Any, extra: Mapping[str, Any] | None = None) -> None:
+    """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`."""
+    described = {
+        "module": type(module).__name__,
+        "config_type": type(config).__name__,
+        "config": to_plain(config),
+        "extra": to_plain(dict(extra or {})),
+    }
+    write_json(Path(folder) / CONFIG, described)
+    save_tensors(Path(folder) / WEIGHTS, module.state_dict(), {"module": described["module"]})
+
+
+def load_config(folder: Path, config_type: type[Config]) -> tuple[Config, dict[str, Any]]:
+    """(config, extra) as `save_module` wrote them; the first step of loading a module."""
+    path = Path(folder) / CONFIG
+    described = read_json(path)
+    if not isinstance(described, dict) or not {"config_type", "config"} <= described.keys():
+        raise UserError(f"{path} is not the description of a wmpo module.")
+    if described["config_type"] != config_type.__name__:
+        found, wanted = described["config_type"], config_type.__name__
+        raise UserError(f"{folder} holds another architecture: its settings are {found}, not {wanted}.")
+    return from_plain(config_type, described["config"], str(path)), dict(described.get("extra", {}))
+
+
+def load_module(folder: Path, module: nn.Module) -> nn.Module:
+    """Fill `module` with the weights in `folder`; the second step of loading a module."""
+    path = Path(folder) / WEIGHTS
+    tensors, facts = load_tensors(path)
+    if facts.get("module", type(module).__name__) != type(module).__name__:
+        raise UserError(f"{folder} holds another architecture: a {facts['module']}, not a {type(module).__name__}.")
+    load_weights(module, tensors, path)
+    return module
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: "<parameter index>.<quantity>"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, slot in state.items() for key, value in slot.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Put the state of `optimizer_tensors` back; the optimiser must hold the same parameters in the same order."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        if not index.isdigit() or int(index) >= len(parameters):
+            raise UserError(f"{where} holds the optimiser of another network: {name!r} has no parameter here.")
+        if tensor.ndim and tensor.shape != parameters[int(index)].shape:
+            raise UserError(f"{where} holds the optimiser of another network: {name!r} has another shape.")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors below `prefix`, by their names there."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}

@@ -1,0 +1,235 @@
+"""What a run says about itself: scalars to TensorBoard and JSONL, live progress, time and memory per stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from wmpo.training.files import write_json
+
+PLAIN_SECONDS = 10.0
+
+
+class Ticker:
+    """Handed out by `RunLog.progress`: call `update` as the work advances."""
+
+    def __init__(self, name: str, total: int, console: Console, live: Progress | None) -> None:
+        self.name, self.total, self.done, self.text = name, total, 0, ""
+        self._console, self._live = console, live
+        self._task = live.add_task(name, total=total, text="") if live else None
+        self._began = self._told = time.monotonic()
+        self._base = 0
+
+    def update(self, advance: int = 1, text: str = "") -> None:
+        self.done += advance
+        self.text = text or self.text
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, advance=advance, text=self.text)
+        elif time.monotonic() - self._told >= PLAIN_SECONDS:
+            self._tell()
+
+    def skip(self, done: int) -> None:
+        """Work that an earlier run has done already: it does not count towards the speed."""
+        self.done = self._base = done
+        if self._live is not None and self._task is not None:
+            self._live.reset(self._task, completed=done, total=self.total, text=self.text)
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        seconds = self._told - self._began
+        fresh = self.done - self._base
+        left = ""
+        if fresh > 0 and self.done < self.total:
+            left = f", {clock(seconds / fresh * (self.total - self.done))} left"
+        self._console.print(f"{self.name}: {self.done}/{self.total}{left}  {self.text}".rstrip(), highlight=False)
+
+
+class RunLog:
+    """Writes below `folder`: metrics.jsonl, tensorboard/, stages.json. `quiet` silences the terminal only."""
+
+    def __init__(self, folder: Path, quiet: bool = False) -> None:
+        self.folder = Path(folder)
+        self.quiet = quiet
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.console = Console(quiet=quiet)
+        self._writer: Any = None
+        self._lock = threading.Lock()
+        self._live: Progress | None = None
+        repair_lines(self.folder / "metrics.jsonl")
+
+    def say(self, text: str) -> None:
+        """One line on the terminal."""
+        self.console.print(text, highlight=False)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record named numbers at a step; METRICS says what each name means."""
+        plain = {name: float(value) for name, value in values.items()}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **plain})
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every command logs
+
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in plain.items():
+            self._writer.add_scalar(name, value, step)
+
+    @contextmanager
+    def progress(self, name: str, total: int) -> Iterator[Ticker]:
+        """A live bar with the time left; plain lines every ten seconds where the output is no terminal."""
+        if self._live is not None or self.quiet or not self.console.is_terminal:
+            yield Ticker(name, total, self.console, self._live)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=self.console) as self._live:
+            try:
+                yield Ticker(name, total, self.console, self._live)
+            finally:
+                self._live = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record wall-clock and peak memory of a stage in stages.json; a resumed stage adds to what it has."""
+        began = time.monotonic()
+        before = read_stages(self.folder).get(name, {})
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        peak = float(before.get("peak_memory_mb", 0.0))
+        stop = threading.Event()
+
+        def record() -> None:
+            stages = read_stages(self.folder)
+            stages[name] = {
+                "seconds": round(before.get("seconds", 0.0) + time.monotonic() - began, 3),
+                "peak_memory_mb": round(peak, 1),
+                "peak_gpu_memory_mb": round(max(before.get("peak_gpu_memory_mb", 0.0), gpu_peak_mb()), 1),
+                "starts": before.get("starts", 0) + 1,
+            }
+            write_json(self.folder / "stages.json", stages)
+
+        def watch() -> None:
+            nonlocal peak
+            written = time.monotonic()
+            while not stop.wait(0.25):
+                peak = max(peak, memory_mb())
+                if time.monotonic() - written > 5.0:  # so that a kill loses five seconds of the record at most
+                    with self._lock:
+                        record()
+                    written = time.monotonic()
+
+        thread = threading.Thread(target=watch, name="memory", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            peak = max(peak, memory_mb())
+            with self._lock:
+                record()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_stages(folder: Path) -> dict[str, dict[str, float]]:
+    """Stage -> seconds, peak_memory_mb, peak_gpu_memory_mb, starts. Empty where nothing was recorded."""
+    try:
+        return dict(json.loads((Path(folder) / "stages.json").read_text()))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> (step, value) in order of steps. Steps that a resumed run took twice count once, as taken last."""
+    path = Path(folder) / "metrics.jsonl"
+    found: dict[str, dict[int, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut off
+            continue
+        step = record.pop("step")
+        record.pop("time", None)
+        for name, value in record.items():
+            found.setdefault(name, {})[step] = value
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def repair_lines(path: Path) -> None:
+    """Drop what a kill left of a last line, so that the next line starts on its own."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        tail_start = max(0, size - 65536)
+        file.seek(tail_start)
+        tail = file.read()
+        if not tail.endswith(b"\n"):
+            file.truncate(tail_start + tail.rfind(b"\n") + 1)
+
+
+def memory_mb() -> float:
+    """Resident memory of this process and all below it, in MiB (pages that they share count for each)."""
+    if not sys.platform.startswith("linux"):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    parents: dict[int, int] = {}
+    pages: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:  # pid (name) state parent ... rss is the 24th field
+                    fields = file.read().rpartition(")")[2].split()
+            except (OSError, ValueError):
+                continue  # the process ended while we looked
+            parents[int(entry)], pages[int(entry)] = int(fields[1]), int(fields[21])
+    family = {os.getpid()}
+    grown = True
+    while grown:
+        children = {pid for pid, parent in parents.items() if parent in family} - family
+        family |= children
+        grown = bool(children)
+    return sum(pages.get(pid, 0) for pid in family) * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+def gpu_peak_mb() -> float:
+    return torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else 0.0
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,90 @@
+"""Dataclasses to plain JSON values and back, strictly: a wrong field is told in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from wmpo.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, mappings, sequences and numbers as JSON knows them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch numbers and arrays
+        return value.tolist()
+    return value
+
+
+def from_plain(cls: type[T], data: Any, where: str) -> T:
+    """The dataclass `cls` from `to_plain`'s output. `where` names the source in error messages."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where} should hold the fields of {cls.__name__}, but holds {_kind(data)}.")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(fields)):
+        raise UserError(f"{where} has a field {unknown[0]!r} that {cls.__name__} does not know.")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where} lacks the field {name!r} of {cls.__name__}.")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(argument for argument in arguments if argument is not type(None)), value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        _expect(value, Mapping, where, "an object")
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        _expect(value, (list, tuple), where, "a list")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(arguments):
+            raise UserError(f"{where} has {len(value)} items; it must have {len(arguments)}.")
+        pairs = zip(arguments, value, strict=True)
+        return tuple(_convert(argument, item, f"{where}[{i}]") for i, (argument, item) in enumerate(pairs))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        _expect(value, (list, tuple), where, "a list")
+        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        raise UserError(f"{where} is {value!r}; it must be a whole number.")
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    _expect(value, hint, where, names.get(hint, getattr(hint, "__name__", str(hint))))
+    return value
+
+
+def _expect(value: Any, kind: Any, where: str, name: str) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"{where} is {_kind(value)}; it must be {name}.")
+
+
+def _kind(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"a {type(value).__name__}"

@@ -1,0 +1,190 @@
+"""The one supervised loop: it learns, it resumes bit for bit, it says what went wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wmpo.config import FitConfig
+from wmpo.errors import UserError
+from wmpo.training.fit import fit, is_done, learning_rate
+from wmpo.training.log import RunLog, read_metrics
+
+torch.set_num_threads(1)
+
+
+class Line(nn.Module):
+    """Fits y = 2x - 1, with noise drawn inside forward as a diffusion loss would."""
+
+    def __init__(self, noise: float = 0.1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 3)
+        self.noise = noise
+
+    def forward(self, x_B3: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy = x_B3 + self.noise * torch.randn_like(x_B3)
+        error = (self.layer(noisy) - (2 * x_B3 - 1)).square().mean()
+        return error, {"error": error}
+
+
+def sample(step: int) -> Tensor:
+    return torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
+
+
+def train(folder: Path, config: FitConfig, sampler=sample, **options) -> dict[str, Tensor]:
+    with RunLog(folder, quiet=True) as log:
+        module = fit(Line(), sampler, config, folder=folder, name="line", log=log, **options)
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    weights = train(tmp_path, FitConfig(steps=300, warmup=5, lr=0.1))
+    assert torch.allclose(weights["layer.weight"], 2 * torch.eye(3), atol=0.15)
+    assert torch.allclose(weights["layer.bias"], -torch.ones(3), atol=0.15)
+    metrics = read_metrics(tmp_path)
+    assert metrics["line/loss"][0][0] == 20 and metrics["line/loss"][-1][0] == 300
+    assert metrics["line/loss"][-1][1] < 0.1 * metrics["line/loss"][0][1]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_resume_equals_uninterrupted(tmp_path: Path, ema: float, number: signal.Signals) -> None:
+    config = FitConfig(steps=6, warmup=2, lr=0.05, ema=ema, weight_decay=0.01)
+    whole = train(tmp_path / "whole", config)
+
+    class StopsAtThree(Line):
+        steps = 0
+
+        def forward(self, x_B3: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            self.steps += 1
+            if self.steps == 3:
+                os.kill(os.getpid(), number)
+            return super().forward(x_B3)
+
+    parts = tmp_path / "parts"
+    with RunLog(parts, quiet=True) as log, pytest.raises(KeyboardInterrupt, match="after step 3"):
+        fit(StopsAtThree(), sample, config, folder=parts, name="line", log=log)
+    assert not is_done(parts, "line")
+    seen = []
+    resumed = train(parts, config, lambda step: seen.append(step) or sample(step))
+    assert seen == [3, 4, 5]
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert not (parts / "line" / "checkpoint.safetensors").exists()
+
+
+def test_interrupted_by_an_error_in_sampling(tmp_path: Path) -> None:
+    """A crash after a periodic checkpoint continues from it, to the same weights."""
+    config = FitConfig(steps=6, warmup=2, lr=0.05, ema=0.9)
+
+    def broken(step: int) -> Tensor:
+        if step == 4:
+            raise RuntimeError("disk gone")
+        return sample(step)
+
+    with pytest.raises(RuntimeError, match="disk gone"):
+        train(tmp_path / "parts", config, broken, checkpoint_seconds=0.0)
+    whole, resumed = train(tmp_path / "whole", config), train(tmp_path / "parts", config)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_finished_fit_is_loaded_not_repeated(tmp_path: Path) -> None:
+    config = FitConfig(steps=4, warmup=1, ema=0.5)
+    first = train(tmp_path, config)
+
+    def forbidden(step: int) -> Tensor:
+        raise AssertionError("trained again")
+
+    again = train(tmp_path, config, forbidden)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    with pytest.raises(UserError, match="steps = 4, not 5"):
+        train(tmp_path, replace(config, steps=5), forbidden)
+    with pytest.raises(UserError, match="seed = 0, not 1"):
+        train(tmp_path, config, forbidden, seed=1)
+
+
+def test_seed_changes_the_noise(tmp_path: Path) -> None:
+    config = FitConfig(steps=2, warmup=1)
+    one, two = train(tmp_path / "1", config, seed=1), train(tmp_path / "2", config, seed=2)
+    assert not torch.equal(one["layer.weight"], two["layer.weight"])
+
+
+def test_global_random_numbers_are_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    module = Line()
+    torch.manual_seed(5)
+    with RunLog(tmp_path, quiet=True) as log:
+        fit(module, sample, FitConfig(steps=2, warmup=1), folder=tmp_path, name="line", log=log)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_first_step_of_adamw_and_average_by_hand(tmp_path: Path) -> None:
+    """The first AdamW step moves every weight by lr against its gradient's sign; the average by nine tenths of it."""
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([1.0, 1.0]))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return (self.w * x).sum(), {}
+
+    def run(name: str, ema: float) -> Tensor:
+        with RunLog(tmp_path, quiet=True) as log:
+            config = FitConfig(steps=1, warmup=1, lr=0.25, ema=ema)
+            module = fit(Slope(), lambda _: torch.tensor([3.0, -3.0]), config, folder=tmp_path, name=name, log=log)
+        return next(module.parameters()).detach()
+
+    assert torch.allclose(run("plain", 0.0), torch.tensor([0.75, 1.25]), atol=1e-5)
+    assert torch.allclose(run("average", 0.999), torch.tensor([1 - 0.9 * 0.25, 1 + 0.9 * 0.25]), atol=1e-5)
+
+
+def test_not_finite_names_step_and_checkpoint(tmp_path: Path) -> None:
+    def poisoned(step: int) -> Tensor:
+        return sample(step) * (math.nan if step == 7 else 1.0)
+
+    config = FitConfig(steps=20, warmup=1)
+    with pytest.raises(UserError, match=r"not finite at step 7; there is no checkpoint"):
+        train(tmp_path / "a", config, poisoned)
+    with pytest.raises(UserError, match=r"not finite at step 7; the last checkpoint, of step 7"):
+        train(tmp_path / "b", config, poisoned, checkpoint_seconds=0.0)
+
+
+def test_learning_rate() -> None:
+    config = FitConfig(steps=111, warmup=10, lr=1.0)
+    assert learning_rate(config, 0) == pytest.approx(0.1)
+    assert learning_rate(config, 9) == learning_rate(config, 10) == 1.0
+    assert learning_rate(config, 60) == pytest.approx(0.55)
+    assert learning_rate(config, 110) == pytest.approx(0.1)
+
+
+def _one_of_two(rank: int, folder: str, config: FitConfig) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    with RunLog(Path(folder), quiet=True) as log:
+        fit(Line(noise=0.0), sample, config, folder=Path(folder), name="line", log=log)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5)
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path), config), nprocs=2)  # type: ignore[no-untyped-call]
+    two = train(tmp_path, config)  # finished, so this loads what the two processes made
+    with RunLog(tmp_path / "one", quiet=True) as log:
+
+        def both(step: int) -> Tensor:
+            return torch.cat([sample(2 * step), sample(2 * step + 1)])
+
+        one = fit(Line(noise=0.0), both, config, folder=tmp_path / "one", name="line", log=log)
+    for name, tensor in one.state_dict().items():
+        assert torch.allclose(tensor, two[name], atol=1e-6)
+    assert not torch.equal(two["layer.weight"], Line().layer.weight)
