@@ -1,0 +1,47 @@
+"""Success in the real environment, on initial states that nothing was learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from wmpo.protocols import Env, Policy
+from wmpo.rollout import rollout
+from wmpo.types import Episode
+
+BATCH = 128  # episodes that advance together
+
+
+@dataclass
+class Evaluation:
+    """One 0/1 outcome per initial state; evaluations on equal `starts` can be compared pair by pair."""
+
+    starts: list[int]
+    success: list[bool]
+    finish_step: list[int]
+    steps: int
+    """Real actions that the evaluation took."""
+    episodes: list[Episode] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return sum(self.success) / len(self.success)
+
+
+def evaluate(
+    env: Env, policy: Policy, starts: Sequence[int], *, temperature: float, seed: int, record: str | None = None
+) -> Evaluation:
+    """Play one episode from each start; `record` keeps the episodes and names who acted."""
+    result = Evaluation([], [], [], 0)
+    for begin in range(0, len(starts), BATCH):
+        some = list(starts[begin : begin + BATCH])
+        generator = torch.Generator().manual_seed(seed + begin)
+        played = rollout(env, policy, some, temperature=temperature, generator=generator, record=record)
+        result.starts += some
+        result.success += played.success.tolist()
+        result.finish_step += played.finish_step.tolist()
+        result.steps += int(played.length.sum())
+        result.episodes += played.episodes
+    return result

@@ -1,0 +1,178 @@
+"""GRPO on any environment: a dream, or the real one.
+
+Per iteration: draw initial states, play a group of G rollouts from each with the current policy, drop groups that
+all fail or all succeed (and refill the batch), then a few clipped updates.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wmpo.config import GRPOConfig
+from wmpo.objectives.grpo import clipped_policy_loss, group_advantage, informative, shuffle_within_groups
+from wmpo.protocols import Env
+from wmpo.rollout import Rollout, rollout
+from wmpo.training.checkpoint import (
+    load_optimizer,
+    load_tensors,
+    load_weights,
+    optimizer_tensors,
+    save_tensors,
+    with_prefix,
+    without_prefix,
+)
+from wmpo.training.fit import step_seed, stop_requests
+from wmpo.training.log import RunLog
+
+UPDATE_ROWS = 256  # decisions per forward pass of an update; gradients add up to the whole mini-batch
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Informative groups of one iteration: rollouts of equal start lie side by side, G in a row."""
+
+    rollout: Rollout  # B*G episodes
+    reward_BG: torch.Tensor
+    success_rate: float  # over all groups played, informative or not
+    played: int
+    kept: int
+
+
+def play_groups(
+    env: Env, policy: Any, starts: Sequence[int], cfg: GRPOConfig, *, generator: torch.Generator, temperature: float
+) -> Groups:
+    """Play groups until `cfg.groups` of them are informative, or refills are used up. Raises nothing if none is."""
+    G = cfg.group_size
+    parts: list[Rollout] = []
+    rewards: list[torch.Tensor] = []
+    played, successes, kept = 0, 0.0, 0
+    for _ in range(1 + cfg.refill):
+        drawn = torch.randint(len(starts), (cfg.groups,), generator=generator).tolist()
+        batch = [starts[i] for i in drawn for _ in range(G)]
+        played_now = rollout(env, policy, batch, temperature=temperature, generator=generator)
+        reward_BG = played_now.success.float().view(-1, G)
+        played += len(reward_BG)
+        successes += float(reward_BG.sum())
+        keep = informative(reward_BG, cfg.keep_low, cfg.keep_high).nonzero().squeeze(1)[: cfg.groups - kept]
+        if len(keep):
+            rows = (keep[:, None] * G + torch.arange(G)).flatten()
+            parts.append(played_now.select(rows))
+            rewards.append(reward_BG[keep])
+            kept += len(keep)
+        if kept == cfg.groups:
+            break
+    if not parts:  # nothing to learn from this time: an empty batch
+        parts, rewards = [played_now.select(torch.zeros(0, dtype=torch.long))], [reward_BG[:0]]
+    return Groups(Rollout.cat(parts), torch.cat(rewards), successes / (played * G), played, kept)
+
+
+def update(
+    policy: Any, optimizer: torch.optim.Optimizer, groups: Groups, cfg: GRPOConfig, generator: torch.Generator
+) -> dict[str, float]:
+    """One pass over the batch in `cfg.minibatches` clipped steps. Returns the mean of each metric over the steps."""
+    batch = groups.rollout
+    reward_BG = groups.reward_BG
+    if cfg.shuffle_rewards:
+        reward_BG = shuffle_within_groups(reward_BG, generator)
+    advantage_E = group_advantage(reward_BG).flatten()
+    device = next(policy.parameters()).device
+    sums: dict[str, float] = {}
+    order = torch.randperm(len(batch), generator=generator)
+    steps = 0
+    for rows in order.chunk(cfg.minibatches):
+        optimizer.zero_grad(set_to_none=True)
+        observation, trace, index = batch.decisions(rows)
+        old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
+        new = []
+        for begin in range(0, len(index), UPDATE_ROWS):
+            part = slice(begin, begin + UPDATE_ROWS)
+            some = observation[range(*part.indices(len(index)))].to(device)
+            new.append(policy.log_prob(some, trace[part].to(device), temperature=cfg.temperature))
+        full = old.clone().index_put(tuple(index.to(device).T), torch.cat(new))
+        loss, metrics = clipped_policy_loss(
+            full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio
+        )
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(policy.parameters(), cfg.grad_clip)
+        optimizer.step()
+        steps += 1
+        for name, value in {**metrics, "loss": float(loss.detach()), "grad_norm": float(norm)}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return {name: value / max(steps, 1) for name, value in sums.items()}
+
+
+def practise(
+    env: Env,
+    policy: Any,
+    starts: Sequence[int],
+    cfg: GRPOConfig,
+    *,
+    seed: int,
+    generator: torch.Generator,
+    folder: Path,
+    name: str,
+    log: RunLog,
+    watch: Any = None,
+) -> Any:
+    """Improve `policy` in `env` by GRPO, in place. `generator` is reseeded each iteration, so that a resumed run equals
+    an uninterrupted one; an `env` that draws random numbers must draw them from the same generator.
+
+    `watch(iteration, policy)` is called after each iteration, to measure. Checkpoints: `folder/name`.
+    """
+    place = Path(folder) / name
+    finished, checkpoint = place / "model.safetensors", place / "checkpoint.safetensors"
+    if finished.exists():
+        load_weights(policy, load_tensors(finished)[0], finished)
+        return policy
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    begin = 0
+    if checkpoint.exists():
+        tensors, facts = load_tensors(checkpoint)
+        load_weights(policy, without_prefix("policy", tensors), checkpoint)
+        load_optimizer(optimizer, without_prefix("optimizer", tensors), checkpoint)
+        begin = int(facts["iteration"])
+    policy.eval()
+    with log.progress(name, cfg.iterations) as ticker, stop_requests() as stop:
+        ticker.skip(begin)
+        for iteration in range(begin, cfg.iterations):
+            clock = time.monotonic()
+            generator.manual_seed(step_seed(seed, iteration))
+            groups = play_groups(env, policy, starts, cfg, generator=generator, temperature=cfg.temperature)
+            imagined = time.monotonic()
+            metrics = update(policy, optimizer, groups, cfg, generator) if groups.kept else {}
+            metrics |= {
+                "success": groups.success_rate,
+                "groups_played": groups.played,
+                "groups_kept": groups.kept,
+                "finish_step": float(groups.rollout.finish_step.float().mean()) if groups.kept else 0.0,
+                "seconds_playing": imagined - clock,
+                "seconds_updating": time.monotonic() - imagined,
+            }
+            log.scalars(iteration + 1, {f"{name}/{key}": value for key, value in metrics.items()})
+            ticker.update(1, f"success {groups.success_rate:.0%}")
+            if watch is not None:
+                watch(iteration + 1, policy)
+            tensors = {
+                **with_prefix("policy", policy.state_dict()),
+                **with_prefix("optimizer", optimizer_tensors(optimizer)),
+            }
+            save_tensors(checkpoint, tensors, {"iteration": iteration + 1})
+            if stop.is_set() and iteration + 1 < cfg.iterations:
+                raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
+    save_tensors(finished, policy.state_dict())
+    checkpoint.unlink(missing_ok=True)
+    return policy
+
+
+def frozen_copy(policy: Any) -> Any:
+    """The same policy, to keep while the original goes on learning."""
+    return copy.deepcopy(policy).eval()

@@ -1,0 +1,90 @@
+"""The success classifier for small machines: does this clip show the accomplished task?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmpo.config import RewardConfig
+from wmpo.layers import Film, ResidualBlock
+from wmpo.policies.text import SentenceEncoder
+from wmpo.training.checkpoint import load_config, load_module, save_module
+from wmpo.types import EnvSpec
+
+TEXT_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class ClipClassifierConfig:
+    """What a saved classifier needs to be built again. The threshold travels with it."""
+
+    clip_length: int
+    width: int
+    image_size: tuple[int, int]
+    threshold: float = 0.5
+
+
+class ClipClassifier(nn.Module):
+    """Fulfils `wmpo.protocols.RewardModel`; `forward` is the loss.
+
+    The L frames are stacked as channels. What matters is local (this cube, in that zone), so features are
+    max-pooled over space; flattening them instead overfits to where things happened to be.
+    """
+
+    def __init__(self, config: ClipClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.clip_length = config.clip_length
+        self.threshold = config.threshold
+        c = config.width
+        self.text = SentenceEncoder(TEXT_WIDTH)
+        self.stem = nn.Conv2d(3 * config.clip_length, c, kernel_size=4, stride=4)
+        self.block1 = ResidualBlock(c, c)
+        self.down = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
+        self.block2, self.film = ResidualBlock(2 * c, 2 * c), Film(TEXT_WIDTH, 2 * c)
+        self.head = nn.Sequential(nn.Linear(2 * c, 2 * c), nn.SiLU(), nn.Linear(2 * c, 1))
+
+    @classmethod
+    def build(cls, config: RewardConfig, spec: EnvSpec) -> ClipClassifier:
+        size = next(iter(spec.cameras.values()))
+        return cls(ClipClassifierConfig(config.clip_length, config.width, size))
+
+    def with_threshold(self, threshold: float) -> ClipClassifier:
+        """The same weights, judged by another threshold."""
+        config = self.config
+        other = ClipClassifier(ClipClassifierConfig(config.clip_length, config.width, config.image_size, threshold))
+        other.load_state_dict(self.state_dict())
+        return other.to(next(self.parameters()).device)
+
+    def logits(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        """(B,) logits of success."""
+        x = clips_BLCHW.flatten(1, 2).float().div_(127.5).sub_(1.0)
+        x = self.block1(self.stem(x))
+        x = self.block2(self.down(x), self.film(self.text(instruction)))
+        return self.head(F.silu(x).amax(dim=(2, 3))).squeeze(-1)
+
+    @torch.no_grad()
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return self.logits(clips_BLCHW, instruction).sigmoid()
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
+        logits = self.logits(batch.clips, batch.instruction)
+        label = batch.label.float()
+        loss = F.binary_cross_entropy_with_logits(logits, label)
+        accuracy = ((logits.detach() > 0).float() == label).float().mean()
+        return loss, {"loss": loss.detach(), "accuracy": accuracy}
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_module(folder, self, self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> ClipClassifier:
+        model = cls(load_config(folder, ClipClassifierConfig)[0])
+        load_module(folder, model)
+        return model.eval()

@@ -1,0 +1,43 @@
+"""Frame codecs: images <-> the latents in which the denoiser works. `encode` and `decode` treat frames one by one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Codec(Protocol):
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w) of one camera's latent."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, c, h, w) float32 of about unit spread."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, C, H, W) uint8."""
+        ...
+
+
+class PixelCodec(nn.Module):
+    """Pixels themselves, rearranged: each patch of `patch` x `patch` pixels becomes one position with 3*patch^2 channels."""
+
+    def __init__(self, patch: int = 4) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"images of {height}x{width} don't divide into patches of {self.patch}")
+        return 3 * self.patch**2, height // self.patch, width // self.patch
+
+    def encode(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle(images.float().div_(127.5).sub_(1.0), self.patch)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        pixels = F.pixel_shuffle(latents, self.patch)
+        return pixels.add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)

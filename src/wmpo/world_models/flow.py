@@ -1,0 +1,186 @@
+"""The world model: p(frames i..i+K | c past frames, K actions), a video diffusion model in the paper's sense.
+
+One training step noises the K future frames, perturbs the context a little (noisy-frame conditioning), and asks the
+denoiser for the clean future. One imagined chunk is a few Euler steps from noise.
+
+Departures from the paper, each a setting in `WorldModelConfig`:
+1. The network predicts clean frames as a change of the last context frame; loss and sampler are those of rectified
+   flow (velocity). With one sampling step this is the denoiser's own estimate, which deterministic scenes need.
+2. The episode's first frame is always in view (`anchor`): without it long videos drift.
+3. A frame's modulation sees its action and the chunk's sum of actions so far, not its action alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmpo.config import WorldModelConfig
+from wmpo.objectives import flow
+from wmpo.training.checkpoint import load_config, load_module, save_module
+from wmpo.types import EnvSpec, Observation
+from wmpo.world_models.codecs import Codec, PixelCodec
+from wmpo.world_models.unet import UNet
+
+
+LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
+PURE_NOISE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class FlowWorldModelConfig:
+    """What a saved world model needs to be built again."""
+
+    settings: WorldModelConfig
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    chunk: int
+    action_dim: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the model knows of B videos; stays on the device between chunks."""
+
+    context: Tensor  # (B, c, channels, h, w) latents of the last frames
+    anchor: Tensor  # (B, channels, h, w) latent of the first frame
+
+
+class FlowWorldModel(nn.Module):
+    """Fulfils `wmpo.protocols.WorldModel`; `forward` is the diffusion loss."""
+
+    def __init__(self, config: FlowWorldModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        settings = config.settings
+        self.codec: Codec = build_codec(settings)
+        channels, height, width = self.codec.latent_shape(*config.image_size)
+        self.latent = (channels * len(config.cameras), height, width)
+        self.denoiser = build_denoiser(config, self.latent)
+
+    @classmethod
+    def build(cls, settings: WorldModelConfig, spec: EnvSpec, chunk: int) -> FlowWorldModel:
+        sizes = set(spec.cameras.values())
+        if len(sizes) != 1:
+            raise ValueError(f"the world model needs cameras of one size, not {sorted(sizes)}")
+        return cls(FlowWorldModelConfig(settings, tuple(spec.cameras), sizes.pop(), chunk, spec.action_dim))
+
+    # Frames and latents
+
+    def encode(self, images: dict[str, Tensor]) -> Tensor:
+        """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels."""
+        parts = []
+        for name in self.config.cameras:
+            frames = images[name]
+            latents = self.codec.encode(frames.flatten(0, -4))
+            parts.append(latents.unflatten(0, frames.shape[:-3]))
+        return torch.cat(parts, dim=-3)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """(B, K, channels, h, w) -> frames of each camera, and states (none are imagined: S = 0)."""
+        flat = latents.flatten(0, 1)
+        parts = flat.chunk(len(self.config.cameras), dim=1)
+        images = {
+            name: self.codec.decode(part).unflatten(0, latents.shape[:2])
+            for name, part in zip(self.config.cameras, parts, strict=True)
+        }
+        return images, torch.zeros(*latents.shape[:2], 0, device=latents.device)
+
+    # Learning
+
+    def predict(self, noisy: Tensor, t_B: Tensor, memory: Memory, action_BKD: Tensor, context_t_B: Tensor) -> Tensor:
+        """The denoiser's estimate of the clean K frames, as a change of the last context frame."""
+        anchor = memory.anchor if self.config.settings.anchor else None
+        change = self.denoiser(noisy, t_B, memory.context, anchor, action_BKD, context_t_B)
+        return memory.context[:, -1:] + change
+
+    def draw_times(self, batch: int) -> Tensor:
+        """(B,) training times. Some are exactly 0, pure noise: the first sampling step always asks there."""
+        t_B = flow.sample_times(batch, torch.default_generator, shift=3.0)
+        pure = torch.rand(batch) < PURE_NOISE_SHARE
+        return torch.where(pure, 0.0, t_B)
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """`batch`: `wmpo.data.clips.VideoBatch`. The loss is on the K future frames only."""
+        with torch.no_grad():
+            future = self.encode(batch.future)  # (B, K, channels, h, w)
+            context = self.encode(batch.context)
+            anchor = self.encode(batch.anchor)
+        B = len(future)
+        level = torch.full((B,), 1 - self.config.settings.context_noise, device=future.device)
+        context = flow.interpolate(context, torch.randn_like(context), level)
+        t_B = self.draw_times(B).to(future.device)
+        noise = torch.randn_like(future)
+        noisy = flow.interpolate(future, noise, t_B)
+        estimate = self.predict(noisy, t_B, Memory(context, anchor), batch.action, level)
+        error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
+        loss = (flow.data_loss_weight(t_B, "velocity", LARGEST_WEIGHT) * error_B).mean()
+        with torch.no_grad():
+            still = (context[:, -1:] - future).square().mean()
+            metrics = {"loss": loss.detach(), "error": error_B.mean(), "error_of_standing_still": still}
+        return loss, metrics
+
+    # Imagining
+
+    @torch.no_grad()
+    def begin(self, first: Observation) -> Memory:
+        """The first frame, repeated c times, is all the history there is."""
+        anchor = self.encode(dict(first.images))
+        return Memory(anchor[:, None].expand(-1, self.config.settings.context, -1, -1, -1), anchor)
+
+    @torch.no_grad()
+    def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Tensor]:
+        B = len(chunk_BKD)
+        shape = (B, self.config.chunk, *self.latent)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(memory.anchor.device)
+        level = torch.full((B,), 1 - self.config.settings.context_noise, device=noise.device)
+
+        def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
+            return self.predict(noisy, t_B, memory, chunk_BKD, level)
+
+        latents = flow.euler_sample(denoise, noise, self.config.settings.sampling_steps)
+        context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
+        return Memory(context, memory.anchor), latents
+
+    def select(self, memory: Memory, rows: Sequence[int]) -> Memory:
+        index = torch.as_tensor(rows, dtype=torch.long, device=memory.anchor.device)
+        return Memory(memory.context[index], memory.anchor[index])
+
+    # Files
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_module(folder, self, self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> FlowWorldModel:
+        model = cls(load_config(folder, FlowWorldModelConfig)[0])
+        load_module(folder, model)
+        return model.eval()
+
+
+def build_codec(settings: WorldModelConfig) -> Any:
+    if settings.codec == "pixels":
+        return PixelCodec()
+    raise NotImplementedError
+
+
+def build_denoiser(config: FlowWorldModelConfig, latent: tuple[int, int, int]) -> nn.Module:
+    settings = config.settings
+    if settings.backbone == "unet":
+        return UNet(
+            latent=latent,
+            context=settings.context,
+            chunk=config.chunk,
+            action_dim=config.action_dim,
+            width=settings.width,
+            depth=settings.depth,
+            anchor=settings.anchor,
+            action_conditioning=settings.action_conditioning,
+        )
+    raise NotImplementedError

@@ -1,0 +1,119 @@
+"""A convolutional denoiser for small machines: one U-Net pass over the K stacked frames.
+
+All K frames of the chunk travel together as channels; each frame owns an equal slice of every level's channels,
+and that slice is modulated by the frame's own action and the diffusion time (frame-level action control).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmpo.layers import ResidualBlock, zero_init
+
+
+def time_embedding(t_B: Tensor, width: int) -> Tensor:
+    """(B,) in [0, 1] -> (B, width) sines and cosines."""
+    frequencies = torch.exp(torch.linspace(0, math.log(1000), width // 2, device=t_B.device))
+    angles = t_B[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class FrameFilm(nn.Module):
+    """(B, K, width) -> scale and shift of `channels` channels, where frame k owns the k-th of K equal slices."""
+
+    def __init__(self, width: int, channels: int, chunk: int) -> None:
+        super().__init__()
+        if channels % chunk:
+            raise ValueError(f"{channels} channels can't be shared evenly by {chunk} frames")
+        self.linear = zero_init(nn.Linear(width, 2 * channels // chunk))
+
+    def forward(self, embedding_BKE: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.linear(embedding_BKE).chunk(2, dim=-1)  # (B, K, channels / K) each
+        return scale.flatten(1), shift.flatten(1)
+
+
+class UNet(nn.Module):
+    """Two levels, `depth` residual blocks on each side of each. Channels: `width`, then 2 * `width`."""
+
+    def __init__(
+        self,
+        *,
+        latent: tuple[int, int, int],  # (c, h, w)
+        context: int,
+        chunk: int,
+        action_dim: int,
+        width: int = 64,
+        depth: int = 2,
+        anchor: bool = True,
+        action_conditioning: str = "frame",
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = latent
+        self.per_frame = action_conditioning == "frame"
+        self.anchor = anchor
+        self.embedding_width = 128
+        # A frame sees its own action and the sum so far: where it lies depends on all that came before.
+        action_features = 2 * action_dim if self.per_frame else chunk * action_dim
+        self.embed = nn.Sequential(
+            nn.Linear(action_features + 2 * self.embedding_width, self.embedding_width),
+            nn.SiLU(),
+            nn.Linear(self.embedding_width, self.embedding_width),
+            nn.SiLU(),
+        )
+        frames_seen = context + int(anchor)
+        self.look_back = nn.Conv2d(frames_seen * channels, width, 3, padding=1)
+        self.noisy_in = nn.Conv2d(chunk * channels, width, 1)
+        self.place = nn.Parameter(torch.zeros(width, height, breadth))
+
+        def film(level_channels: int) -> FrameFilm:
+            return FrameFilm(self.embedding_width, level_channels, chunk)
+
+        self.down1 = nn.ModuleList([ResidualBlock(width, width) for _ in range(depth)])
+        self.shrink = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList([ResidualBlock(2 * width, 2 * width) for _ in range(2 * depth)])
+        self.grow = nn.Conv2d(2 * width, width, 1)
+        self.up1 = nn.ModuleList([ResidualBlock(2 * width if i == 0 else width, width) for i in range(depth)])
+        self.films = nn.ModuleList([film(width) for _ in self.down1])
+        self.films_middle = nn.ModuleList([film(2 * width) for _ in self.middle])
+        self.films_up = nn.ModuleList([film(width) for _ in self.up1])
+        self.norm = nn.GroupNorm(8, width)
+        self.out = zero_init(nn.Conv2d(width, chunk * channels, 1))
+
+    def forward(
+        self,
+        noisy_BKchw: Tensor,
+        t_B: Tensor,
+        context_Bcchw: Tensor,
+        anchor_Bchw: Tensor | None,
+        action_BKD: Tensor,
+        context_t_B: Tensor,
+    ) -> Tensor:
+        """(B, K, c, h, w): the raw output for the K frames. t: 0 is noise, 1 is data; context_t likewise."""
+        B, K = noisy_BKchw.shape[:2]
+        times = torch.cat([time_embedding(t, self.embedding_width) for t in (t_B, context_t_B)], dim=-1)
+        times = times[:, None].expand(B, K, -1)
+        if self.per_frame:
+            actions = torch.cat([action_BKD, action_BKD.cumsum(1)], dim=-1)
+        else:
+            actions = action_BKD.flatten(1)[:, None].expand(B, K, -1)
+        embedding_BKE = self.embed(torch.cat([actions, times], dim=-1))
+
+        seen = context_Bcchw.flatten(1, 2)
+        if self.anchor:
+            assert anchor_Bchw is not None
+            seen = torch.cat([seen, anchor_Bchw], dim=1)
+        x = self.look_back(seen) + self.noisy_in(noisy_BKchw.flatten(1, 2)) + self.place
+        for block, film in zip(self.down1, self.films, strict=True):
+            x = block(x, film(embedding_BKE))
+        y = self.shrink(x)
+        for block, film in zip(self.middle, self.films_middle, strict=True):
+            y = block(y, film(embedding_BKE))
+        y = F.interpolate(self.grow(y), size=x.shape[-2:], mode="nearest")
+        x = torch.cat([x, y], dim=1)
+        for block, film in zip(self.up1, self.films_up, strict=True):
+            x = block(x, film(embedding_BKE))
+        return self.out(F.silu(self.norm(x))).unflatten(1, noisy_BKchw.shape[1:3])
