@@ -166,6 +166,8 @@ def test_schedules_have_the_published_values():
     a, s = flow.signal_and_noise(torch.linspace(0, 1, 137), "cosine")
     torch.testing.assert_close(a**2 + s**2, torch.ones(137))
     assert (a.diff() > 0).all()
+    last = flow.log_alpha_bar("cosine").exp()[-2:]
+    assert (last[1] / last[0]).item() == pytest.approx(1 - 0.999)
     half = flow.signal_and_noise(torch.tensor([0.5], dtype=torch.float64), "cosine")[0].item() ** 2
     expected = math.cos(0.508 / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     assert half == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,122 @@
+"""From scores of clips to verdicts on episodes, and how good those verdicts are.
+
+A score above the threshold, strictly, counts as success, here and wherever a verdict is made.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def first_hit(score_BT: Tensor, threshold: float = 0.5) -> Tensor:
+    """(B,) long: the first column whose score is above the threshold, T where there is none. Takes booleans too."""
+    hit_BT = score_BT if score_BT.dtype == torch.bool else score_BT > threshold
+    steps = hit_BT.shape[1]
+    column_T = torch.arange(steps, device=hit_BT.device)
+    # A last column of T makes the minimum defined for T = 0 and for rows without a hit.
+    column_BT = torch.where(hit_BT, column_T, steps)
+    return torch.cat([column_BT, column_BT.new_full((len(hit_BT), 1), steps)], 1).amin(1)
+
+
+class Quality(NamedTuple):
+    """How well predicted successes match real ones; each in [0, 1], and 0 where its denominator is."""
+
+    precision: float
+    """Share of the predicted successes that are real."""
+    recall: float
+    """Share of the real successes that are predicted."""
+    f1: float
+    """Harmonic mean of both."""
+    accuracy: float
+    """Share of all verdicts that are right."""
+
+
+def precision_recall_f1(predicted_N: Tensor, label_N: Tensor) -> Quality:
+    """Both bool."""
+    predicted_N, label_N = predicted_N.bool(), label_N.bool()
+    hits = int((predicted_N & label_N).sum())
+    predicted, real, total = int(predicted_N.sum()), int(label_N.sum()), len(label_N)
+    return Quality(
+        precision=hits / predicted if predicted else 0.0,
+        recall=hits / real if real else 0.0,
+        f1=2 * hits / (predicted + real) if predicted + real else 0.0,
+        accuracy=int((predicted_N == label_N).sum()) / total if total else 0.0,
+    )
+
+
+def best_f1_threshold(score_N: Tensor, label_N: Tensor) -> tuple[float, float]:
+    """(threshold, F1): the threshold with the best F1 when scores above it count as success.
+
+    Candidates lie midway between neighbouring scores, and just below the lowest. Of equally good ones the highest is
+    taken: a false success is what a policy learns to exploit, a missed one only slows it down. Without a positive
+    label no threshold has an F1 above 0, and the highest score, which nothing exceeds, is returned.
+    """
+    if len(score_N) == 0 or not bool(torch.isfinite(score_N).all()):
+        raise ValueError("a threshold needs at least one score, all of them finite")
+    order_N = score_N.argsort(descending=True)
+    score = score_N[order_N].detach().cpu().numpy()
+    label = label_N.bool()[order_N].cpu().numpy()
+    # Accepting the n highest scores, n = 1 ... N; possible only where the next score differs (ties go together).
+    hits_N = label.cumsum()
+    f1_N = 2 * hits_N / (np.arange(1, len(score) + 1) + label.sum())
+    f1_N[:-1][score[:-1] == score[1:]] = -1
+    last = int(f1_N.argmax())
+    if f1_N[last] <= 0:
+        return float(score[0]), 0.0
+    lowest = score[last]
+    if last + 1 == len(score):
+        return float(np.nextafter(lowest, np.array(-np.inf, lowest.dtype))), float(f1_N[last])
+    below = score[last + 1]
+    # In the scores' own precision; between neighbouring floats the midpoint may round up to the accepted score.
+    middle = below + (lowest - below) / 2
+    return float(middle if middle < lowest else below), float(f1_N[last])
+
+
+def auroc(score_N: Tensor, label_N: Tensor) -> float:
+    """Chance that a random positive scores above a random negative, ties counting half; NaN with one class only."""
+    score, label = score_N.detach().double().cpu().numpy(), label_N.bool().cpu().numpy()
+    negatives = np.sort(score[~label])
+    positives = score[label]
+    if not len(negatives) or not len(positives):
+        return math.nan
+    below = np.searchsorted(negatives, positives, "left")
+    below_or_equal = np.searchsorted(negatives, positives, "right")
+    return float((below + below_or_equal).sum() / 2 / (len(negatives) * len(positives)))
+
+
+class ReliabilityBin(NamedTuple):
+    """The predictions within one range of probabilities."""
+
+    low: float
+    high: float
+    predictions: int
+    confidence: float
+    """Their mean probability; NaN where there are none."""
+    frequency: float
+    """The share of them that came true; NaN where there are none."""
+
+
+def expected_calibration_error(
+    probability_N: Tensor, label_N: Tensor, bins: int = 10
+) -> tuple[float, list[ReliabilityBin]]:
+    """(error in [0, 1], bins): the gap between confidence and frequency, averaged over predictions.
+
+    Bins are of equal width over [0, 1] and hold their upper edge (arXiv 1706.04599, eq. 3); the first holds 0 too.
+    """
+    probability_N = probability_N.detach().double().cpu()
+    label_N = label_N.double().cpu()
+    bin_N = (probability_N * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.bincount(bin_N, minlength=bins).double()
+    confidence = torch.bincount(bin_N, probability_N, minlength=bins) / count
+    frequency = torch.bincount(bin_N, label_N, minlength=bins) / count
+    gap = torch.nansum(count * (confidence - frequency).abs()).item() / max(len(label_N), 1)
+    table = [
+        ReliabilityBin(i / bins, (i + 1) / bins, int(count[i]), confidence[i].item(), frequency[i].item())
+        for i in range(bins)
+    ]
+    return gap, table
