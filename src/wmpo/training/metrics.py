@@ -1,0 +1,50 @@
+"""The meaning of every logged number. Names are `<stage>/<key>`; a star stands for any stage."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+METRICS: dict[str, str] = {
+    # every supervised training
+    "*/loss": "What is minimised, averaged over the steps since the last line.",
+    "*/grad_norm": "Norm of the gradient before clipping; compare it with the stage's grad_clip.",
+    "*/lr": "Learning rate of the step.",
+    "*/samples_per_second": "Training samples per second of wall-clock, over all processes.",
+    # policy
+    "*/accuracy": "Share in [0, 1] of the batch that is predicted right: action tokens (policy) or clips (reward).",
+    "*/token_accuracy": "Share in [0, 1] of action tokens whose most likely bin is the demonstrated one.",
+    "*/action_error": "Mean absolute difference between the greedy and the demonstrated action, in [0, 2].",
+    # world model
+    "*/error": "Mean squared error of the predicted future frames, on the codec's scale (pixels: -1 to 1).",
+    "*/error_of_standing_still": "The same error for repeating the last frame; a useful model stays well below it.",
+    # practice
+    "*/success": "Share in [0, 1] of all imagined rollouts of the iteration that the reward model counts as successes.",
+    "*/groups_played": "Groups of rollouts imagined in the iteration, refills included.",
+    "*/groups_kept": "Groups of them whose rollouts differ enough in success to be learned from.",
+    "*/finish_step": "Mean frame of the first success in the kept groups; the episode's length where there is none.",
+    "*/seconds_playing": "Seconds that the iteration spent on imagining.",
+    "*/seconds_updating": "Seconds that the iteration spent on policy updates.",
+    "*/clip_fraction": "Share in [0, 1] of probability ratios whose gradient the clipping cuts off.",
+    "*/approx_kl": "Estimate of the divergence KL(old policy || new policy) per ratio, in nats.",
+    "*/ratio_mean": "Mean probability ratio of new to old policy; far from 1 the batch has gone stale.",
+    "*/real_success": "Share in [0, 1] of real evaluation episodes that succeed; nothing learns from them.",
+}
+
+
+def meaning(name: str) -> str | None:
+    """What a logged name means; None for a name that nobody has documented."""
+    if name in METRICS:
+        return METRICS[name]
+    return next((text for pattern, text in METRICS.items() if fnmatchcase(name, pattern)), None)
+
+
+def metrics_page() -> str:
+    """`docs/metrics.md`."""
+    rows = "\n".join(f"| `{name}` | {text} |" for name, text in METRICS.items())
+    return (
+        "# Every logged number\n\n"
+        "Each run writes these to `metrics.jsonl` and to TensorBoard (`tensorboard --logdir <run folder>`), as\n"
+        "`<stage>/<name>`; a star below stands for any stage. This page is generated from\n"
+        "`wmpo.training.metrics.METRICS`.\n\n"
+        f"| metric | meaning |\n|---|---|\n{rows}\n"
+    )

@@ -1,0 +1,247 @@
+"""Files on disk: whole or absent, and wrong ones told in one sentence."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wmpo.config import FitConfig, PolicyConfig, Recipe
+from wmpo.errors import UserError
+from wmpo.training.checkpoint import (
+    load_config,
+    load_module,
+    load_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    save_module,
+    save_tensors,
+)
+from wmpo.training.files import atomic_folder, atomic_write, read_json, write_json
+from wmpo.training.log import RunLog, clock, memory_mb, read_metrics, read_stages, repair_lines
+from wmpo.training.metrics import METRICS, meaning, metrics_page
+from wmpo.training.plain import from_plain, to_plain
+from wmpo.training.prefetch import prefetch
+
+
+def test_atomic_write_keeps_the_old_file_when_the_new_one_fails(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    atomic_write(path, b"old")
+    with pytest.raises(TypeError):
+        atomic_write(path, 5)  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    atomic_write(path, "new")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_folder(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+    with pytest.raises(RuntimeError), atomic_folder(path) as temporary:
+        (temporary / "a").write_text("2")
+        raise RuntimeError
+    assert (path / "a").read_text() == "1"
+    with atomic_folder(path) as temporary:
+        (temporary / "b").write_text("3")
+    assert [file.name for file in path.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1, 2.5, "ü"]})
+    assert read_json(tmp_path / "a.json") == {"x": None, "y": [1, 2.5, "ü"]}
+    (tmp_path / "b.json").write_text('{"x": 1,')
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(UserError, match="does not exist"):
+        read_json(tmp_path / "c.json")
+
+
+def test_dataclasses_survive_json() -> None:
+    recipe = replace(Recipe(), seed=3, policy=PolicyConfig(fit=FitConfig(steps=7)))
+    assert from_plain(Recipe, json.loads(json.dumps(to_plain(recipe))), "here") == recipe
+    assert to_plain({"a": np.float32(0.5), "b": torch.tensor([1, 2])}) == {"a": 0.5, "b": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sed": 1}, "'sed'"),
+        ({"seed": "1"}, "seed is '1'; it must be a whole number"),
+        ({"seed": True}, "seed is True; it must be a whole number"),
+        ({"control": 1}, "control is 1; it must be true or false"),
+        ({"env": {"renderer": "gl"}}, "renderer is 'gl'; it must be one of 'auto', 'egl', 'rays'"),
+        ({"env": {"cameras": "front"}}, "cameras is 'front'; it must be a list"),
+        ({"env": {"cameras": [1]}}, r"cameras\[0\] is 1; it must be text"),
+        ({"grpo": {"lr": "fast"}}, "here: grpo: lr is 'fast'; it must be a number"),
+    ],
+)
+def test_wrong_fields(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        from_plain(Recipe, change, "here")
+
+
+def test_missing_field() -> None:
+    @dataclass
+    class Needs:
+        x: int
+
+    with pytest.raises(UserError, match="lacks the field 'x'"):
+        from_plain(Needs, {}, "here")
+
+
+class Tied(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+        self.b.weight = self.a.weight
+
+
+class Other(Tied):
+    pass
+
+
+def test_module_round_trip_and_errors(tmp_path: Path) -> None:
+    module = Tied()
+    save_module(tmp_path, module, PolicyConfig(chunk=7), {"actions": [1, 2]})
+    assert load_config(tmp_path, PolicyConfig) == (PolicyConfig(chunk=7), {"actions": [1, 2]})
+    loaded = load_module(tmp_path, Tied())
+    assert all(torch.equal(x, y) for x, y in zip(module.parameters(), loaded.parameters(), strict=True))
+
+    with pytest.raises(UserError, match="its settings are PolicyConfig, not FitConfig"):
+        load_config(tmp_path, FitConfig)
+    with pytest.raises(UserError, match="a Tied, not a Other"):
+        load_module(tmp_path, Other())
+    with pytest.raises(UserError, match=r"'a.weight' has shape \(4, 4\), but Tied needs \(5, 5\)"):
+        load_module(tmp_path, Tied(5))
+    weights = tmp_path / "model.safetensors"
+    tensors, _ = load_tensors(weights)
+    del tensors["b.bias"]
+    save_tensors(weights, tensors)
+    with pytest.raises(UserError, match=r"lacks 1 weights of Tied, first 'b.bias'"):
+        load_module(tmp_path, Tied())
+    save_tensors(weights, {**module.state_dict(), "c": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"has 1 weights that Tied lacks, first 'c'"):
+        load_module(tmp_path, Tied())
+    save_tensors(weights, module.state_dict())
+    for size in (0, 5, weights.stat().st_size - 3):
+        weights.write_bytes(weights.read_bytes()[:size])
+        with pytest.raises(UserError, match="truncated"):
+            load_module(tmp_path, Tied())
+        save_tensors(weights, module.state_dict())
+    weights.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        load_module(tmp_path, Tied())
+
+
+def test_optimizer_round_trip(tmp_path: Path) -> None:
+    def pair() -> tuple[nn.Linear, torch.optim.AdamW]:
+        torch.manual_seed(1)
+        module = nn.Linear(3, 2)
+        return module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+
+    def step(module: nn.Linear, optimizer: torch.optim.AdamW) -> None:
+        optimizer.zero_grad()
+        module(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    module, optimizer = pair()
+    for _ in range(3):
+        step(module, optimizer)
+    save_tensors(tmp_path / "state", optimizer_tensors(optimizer))
+    other, other_optimizer = pair()
+    other.load_state_dict(module.state_dict())
+    load_optimizer(other_optimizer, load_tensors(tmp_path / "state")[0], "state")
+    step(module, optimizer)
+    step(other, other_optimizer)
+    assert torch.equal(module.weight, other.weight)
+    with pytest.raises(UserError, match="another network"):
+        load_optimizer(torch.optim.AdamW(nn.Linear(4, 2).parameters()), optimizer_tensors(optimizer), "state")
+
+
+def test_log_survives_a_cut_line(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True) as log:
+        log.scalars(1, {"policy/loss": 2.0})
+        log.scalars(2, {"policy/loss": 1.5, "policy/lr": 0.1})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "policy/lo')
+    assert read_metrics(tmp_path)["policy/loss"] == [(1, 2.0), (2, 1.5)]
+    with RunLog(tmp_path, quiet=True) as log:
+        log.scalars(2, {"policy/loss": 1.25})  # a resumed run takes this step again
+        log.scalars(3, {"policy/loss": 1.0})
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert read_metrics(tmp_path) == {"policy/loss": [(1, 2.0), (2, 1.25), (3, 1.0)], "policy/lr": [(2, 0.1)]}
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_repair_lines_of_one_cut_line(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text('{"st')
+    repair_lines(tmp_path / "m")
+    assert (tmp_path / "m").read_text() == ""
+
+
+def test_stage_adds_up_over_resumes(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, quiet=True)
+    with log.stage("collect"):
+        time.sleep(0.05)
+    first = read_stages(tmp_path)["collect"]
+    with pytest.raises(RuntimeError), log.stage("collect"):
+        raise RuntimeError
+    second = read_stages(tmp_path)["collect"]
+    assert 0.05 <= first["seconds"] <= second["seconds"] < 10
+    assert (first["starts"], second["starts"]) == (1, 2)
+    assert second["peak_memory_mb"] >= first["peak_memory_mb"] > 50  # torch alone takes more
+
+
+def test_memory_grows_with_what_is_held() -> None:
+    before = memory_mb()
+    held = np.ones(64 * 1024**2, np.uint8)
+    assert 50 < memory_mb() - before < 80
+    del held
+
+
+def test_progress_in_a_file_says_a_line_when_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("wmpo.training.log.PLAIN_SECONDS", 0.0)
+    log = RunLog(tmp_path)
+    with log.progress("reward", 10) as ticker:
+        ticker.skip(4)
+        ticker.update(3, "loss 1.5")
+    assert capsys.readouterr().out.startswith("reward: 7/10, ")
+
+
+def test_clock() -> None:
+    assert [clock(seconds) for seconds in (0.4, 59.4, 185, 7620)] == ["0 s", "59 s", "3 min 05 s", "2 h 07 min"]
+
+
+def test_metrics_are_documented() -> None:
+    assert meaning("world_model/loss") == METRICS["*/loss"]
+    assert meaning("world_model/mystery") is None
+    assert all(f"`{name}`" in metrics_page() and text.endswith(".") for name, text in METRICS.items())
+
+
+def test_prefetch() -> None:
+    assert list(prefetch(lambda step: step**2, range(3, 7))) == [9, 16, 25, 36]
+
+    def fails(step: int) -> int:
+        if step == 2:
+            raise KeyError("two")
+        return step
+
+    seen = []
+    with pytest.raises(KeyError, match="two"):
+        for value in prefetch(fails, range(5)):
+            seen.append(value)
+    assert seen == [0, 1]
+    calls = []
+    for _ in prefetch(lambda step: calls.append(step), range(1000)):
+        break
+    time.sleep(0.05)
+    assert len(calls) <= 5  # leaving early stops the thread
