@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         _expect(value, (list, tuple), where, "a list")
         return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hint is float and value is None:
+        return math.nan  # JSON has no NaN; `write_json` stores null for it
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, bool):

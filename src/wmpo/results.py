@@ -1,0 +1,300 @@
+"""The numbers of one run, in one small JSON file: reports and documentation are made from these files alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.objectives.statistics import Interval, mcnemar_exact, paired_bootstrap, wilson_interval
+from wmpo.training.files import read_json, write_json
+from wmpo.training.log import read_metrics, read_stages
+from wmpo.training.plain import from_plain, to_plain
+
+FORMAT = 1
+BASE, CONTROL, FINAL = "base", "control", "wmpo"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run was made on."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    gpu: str  # "" without one
+    system: str
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """How often the real environment was used for one purpose."""
+
+    episodes: int
+    steps: int
+    """Actions taken; 0 where the environment was only reset."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage cost, over all its starts."""
+
+    seconds: float
+    peak_memory_mb: float
+    peak_gpu_memory_mb: float = 0.0
+    starts: int = 1
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """Real evaluation of one policy. Equal `starts` make two of them comparable pair by pair."""
+
+    starts: list[int]
+    success: list[int]  # 0 or 1 per start
+    finish_step: list[int]  # frame of the first success; the episode's length where there is none
+    temperature: float = 0.0
+    disruption: str = "none"
+
+    @property
+    def rate(self) -> Interval:
+        """Success rate with its 95 % Wilson interval."""
+        return wilson_interval(sum(self.success), len(self.success))
+
+    @property
+    def steps_to_success(self) -> float:
+        """Mean first successful frame of the successes; NaN without any."""
+        steps = [step for step, success in zip(self.finish_step, self.success, strict=True) if success]
+        return sum(steps) / len(steps) if steps else float("nan")
+
+
+@dataclass(frozen=True)
+class RewardQuality:
+    """The reward model on held-out real episodes."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    accuracy: float
+    calibration_error: float
+    auroc: float
+    episodes: int
+    successes: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Imagined against real frames of the same actions, at one horizon, beside repeating the first frame."""
+
+    frames: int
+    psnr: float  # dB, higher is better
+    ssim: float  # at most 1, higher is better
+    frechet: float  # at least 0, lower is better
+    still_psnr: float
+    still_ssim: float
+    still_frechet: float
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Verdicts on imagined replays of held-out real episodes against what really happened."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    episodes: int
+    successes: int
+    """Of them really successful."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One policy's success in imagination and in reality."""
+
+    imagined: float
+    imagined_episodes: int
+    real: float
+    real_episodes: int
+
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass
+class RunResult:
+    """Everything that is told about a run. Absent measurements are empty or None."""
+
+    recipe: dict[str, Any]
+    task: str
+    seed: int
+    commit: str
+    versions: dict[str, str]
+    machine: Machine
+    interactions: dict[str, Interactions] = field(default_factory=dict)
+    """Purpose (demonstrations, rollouts, practice resets, evaluation, ...) -> real interaction."""
+    stages: dict[str, Stage] = field(default_factory=dict)
+    policies: dict[str, PolicyResult] = field(default_factory=dict)
+    """base, wmpo (wmpo-0, wmpo-1 ... over rounds), control and others."""
+    reward: RewardQuality | None = None
+    fidelity: list[Fidelity] = field(default_factory=list)
+    agreement: Agreement | None = None
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    """Policy -> its success in imagination and in reality."""
+    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    """Practice (wmpo, control) -> metric -> (iteration, value)."""
+    format: int = FORMAT
+
+    @staticmethod
+    def begin(recipe: Recipe) -> RunResult:
+        """A result that knows its recipe, code and machine, and no measurement yet."""
+        return RunResult(
+            recipe=to_plain(recipe),
+            task=recipe.env.task,
+            seed=recipe.seed,
+            commit=commit(),
+            versions=versions(),
+            machine=this_machine(),
+        )
+
+    def read_logs(self, folder: Path, practices: Sequence[str] = (FINAL, CONTROL)) -> None:
+        """Take stages and the curves of these practices from what the run logged in `folder`."""
+        known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "starts")
+        for name, values in read_stages(folder).items():
+            self.stages[name] = Stage(**{key: values[key] for key in known if key in values})  # type: ignore[arg-type]
+        for name, points in read_metrics(folder).items():
+            practice, _, metric = name.partition("/")
+            if practice in practices:
+                self.curves.setdefault(practice, {})[metric] = points
+
+    @property
+    def final(self) -> str:
+        """Name of the last policy that practised in imagination."""
+        names = [name for name in self.policies if name == FINAL or name.startswith(f"{FINAL}-")]
+        if not names:
+            raise UserError("This result holds no policy that practised in imagination.")
+        return names[-1]
+
+    def summary(self) -> Summary:
+        """Rates and paired differences to the base policy, each with a 95 % interval."""
+        rates = {name: policy.rate for name, policy in self.policies.items()}
+        gains = {}
+        base = self.policies.get(BASE)
+        for name, policy in self.policies.items():
+            if name != BASE and base is not None and policy.starts == base.starts:
+                gains[name] = Gain.between(base.success, policy.success)
+        return Summary(rates, gains)
+
+    def save(self, path: Path) -> None:
+        self.check(str(path))
+        write_json(path, to_plain(self))
+
+    @staticmethod
+    def load(path: Path) -> RunResult:
+        """Strict: a file of another format, or with lists of unequal lengths, is refused in one sentence."""
+        data = read_json(path)
+        if isinstance(data, Mapping) and data.get("format") != FORMAT:
+            raise UserError(f"{path} has format {data.get('format')!r}; this version of wmpo reads {FORMAT}.")
+        result = from_plain(RunResult, data, str(path))
+        result.check(str(path))
+        return result
+
+    def check(self, where: str) -> None:
+        for name, policy in self.policies.items():
+            lengths = {len(policy.starts), len(policy.success), len(policy.finish_step)}
+            if len(lengths) != 1 or 0 in lengths:
+                raise UserError(f"{where}: {name} needs one outcome and one finish step for each start.")
+            if not set(policy.success) <= {0, 1}:
+                raise UserError(f"{where}: outcomes of {name} must be 0 or 1.")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more often one policy succeeds than another, on the same initial states."""
+
+    difference: Interval  # in [-1, 1], with its 95 % paired bootstrap interval
+    won: int  # states that only the second policy solves
+    lost: int  # states that only the first one solves
+    p_value: float  # McNemar's exact test
+
+    @staticmethod
+    def between(before: Sequence[int], after: Sequence[int]) -> Gain:
+        pairs = list(zip(before, after, strict=True))
+        return Gain(
+            difference=paired_bootstrap(before, after),
+            won=sum(b < a for b, a in pairs),
+            lost=sum(b > a for b, a in pairs),
+            p_value=mcnemar_exact(before, after),
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    rates: dict[str, Interval]
+    gains: dict[str, Gain]
+    """Policy -> its gain over the base policy; only where both met the same initial states."""
+
+
+def commit() -> str:
+    """The commit of the checkout that this code runs from, else the installed version."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        if (here.parents[1] / ".git").exists():  # else git would describe whatever checkout surrounds site-packages
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return version("wmpo")
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("wmpo", "torch", "mujoco", "numpy", "av")
+    }
+
+
+def this_machine() -> Machine:
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(cpu_model(), cores, round(memory_total_gb(), 1), gpu, platform.platform(terse=True))
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_total_gb() -> float:
+    """Memory that this process may use: of the machine, or of its container where that has less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0.0
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        total = min(total, int(limit)) if limit.isdigit() else total
+    except OSError:
+        pass
+    return total / 1024**3

@@ -1,0 +1,116 @@
+"""A run's numbers survive the disk, and what is derived from them is right."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.results import Agreement, Fidelity, Gain, Interactions, PolicyResult, RunResult, Stage
+from wmpo.training.log import RunLog
+
+
+def result() -> RunResult:
+    made = RunResult.begin(Recipe())
+    made.policies["base"] = PolicyResult([1, 2, 3, 4], [0, 0, 1, 0], [40, 40, 12, 40])
+    made.policies["wmpo"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 40, 40])
+    made.interactions["rollouts"] = Interactions(128, 4000)
+    made.stages["practice"] = Stage(12.5, 800.0)
+    made.fidelity = [Fidelity(8, 24.5, 0.9, float("nan"), 19.0, 0.8, 30.0, 16)]
+    made.agreement = Agreement(0.9, 0.8, 0.7, 0.75, 16, 5)
+    made.curves = {"wmpo": {"success": [(1, 0.1), (2, 0.2)]}}
+    return made
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    made = result()
+    made.save(tmp_path / "r.json")
+    loaded = RunResult.load(tmp_path / "r.json")
+    assert math.isnan(loaded.fidelity[0].frechet)
+    made.fidelity = loaded.fidelity  # NaN is unequal to itself
+    assert loaded == made
+    assert loaded.recipe["grpo"]["group_size"] == 8 and loaded.task == "push"
+    assert loaded.curves["wmpo"]["success"] == [(1, 0.1), (2, 0.2)]
+    assert set(loaded.versions) >= {"python", "torch", "numpy", "mujoco", "wmpo"}
+
+
+def test_summary_by_hand() -> None:
+    summary = result().summary()
+    assert summary.rates["base"].value == 0.25 and summary.rates["wmpo"].value == 0.5
+    gain = summary.gains["wmpo"]
+    assert (gain.won, gain.lost, gain.difference.value) == (2, 1, 0.25)
+    assert gain.p_value == 1.0  # 2 against 1: two-sided 2 * (1 + 3) / 8
+    assert gain.difference.low < 0 < gain.difference.high
+    assert "base" not in summary.gains
+    assert result().policies["wmpo"].steps_to_success == 15.0
+
+
+def test_gain_of_ten_wins() -> None:
+    gain = Gain.between([0] * 10 + [1] * 10, [1] * 10 + [1] * 10)
+    assert gain.difference.value == 0.5 and gain.difference.low > 0.2
+    assert gain.p_value == pytest.approx(2 / 1024)
+
+
+def test_other_starts_are_not_paired() -> None:
+    made = result()
+    made.policies["wmpo"] = PolicyResult([5, 6], [1, 1], [3, 4])
+    assert made.summary().gains == {}
+
+
+def test_final_is_the_last_round() -> None:
+    made = result()
+    assert made.final == "wmpo"
+    made.policies = {name: made.policies["base"] for name in ("base", "wmpo-0", "control", "wmpo-1")}
+    assert made.final == "wmpo-1"
+    del made.policies["wmpo-0"], made.policies["wmpo-1"]
+    with pytest.raises(UserError, match="no policy that practised"):
+        _ = made.final
+
+
+def test_logs_are_read(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True) as log:
+        with log.stage("practice"):
+            log.scalars(1, {"wmpo/success": 0.25, "policy/loss": 1.0})
+        log.scalars(2, {"wmpo/success": 0.5})
+    made = RunResult.begin(Recipe())
+    made.read_logs(tmp_path)
+    assert made.curves == {"wmpo": {"success": [(1, 0.25), (2, 0.5)]}}
+    assert made.stages["practice"].starts == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (("policies", "base", "success"), [1], "one outcome and one finish step"),
+        (("policies", "base", "success"), [2, 0, 0, 0], "must be 0 or 1"),
+        (("policies", "base", "success"), [0.5, 0, 0, 0], "must be a whole number"),
+        (("format",), 99, "has format 99"),
+        (("seed",), "x", "seed is 'x'"),
+        (("surprise",), 1, "'surprise'"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, path: tuple[str, ...], value: object, complaint: str) -> None:
+    file = tmp_path / "r.json"
+    result().save(file)
+    data = json.loads(file.read_text())
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=complaint):
+        RunResult.load(file)
+
+
+def test_no_file_and_half_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        RunResult.load(tmp_path / "none.json")
+    result().save(tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text()
+    (tmp_path / "r.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        RunResult.load(tmp_path / "r.json")
