@@ -1,0 +1,242 @@
+"""Batches of clips from decoded episodes.
+
+Samplers have no state: the batch of a step depends on (seed, step) alone, so training that stops and resumes sees
+the same batches as training that doesn't. Everything is one vectorised gather per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmpo.data.cache import FrameCache
+from wmpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """B moments of video: what came before, the K actions then taken, and what followed."""
+
+    context: dict[str, Tensor]  # camera -> (B, c, C, H, W) uint8, up to the current frame
+    anchor: dict[str, Tensor]  # camera -> (B, C, H, W) uint8, the episode's first frame
+    future: dict[str, Tensor]  # camera -> (B, K, C, H, W) uint8, the frames after each action
+    action: Tensor  # (B, K, D) float32
+    state: Tensor  # (B, K, S) float32, at the future frames
+
+    @staticmethod
+    def cat(parts: Sequence[VideoBatch]) -> VideoBatch:
+        def join(name: str) -> dict[str, Tensor]:
+            first = getattr(parts[0], name)
+            return {camera: torch.cat([getattr(part, name)[camera] for part in parts]) for camera in first}
+
+        action = torch.cat([part.action for part in parts])
+        state = torch.cat([part.state for part in parts])
+        return VideoBatch(join("context"), join("anchor"), join("future"), action, state)
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """B clips of the first camera: half end in success, half don't."""
+
+    clips: Tensor  # (B, L, C, H, W) uint8
+    label: Tensor  # (B,) float32, 1 where the last frame shows the accomplished task
+    instruction: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImitationBatch:
+    """B frames with what should be done next."""
+
+    images: dict[str, Tensor]  # camera -> (B, C, H, W) uint8
+    state: Tensor  # (B, S) float32
+    instruction: tuple[str, ...]
+    target: Tensor  # (B, K, D) float32, the last action repeated beyond the end
+    mask: Tensor  # (B, K) bool, False beyond the end of the episode
+
+
+class Spans:
+    """A uniform choice among the frames of many spans, each a run of frames inside one episode."""
+
+    def __init__(self, episode: np.ndarray, begin: np.ndarray, count: np.ndarray) -> None:
+        """For each span its episode, its first frame counted in the store, and how many frames (0 or less: none)."""
+        kept = count > 0
+        self.episode, self.begin = episode[kept], begin[kept]
+        self.ends = np.cumsum(count[kept])
+        self.total = int(self.ends[-1]) if len(self.ends) else 0
+
+    def draw(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """n draws: (episodes, frames)."""
+        ticket = generator.integers(self.total, size=n)
+        span = np.searchsorted(self.ends, ticket, side="right")
+        before = np.concatenate([[0], self.ends[:-1]])[span]
+        return self.episode[span], self.begin[span] + ticket - before
+
+
+class VideoClips:
+    """Moments from which K actions follow, uniformly over all such moments of the given episodes."""
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        episodes: Sequence[int],
+        context: int,
+        chunk: int,
+        cameras: Sequence[str] | None = None,
+    ) -> None:
+        self.cache, self.context, self.chunk = cache, context, chunk
+        self.images = _images(cache, cameras)
+        chosen = _chosen(cache, episodes)
+        self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen] - chunk + 1)
+        if not self.spans.total:
+            raise UserError(
+                f"None of the {len(chosen)} episodes has the {chunk} actions of one chunk: choose a shorter chunk, "
+                "or collect longer episodes."
+            )
+
+    def sample(self, batch_size: int, seed: int, step: int) -> VideoBatch:
+        cache = self.cache
+        episode, now = self.spans.draw(batch_size, _generator(seed, step))
+        first = cache.first[episode]
+        # Before frame 0 there is only frame 0, as at the beginning of imagination.
+        context = np.maximum(now[:, None] + np.arange(1 - self.context, 1), first[:, None])
+        steps = now[:, None] + np.arange(self.chunk)
+        return VideoBatch(
+            {name: _gather(frames, context) for name, frames in self.images.items()},
+            {name: _gather(frames, first) for name, frames in self.images.items()},
+            {name: _gather(frames, steps + 1) for name, frames in self.images.items()},
+            _gather(cache.action, steps),
+            _gather(cache.state, steps + 1),
+        )
+
+
+class MixedVideoClips:
+    """Batches of which a fixed share comes from the second sampler, e.g. the policy's own rollouts."""
+
+    def __init__(self, first: VideoClips, second: VideoClips, share: float) -> None:
+        self.first, self.second, self.share = first, second, share
+
+    def sample(self, batch_size: int, seed: int, step: int) -> VideoBatch:
+        of_second = round(batch_size * self.share)
+        parts = [(self.first, batch_size - of_second), (self.second, of_second)]
+        # Numbers of their own for each part; otherwise both would draw alike.
+        batches = [clips.sample(n, seed, 2 * step + place) for place, (clips, n) in enumerate(parts) if n]
+        return VideoBatch.cat(batches)
+
+
+class RewardClips:
+    """Clips for the success classifier, as many that end in success as not.
+
+    Positives end on a frame of success, the lingering ones included. Negatives end anywhere in a failure, or at
+    least `margin` frames before the first success. `hard_share` of the negatives end in the last third of these frames,
+    where they look most like success.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        episodes: Sequence[int],
+        clip_length: int,
+        hard_share: float = 0.5,
+        margin: int = 3,
+        camera: str | None = None,
+    ) -> None:
+        self.cache, self.clip_length, self.hard_share = cache, clip_length, hard_share
+        (self.frames,) = _images(cache, [camera] if camera else [next(iter(cache.images))]).values()
+        chosen = _chosen(cache, episodes)
+        frames = _frames_of(cache, chosen)
+        owner = np.repeat(chosen, cache.length[chosen] + 1)
+        hits = cache.success[frames]
+        self.positive = Spans(owner[hits], frames[hits], np.ones(int(hits.sum()), np.int64))
+        # The number of frames that show no success: all of a failure's, those before the margin of a success.
+        quiet = cache.length[chosen] + 1
+        first_hit = np.full(len(cache), -1)
+        hit_owner, place = np.unique(owner[hits], return_index=True)
+        first_hit[hit_owner] = frames[hits][place] - cache.first[hit_owner]
+        succeeded = first_hit[chosen] >= 0
+        quiet = np.where(succeeded, first_hit[chosen] - margin + 1, quiet)
+        self.negative = Spans(chosen, cache.first[chosen], quiet)
+        third = -(-np.maximum(quiet, 0) // 3)
+        self.hard = Spans(chosen, cache.first[chosen] + quiet - third, third)
+        if not self.positive.total:
+            raise UserError(
+                f"None of the {len(chosen)} episodes succeeds, so success can't be learned: collect some that do."
+            )
+        if not self.negative.total:
+            raise UserError(
+                f"The {len(chosen)} episodes hold no clip without success, so failure can't be learned: collect some "
+                "failures."
+            )
+
+    def sample(self, batch_size: int, seed: int, step: int) -> RewardBatch:
+        """batch_size // 2 negatives come after the positives; of them round(hard_share x negatives) are hard."""
+        generator = _generator(seed, step)
+        negatives = batch_size // 2
+        hard = round(negatives * self.hard_share)
+        sizes = [(self.positive, batch_size - negatives), (self.negative, negatives - hard), (self.hard, hard)]
+        draws = [spans.draw(n, generator) for spans, n in sizes]
+        episode, last = (np.concatenate(values) for values in zip(*draws, strict=True))
+        clip = np.maximum(last[:, None] + np.arange(1 - self.clip_length, 1), self.cache.first[episode][:, None])
+        label = torch.zeros(batch_size)
+        label[: batch_size - negatives] = 1
+        return RewardBatch(_gather(self.frames, clip), label, tuple(self.cache.instruction[episode]))
+
+
+class ImitationFrames:
+    """Frames with the chunk that an imitator should choose there, uniformly over all frames with an action."""
+
+    def __init__(
+        self, cache: FrameCache, episodes: Sequence[int], chunk: int, cameras: Sequence[str] | None = None
+    ) -> None:
+        self.cache, self.chunk = cache, chunk
+        self.images = _images(cache, cameras)
+        chosen = _chosen(cache, episodes)
+        self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen])
+
+    def sample(self, batch_size: int, seed: int, step: int) -> ImitationBatch:
+        cache = self.cache
+        episode, now = self.spans.draw(batch_size, _generator(seed, step))
+        steps = now[:, None] + np.arange(self.chunk)
+        end = (cache.first[episode] + cache.length[episode])[:, None]
+        return ImitationBatch(
+            {name: _gather(frames, now) for name, frames in self.images.items()},
+            _gather(cache.state, now),
+            tuple(cache.instruction[episode]),
+            _gather(cache.label, np.minimum(steps, end - 1)),
+            torch.from_numpy(steps < end),
+        )
+
+
+def _generator(seed: int, step: int) -> np.random.Generator:
+    return np.random.default_rng([seed, step])
+
+
+def _gather(values: np.ndarray, index: np.ndarray) -> Tensor:
+    """values[index] as a tensor of its own memory."""
+    return torch.from_numpy(np.take(values, index, axis=0))
+
+
+def _chosen(cache: FrameCache, episodes: Sequence[int]) -> np.ndarray:
+    chosen = np.unique(np.asarray(episodes, dtype=np.int64))
+    if not len(chosen):
+        raise UserError(f"No episodes of {cache.store.root} were chosen to train on: collect some, or choose others.")
+    if chosen[0] < 0 or chosen[-1] >= len(cache):
+        raise UserError(f"There is no episode {chosen[-1]} in {cache.store.root}: it holds {len(cache)}.")
+    return chosen
+
+
+def _images(cache: FrameCache, cameras: Sequence[str] | None) -> dict[str, np.ndarray]:
+    missing = [name for name in cameras or () if name not in cache.images]
+    if missing:
+        raise UserError(f"The store in {cache.store.root} has no camera '{missing[0]}': it has {sorted(cache.images)}.")
+    return {name: cache.images[name] for name in cameras or cache.images}
+
+
+def _frames_of(cache: FrameCache, episodes: np.ndarray) -> np.ndarray:
+    """Numbers of all frames of some episodes, in order."""
+    count = cache.length[episodes] + 1
+    before = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(cache.first[episodes] - before, count)

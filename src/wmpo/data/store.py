@@ -1,0 +1,461 @@
+"""Episodes on disk: append-only, crash-safe, in the LeRobot dataset v3.0 layout.
+
+Each `append` writes new files beside the old ones under temporary names, puts them in place, and then
+replaces meta/info.json: that replacement is the commit. Whatever stops the program before it leaves the store as
+it was; what was left behind is removed by the next append.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wmpo.data import layout
+from wmpo.data.starts import split_of
+from wmpo.data.stats import Stats, image_stats, merge_stats, vector_stats
+from wmpo.data.video import LOSSLESS, Codec, read_video, take, write_video
+from wmpo.errors import UserError
+from wmpo.types import EnvSpec, Episode
+
+CAN_LABEL = "labels" in Episode.__dataclass_fields__
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a stored episode without reading its frames."""
+
+    index: int
+    length: int
+    """T, in actions; there are T+1 frames."""
+    first_frame: int
+    """Number of frame 0 in the store."""
+    part: int
+    """Which files hold it."""
+    offset: int
+    """Number of frame 0 in those files."""
+    start: int
+    source: str
+    task: str
+    instruction: str
+    success: bool
+    labelled: bool
+    meta: dict[str, str]
+
+    @property
+    def split(self) -> str:
+        return split_of(self.start)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How much a store holds."""
+
+    episodes: int
+    frames: int
+    by_source: dict[str, int]
+    """Source -> episodes."""
+    success_rate: dict[str, float]
+    """Source -> share of episodes that succeeded, in [0, 1]."""
+
+
+class EpisodeStore:
+    """A growing sequence of episodes of one environment. Make one with `create`, `open` or `open_or_create`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._columns: tuple[int, pa.Table] | None = None
+        self._reload()
+
+    @classmethod
+    def create(cls, root: str | Path, spec: EnvSpec, codec: Codec = LOSSLESS) -> EpisodeStore:
+        """An empty store in a new folder."""
+        root = Path(root)
+        if (root / layout.INFO).exists():
+            raise UserError(f"There is already an episode store in {root}: open it, or choose another folder.")
+        if not spec.cameras:
+            raise UserError("An episode store needs at least one camera: name one in the environment's spec.")
+        _replace(root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table([]), path))
+        _replace(root / layout.STATS, _json_writer({}))
+        _replace(root / layout.INFO, _json_writer(layout.new_info(spec, codec)))
+        return cls(root)
+
+    @classmethod
+    def open(cls, root: str | Path) -> EpisodeStore:
+        """The store in a folder."""
+        return cls(root)
+
+    @classmethod
+    def open_or_create(cls, root: str | Path, spec: EnvSpec, codec: Codec = LOSSLESS) -> EpisodeStore:
+        """The store in a folder, new if there is none; it must be of the same environment."""
+        if not (Path(root) / layout.INFO).exists():
+            return cls.create(root, spec, codec)
+        store = cls(root)
+        wanted = EnvSpec({name: (size[0], size[1]) for name, size in spec.cameras.items()}, *_numbers(spec))
+        if wanted != store.spec:
+            raise UserError(
+                f"The episode store in {root} holds another environment ({store.spec}) than the one asked for "
+                f"({wanted}): choose another folder, or the settings that it was collected with."
+            )
+        return store
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Episode]:
+        """All episodes in order; each video is decoded once, one episode is in memory at a time."""
+        for part, rows in itertools.groupby(self.rows, lambda row: row.part):
+            videos = {name: self._video(part, name) for name in self.spec.cameras}
+            for row in rows:
+                yield self._episode(row, {name: self._take(frames, row, name) for name, frames in videos.items()})
+
+    def episode(self, index: int) -> Episode:
+        """One episode, frames and all."""
+        if not 0 <= index < len(self.rows):
+            raise UserError(f"There is no episode {index} in {self.root}: it holds {len(self.rows)}.")
+        row = self.rows[index]
+        images = {name: self._take(self._video(row.part, name, row.offset), row, name) for name in self.spec.cameras}
+        return self._episode(row, images)
+
+    def select(
+        self, source: str | None = None, split: str | None = None, task: str | None = None, success: bool | None = None
+    ) -> list[int]:
+        """Numbers of the episodes that fit all that is given; `split` is that of the initial state."""
+        return [
+            row.index
+            for row in self.rows
+            if (source is None or row.source == source)
+            and (split is None or row.split == split)
+            and (task is None or row.task == task)
+            and (success is None or row.success == success)
+        ]
+
+    def summary(self) -> Summary:
+        counts = Counter(row.source for row in self.rows)
+        successes = Counter(row.source for row in self.rows if row.success)
+        rates = {source: successes[source] / count for source, count in counts.items()}
+        return Summary(len(self.rows), self.total_frames, dict(counts), rates)
+
+    @property
+    def total_frames(self) -> int:
+        return sum(self.part_frames)
+
+    @property
+    def parts(self) -> int:
+        """How many sets of files the episodes lie in."""
+        return len(self.part_frames)
+
+    def columns(self, part: int, name: str) -> np.ndarray:
+        """A column of a part's frames, (rows,) or (rows, D): "action", "observation.state", "success" ..."""
+        if self._columns is None or self._columns[0] != part:
+            self._columns = (part, layout.read_table(layout.data_path(self.root, part)))
+        rows = self.part_frames[part]
+        values = layout.array_of(self._columns[1], name)
+        if len(values) != rows:
+            path = layout.data_path(self.root, part)
+            raise UserError(f"The file {path} has {len(values)} rows in place of {rows}: restore it from a copy.")
+        return values
+
+    def frames(self, part: int, camera: str) -> Iterator[np.ndarray]:
+        """All frames (H, W, 3) of a part, in order."""
+        return self._video(part, camera)
+
+    def statistics(self, episodes: Sequence[int] | None = None) -> dict[str, Stats]:
+        """Exact statistics of "action", "label.action" and "observation.state" over some episodes (all of them)."""
+        chosen = range(len(self.rows)) if episodes is None else sorted(set(episodes))
+        if not len(chosen):
+            raise UserError(f"There are no episodes in {self.root} to take statistics of: collect some first.")
+        gathered: dict[str, list[np.ndarray]] = {}
+        for index in chosen:
+            for name, values in self._vectors(self.rows[index]).items():
+                gathered.setdefault(name, []).append(values)
+        return {name: vector_stats(np.concatenate(values)) for name, values in gathered.items()}
+
+    def append(self, episodes: Sequence[Episode]) -> None:
+        """Store episodes for good: all of them, or none when anything goes wrong."""
+        if not episodes:
+            return
+        for place, episode in enumerate(episodes):
+            _check(episode, self.spec, f"Episode {place} of those to be stored in {self.root}")
+        with self._locked():
+            self._reload()
+            self._remove_leftovers()
+            tasks = list(self._tasks)
+            tasks += [text for text in dict.fromkeys(item.instruction for item in episodes) if text not in tasks]
+            index, frame, part = len(self.rows), self.total_frames, self.parts
+            image_parts = self._image_stats()
+            for group in _groups(episodes, self.spec.fps * layout.PART_SECONDS):
+                rows = self._write_part(group, part, index, frame, tasks, image_parts)
+                index, frame, part = index + len(group), frame + rows, part + 1
+            info = dict(self._info)
+            info.update(
+                total_episodes=index, total_frames=frame, total_tasks=len(tasks), splits={"train": f"0:{index}"}
+            )
+            # Both files may run ahead of the commit: more tasks than needed, statistics of episodes to come.
+            _replace(self.root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table(tasks), path))
+            _replace(self.root / layout.STATS, _json_writer(self._all_stats(part, image_parts)))
+            _replace(self.root / layout.INFO, _json_writer(info))
+            self._reload()
+
+    def _write_part(
+        self,
+        episodes: Sequence[Episode],
+        part: int,
+        index: int,
+        frame: int,
+        tasks: list[str],
+        image_parts: dict[str, list[Stats]],
+    ) -> int:
+        """Write one set of files; the number of frames in it. Adds to `image_parts`."""
+        table = layout.frames_table(episodes, self.spec, index, frame, tasks)
+        chunk, file = divmod(part, layout.FILES_PER_CHUNK)
+        records = []
+        offset = 0
+        for number, episode in enumerate(episodes, start=index):
+            rows = episode.length + 1
+            record: dict[str, Any] = {
+                "episode_index": number,
+                "tasks": [episode.instruction],
+                "length": rows,
+                "data/chunk_index": chunk,
+                "data/file_index": file,
+                "dataset_from_index": frame + offset,
+                "dataset_to_index": frame + offset + rows,
+                "meta/episodes/chunk_index": chunk,
+                "meta/episodes/file_index": file,
+                "wmpo/start": episode.start,
+                "wmpo/source": episode.source,
+                "wmpo/task": episode.task,
+                "wmpo/success": episode.succeeded,
+                "wmpo/labelled": layout.episode_labels(episode) is not None,
+                "wmpo/meta": json.dumps(episode.meta, sort_keys=True),
+            }
+            stats = {layout.ACTION: vector_stats(episode.actions)}
+            if self.spec.state_dim:
+                stats[layout.STATE] = vector_stats(episode.state)
+            for camera in self.spec.cameras:
+                key = layout.video_key(camera)
+                record[f"videos/{key}/chunk_index"] = chunk
+                record[f"videos/{key}/file_index"] = file
+                record[f"videos/{key}/from_timestamp"] = offset / self.spec.fps
+                record[f"videos/{key}/to_timestamp"] = (offset + rows) / self.spec.fps
+                stats[key] = image_stats(episode.images[camera])
+                image_parts[key].append(stats[key])
+            for key, values in stats.items():
+                record.update({f"stats/{key}/{name}": value.tolist() for name, value in values.items()})
+            records.append(record)
+            offset += rows
+        _replace(layout.data_path(self.root, part), lambda path: pq.write_table(table, path))
+        for camera in self.spec.cameras:
+            shots = (episode.images[camera] for episode in episodes)
+            target = layout.video_path(self.root, part, camera)
+            _replace(target, lambda path, shots=shots: write_video(path, shots, self.spec.fps, self.codec))  # type: ignore[misc]
+        _replace(
+            layout.episodes_path(self.root, part), lambda path: pq.write_table(pa.Table.from_pylist(records), path)
+        )
+        return offset
+
+    def _reload(self) -> None:
+        """Read what is committed."""
+        path = self.root / layout.INFO
+        try:
+            self._info: dict[str, Any] = json.loads(path.read_text())
+            self.spec = layout.spec_of(self._info)
+            self.codec = Codec(**self._info["wmpo"]["codec"])
+        except FileNotFoundError:
+            raise UserError(f"There is no episode store in {self.root}: check the path, or collect episodes.") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"The file {path} is damaged or not of an episode store: restore it from a copy.") from None
+        self.rows: list[Row] = []
+        self._columns = None
+        total = self._info["total_episodes"]
+        part = 0
+        while len(self.rows) < total:
+            self.rows += self._read_rows(part)
+            part += 1
+        self.part_frames = [0] * part
+        for row in self.rows:
+            self.part_frames[row.part] += row.length + 1
+        if len(self.rows) != total:
+            raise UserError(f"The files in {self.root}/meta/episodes hold more than the {total} episodes of {path}.")
+        self._tasks = layout.read_table(self.root / layout.TASKS)["__index_level_0__"].to_pylist()
+
+    def _read_rows(self, part: int) -> list[Row]:
+        table = layout.read_table(layout.episodes_path(self.root, part))
+        own = [name for name in table.column_names if not name.startswith(("stats/", "videos/"))]
+        records = table.select(own).to_pylist()
+        if not records:
+            raise UserError(f"The file {layout.episodes_path(self.root, part)} is empty: restore it from a copy.")
+        first = records[0]["dataset_from_index"]
+        return [
+            Row(
+                index=record["episode_index"],
+                length=record["length"] - 1,
+                first_frame=record["dataset_from_index"],
+                part=part,
+                offset=record["dataset_from_index"] - first,
+                start=record["wmpo/start"],
+                source=record["wmpo/source"],
+                task=record["wmpo/task"],
+                instruction=record["tasks"][0],
+                success=record["wmpo/success"],
+                labelled=record["wmpo/labelled"],
+                meta=json.loads(record["wmpo/meta"]),
+            )
+            for record in records
+        ]
+
+    def _video(self, part: int, camera: str, first: int = 0) -> Iterator[np.ndarray]:
+        path = layout.video_path(self.root, part, camera)
+        return read_video(path, self.spec.cameras[camera], self.spec.fps, first)
+
+    def _take(self, frames: Iterator[np.ndarray], row: Row, camera: str) -> np.ndarray:
+        return take(frames, row.length + 1, layout.video_path(self.root, row.part, camera))
+
+    def _episode(self, row: Row, images: dict[str, np.ndarray]) -> Episode:
+        rows = slice(row.offset, row.offset + row.length + 1)
+        vectors = self._vectors(row)
+        state = vectors.get(layout.STATE, np.zeros((row.length + 1, 0), np.float32))
+        labels = {"labels": vectors[layout.LABEL]} if CAN_LABEL and row.labelled else {}
+        return Episode(
+            images=images,
+            state=state,
+            actions=vectors[layout.ACTION],
+            success=self.columns(row.part, "success")[rows].astype(bool),
+            instruction=row.instruction,
+            start=row.start,
+            task=row.task,
+            source=row.source,
+            meta=dict(row.meta),
+            **labels,
+        )
+
+    def _vectors(self, row: Row) -> dict[str, np.ndarray]:
+        """Actions and labels (T, D), states (T+1, S)."""
+        rows = slice(row.offset, row.offset + row.length)
+        names = [layout.ACTION, layout.LABEL]
+        found = {name: _matrix(self.columns(row.part, name))[rows].copy() for name in names}
+        if self.spec.state_dim:
+            found[layout.STATE] = _matrix(self.columns(row.part, layout.STATE))[rows.start : rows.stop + 1].copy()
+        return found
+
+    def _image_stats(self) -> dict[str, list[Stats]]:
+        """Per camera, the statistics of each stored episode."""
+        found: dict[str, list[Stats]] = {layout.video_key(camera): [] for camera in self.spec.cameras}
+        for part in range(self.parts):
+            table = layout.read_table(layout.episodes_path(self.root, part))
+            for key, entries in found.items():
+                prefix = f"stats/{key}/"
+                names = [name for name in table.column_names if name.startswith(prefix)]
+                for record in table.select(names).to_pylist():
+                    entries.append({name.removeprefix(prefix): np.array(value) for name, value in record.items()})
+        return found
+
+    def _all_stats(self, parts: int, images: dict[str, list[Stats]]) -> dict[str, dict[str, Any]]:
+        """meta/stats.json over all parts, the new ones too. Rows that only repeat the last action don't count."""
+        stats = {key: merge_stats(entries) for key, entries in images.items()}
+        names = [layout.ACTION, layout.LABEL] + [layout.STATE] * bool(self.spec.state_dim)
+        gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for part in range(parts):
+            table = layout.read_table(layout.data_path(self.root, part), [*names, layout.PADDED])
+            real = ~layout.array_of(table, layout.PADDED).astype(bool)
+            for name in names:
+                values = _matrix(layout.array_of(table, name))
+                gathered[name].append(values if name == layout.STATE else values[real])
+        stats.update({name: vector_stats(np.concatenate(values)) for name, values in gathered.items()})
+        return {key: {name: value.tolist() for name, value in values.items()} for key, values in stats.items()}
+
+    def _remove_leftovers(self) -> None:
+        """Files of an append that was cut short: LeRobot reads every parquet file that it finds."""
+        kept = {path for part in range(self.parts) for path in layout.part_paths(self.root, part, self.spec)}
+        for folder in ("data", "meta/episodes", "videos"):
+            for path in (self.root / folder).rglob("file-*"):
+                if path not in kept:
+                    path.unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time, also between processes."""
+        with (self.root / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _numbers(spec: EnvSpec) -> tuple[int, int, int, int]:
+    return spec.state_dim, spec.action_dim, spec.horizon, spec.fps
+
+
+def _matrix(values: np.ndarray) -> np.ndarray:
+    """(rows, D) also where D is 1."""
+    return values.reshape(len(values), -1)
+
+
+def _groups(episodes: Sequence[Episode], limit: int) -> Iterator[list[Episode]]:
+    """Runs of episodes of at most `limit` frames, or of one longer episode."""
+    group: list[Episode] = []
+    frames = 0
+    for episode in episodes:
+        if group and frames + episode.length + 1 > limit:
+            yield group
+            group, frames = [], 0
+        group.append(episode)
+        frames += episode.length + 1
+    yield group
+
+
+def _check(episode: Episode, spec: EnvSpec, who: str) -> None:
+    """Say in one sentence why an episode can't be stored."""
+    T, D, S = episode.length, spec.action_dim, spec.state_dim
+    if T < 1:
+        raise UserError(f"{who} has no actions: store episodes of at least one action.")
+    if set(episode.images) != set(spec.cameras):
+        raise UserError(f"{who} has the cameras {sorted(episode.images)} where the store has {sorted(spec.cameras)}.")
+    for name, (height, width) in spec.cameras.items():
+        image = episode.images[name]
+        if image.dtype != np.uint8 or image.shape != (T + 1, height, width, 3):
+            raise UserError(
+                f"{who} has images {image.dtype} {image.shape} from camera '{name}' where the store takes uint8 "
+                f"{(T + 1, height, width, 3)}: set the camera to the store's size, or begin a new store."
+            )
+    vectors = {"actions": (episode.actions, (T, D)), "states": (episode.state, (T + 1, S))}
+    labels = layout.episode_labels(episode)
+    if labels is not None:
+        vectors["labels"] = (labels, (T, D))
+    for name, (values, shape) in vectors.items():
+        if values.shape != shape or values.dtype != np.float32:
+            raise UserError(f"{who} has {name} {values.dtype} {values.shape} where the store takes float32 {shape}.")
+        if not np.isfinite(values).all():
+            frame = int(np.argwhere(~np.isfinite(values))[0, 0])
+            raise UserError(f"{who} has NaN or infinite {name} at frame {frame}: look for the fault in what made them.")
+    if episode.success.shape != (T + 1,) or episode.success.dtype != np.bool_:
+        raise UserError(
+            f"{who} has success {episode.success.dtype} {episode.success.shape} in place of bool {(T + 1,)}."
+        )
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that its name holds either the old or the whole new content, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".tmp")
+    write(fresh)
+    with fresh.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def _json_writer(content: dict[str, Any]) -> Callable[[Path], object]:
+    return lambda path: path.write_text(json.dumps(content, indent=2))
