@@ -81,6 +81,14 @@ def test_best_threshold_against_brute_force(pairs):
         assert precision_recall_f1(score > cut, label).f1 <= f1 + 1e-9
 
 
+def test_threshold_between_neighbouring_floats():
+    for low in torch.linspace(0.1, 0.9, 20):
+        high = torch.nextafter(low, torch.tensor(1.0))
+        threshold, f1 = best_f1_threshold(torch.stack([low, high]), torch.tensor([0, 1]))
+        assert f1 == 1
+        assert (torch.stack([low, high]) > threshold).tolist() == [False, True]
+
+
 def test_scores_must_be_finite():
     with pytest.raises(ValueError, match="finite"):
         best_f1_threshold(torch.tensor([0.1, math.nan]), torch.tensor([0, 1]))
