@@ -5,18 +5,31 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from wmpo.data import layout
+from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import take
 from wmpo.errors import UserError
 
 BLOCK = 256
 """Frames decoded at a time: bounds the memory of building."""
+
+
+class Statistics(NamedTuple):
+    """What a policy normalises by."""
+
+    action_low: Tensor  # (D,) float32, 1 % quantile
+    action_high: Tensor  # (D,) float32, 99 % quantile
+    state_mean: Tensor  # (S,) float32
+    state_std: Tensor  # (S,) float32
 
 
 class FrameCache:
@@ -60,6 +73,22 @@ class FrameCache:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.images = {name: self._frames(name) for name in self.store.spec.cameras}
         self._read_vectors()
+
+    def frames_of(self, episodes: np.ndarray, actions_only: bool = False) -> np.ndarray:
+        """Numbers of all frames of some episodes, in order; `actions_only` leaves out each episode's last frame."""
+        count = self.length[episodes] + (not actions_only)
+        before = np.cumsum(count) - count
+        return np.arange(count.sum()) + np.repeat(self.first[episodes] - before, count)
+
+    def statistics(self, episodes: Sequence[int]) -> Statistics:
+        """Over some episodes; actions are the labels, since those are what is imitated."""
+        chosen = np.asarray(episodes, dtype=np.int64)
+        if not len(chosen):
+            raise UserError(f"No episodes of {self.store.root} were chosen to take statistics of: collect some first.")
+        action = vector_stats(self.label[self.frames_of(chosen, actions_only=True)])
+        state = vector_stats(self.state[self.frames_of(chosen)])
+        values = (action["q01"], action["q99"], state["mean"], state["std"])
+        return Statistics(*(torch.from_numpy(value.astype(np.float32)) for value in values))
 
     def _frames(self, camera: str) -> np.ndarray:
         store = self.store
@@ -111,9 +140,9 @@ class FrameCache:
         has_state = store.spec.state_dim > 0
         self.state = whole(layout.STATE).reshape(frames, -1) if has_state else np.zeros((frames, 0), np.float32)
         self.success = whole("success").astype(bool)
-        self.first = np.array([row.first_frame for row in store.rows], dtype=np.int64)
-        self.length = np.array([row.length for row in store.rows], dtype=np.int64)
-        self.instruction = np.array([row.instruction for row in store.rows], dtype=object)
+        self.first = np.array([record.first_frame for record in store.records()], dtype=np.int64)
+        self.length = np.array([record.length for record in store.records()], dtype=np.int64)
+        self.instruction = np.array([record.instruction for record in store.records()], dtype=object)
 
 
 def _fingerprint(path: Path) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wmpo.data.cache import FrameCache
 from wmpo.errors import UserError
+from wmpo.types import Observation
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,8 @@ class RewardBatch:
 class ImitationBatch:
     """B frames with what should be done next."""
 
-    images: dict[str, Tensor]  # camera -> (B, C, H, W) uint8
-    state: Tensor  # (B, S) float32
-    instruction: tuple[str, ...]
-    target: Tensor  # (B, K, D) float32, the last action repeated beyond the end
+    observation: Observation
+    action: Tensor  # (B, K, D) float32: the labels, the last one repeated beyond the end
     mask: Tensor  # (B, K) bool, False beyond the end of the episode
 
 
@@ -113,20 +112,6 @@ class VideoClips:
         )
 
 
-class MixedVideoClips:
-    """Batches of which a fixed share comes from the second sampler, e.g. the policy's own rollouts."""
-
-    def __init__(self, first: VideoClips, second: VideoClips, share: float) -> None:
-        self.first, self.second, self.share = first, second, share
-
-    def sample(self, batch_size: int, seed: int, step: int) -> VideoBatch:
-        of_second = round(batch_size * self.share)
-        parts = [(self.first, batch_size - of_second), (self.second, of_second)]
-        # Numbers of their own for each part; otherwise both would draw alike.
-        batches = [clips.sample(n, seed, 2 * step + place) for place, (clips, n) in enumerate(parts) if n]
-        return VideoBatch.cat(batches)
-
-
 class RewardClips:
     """Clips for the success classifier, as many that end in success as not.
 
@@ -147,7 +132,7 @@ class RewardClips:
         self.cache, self.clip_length, self.hard_share = cache, clip_length, hard_share
         (self.frames,) = _images(cache, [camera] if camera else [next(iter(cache.images))]).values()
         chosen = _chosen(cache, episodes)
-        frames = _frames_of(cache, chosen)
+        frames = cache.frames_of(chosen)
         owner = np.repeat(chosen, cache.length[chosen] + 1)
         hits = cache.success[frames]
         self.positive = Spans(owner[hits], frames[hits], np.ones(int(hits.sum()), np.int64))
@@ -201,10 +186,9 @@ class ImitationFrames:
         episode, now = self.spans.draw(batch_size, _generator(seed, step))
         steps = now[:, None] + np.arange(self.chunk)
         end = (cache.first[episode] + cache.length[episode])[:, None]
+        images = {name: _gather(frames, now) for name, frames in self.images.items()}
         return ImitationBatch(
-            {name: _gather(frames, now) for name, frames in self.images.items()},
-            _gather(cache.state, now),
-            tuple(cache.instruction[episode]),
+            Observation(images, _gather(cache.state, now), tuple(cache.instruction[episode])),
             _gather(cache.label, np.minimum(steps, end - 1)),
             torch.from_numpy(steps < end),
         )
@@ -233,10 +217,3 @@ def _images(cache: FrameCache, cameras: Sequence[str] | None) -> dict[str, np.nd
     if missing:
         raise UserError(f"The store in {cache.store.root} has no camera '{missing[0]}': it has {sorted(cache.images)}.")
     return {name: cache.images[name] for name in cameras or cache.images}
-
-
-def _frames_of(cache: FrameCache, episodes: np.ndarray) -> np.ndarray:
-    """Numbers of all frames of some episodes, in order."""
-    count = cache.length[episodes] + 1
-    before = np.cumsum(count) - count
-    return np.arange(count.sum()) + np.repeat(cache.first[episodes] - before, count)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +29,14 @@ from wmpo.data.video import LOSSLESS, Codec, read_video, take, write_video
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode
 
+if TYPE_CHECKING:
+    from wmpo.data.cache import FrameCache
+
 CAN_LABEL = "labels" in Episode.__dataclass_fields__
 
 
 @dataclass(frozen=True)
-class Row:
+class EpisodeRecord:
     """What is known of a stored episode without reading its frames."""
 
     index: int
@@ -49,7 +52,7 @@ class Row:
     source: str
     task: str
     instruction: str
-    success: bool
+    succeeded: bool
     labelled: bool
     meta: dict[str, str]
 
@@ -111,22 +114,32 @@ class EpisodeStore:
         return store
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._records)
 
     def __iter__(self) -> Iterator[Episode]:
         """All episodes in order; each video is decoded once, one episode is in memory at a time."""
-        for part, rows in itertools.groupby(self.rows, lambda row: row.part):
+        for part, rows in itertools.groupby(self._records, lambda row: row.part):
             videos = {name: self._video(part, name) for name in self.spec.cameras}
             for row in rows:
                 yield self._episode(row, {name: self._take(frames, row, name) for name, frames in videos.items()})
 
     def episode(self, index: int) -> Episode:
         """One episode, frames and all."""
-        if not 0 <= index < len(self.rows):
-            raise UserError(f"There is no episode {index} in {self.root}: it holds {len(self.rows)}.")
-        row = self.rows[index]
+        if not 0 <= index < len(self._records):
+            raise UserError(f"There is no episode {index} in {self.root}: it holds {len(self._records)}.")
+        row = self._records[index]
         images = {name: self._take(self._video(row.part, name, row.offset), row, name) for name in self.spec.cameras}
         return self._episode(row, images)
+
+    def records(self) -> Sequence[EpisodeRecord]:
+        """What is known of each episode, in order, without reading frames."""
+        return tuple(self._records)
+
+    def cache(self) -> FrameCache:
+        """The frames, decoded; brought up to date first."""
+        from wmpo.data.cache import FrameCache  # the cache is built on the store
+
+        return FrameCache(self)
 
     def select(
         self, source: str | None = None, split: str | None = None, task: str | None = None, success: bool | None = None
@@ -134,18 +147,18 @@ class EpisodeStore:
         """Numbers of the episodes that fit all that is given; `split` is that of the initial state."""
         return [
             row.index
-            for row in self.rows
+            for row in self._records
             if (source is None or row.source == source)
             and (split is None or row.split == split)
             and (task is None or row.task == task)
-            and (success is None or row.success == success)
+            and (success is None or row.succeeded == success)
         ]
 
     def summary(self) -> Summary:
-        counts = Counter(row.source for row in self.rows)
-        successes = Counter(row.source for row in self.rows if row.success)
+        counts = Counter(row.source for row in self._records)
+        successes = Counter(row.source for row in self._records if row.succeeded)
         rates = {source: successes[source] / count for source, count in counts.items()}
-        return Summary(len(self.rows), self.total_frames, dict(counts), rates)
+        return Summary(len(self._records), self.total_frames, dict(counts), rates)
 
     @property
     def total_frames(self) -> int:
@@ -171,17 +184,6 @@ class EpisodeStore:
         """All frames (H, W, 3) of a part, in order."""
         return self._video(part, camera)
 
-    def statistics(self, episodes: Sequence[int] | None = None) -> dict[str, Stats]:
-        """Exact statistics of "action", "label.action" and "observation.state" over some episodes (all of them)."""
-        chosen = range(len(self.rows)) if episodes is None else sorted(set(episodes))
-        if not len(chosen):
-            raise UserError(f"There are no episodes in {self.root} to take statistics of: collect some first.")
-        gathered: dict[str, list[np.ndarray]] = {}
-        for index in chosen:
-            for name, values in self._vectors(self.rows[index]).items():
-                gathered.setdefault(name, []).append(values)
-        return {name: vector_stats(np.concatenate(values)) for name, values in gathered.items()}
-
     def append(self, episodes: Sequence[Episode]) -> None:
         """Store episodes for good: all of them, or none when anything goes wrong."""
         if not episodes:
@@ -193,7 +195,7 @@ class EpisodeStore:
             self._remove_leftovers()
             tasks = list(self._tasks)
             tasks += [text for text in dict.fromkeys(item.instruction for item in episodes) if text not in tasks]
-            index, frame, part = len(self.rows), self.total_frames, self.parts
+            index, frame, part = len(self._records), self.total_frames, self.parts
             image_parts = self._image_stats()
             for group in _groups(episodes, self.spec.fps * layout.PART_SECONDS):
                 rows = self._write_part(group, part, index, frame, tasks, image_parts)
@@ -277,21 +279,21 @@ class EpisodeStore:
             raise UserError(f"There is no episode store in {self.root}: check the path, or collect episodes.") from None
         except (ValueError, KeyError, TypeError):
             raise UserError(f"The file {path} is damaged or not of an episode store: restore it from a copy.") from None
-        self.rows: list[Row] = []
+        self._records: list[EpisodeRecord] = []
         self._columns = None
         total = self._info["total_episodes"]
         part = 0
-        while len(self.rows) < total:
-            self.rows += self._read_rows(part)
+        while len(self._records) < total:
+            self._records += self._read_rows(part)
             part += 1
         self.part_frames = [0] * part
-        for row in self.rows:
+        for row in self._records:
             self.part_frames[row.part] += row.length + 1
-        if len(self.rows) != total:
+        if len(self._records) != total:
             raise UserError(f"The files in {self.root}/meta/episodes hold more than the {total} episodes of {path}.")
         self._tasks = layout.read_table(self.root / layout.TASKS)["__index_level_0__"].to_pylist()
 
-    def _read_rows(self, part: int) -> list[Row]:
+    def _read_rows(self, part: int) -> list[EpisodeRecord]:
         table = layout.read_table(layout.episodes_path(self.root, part))
         own = [name for name in table.column_names if not name.startswith(("stats/", "videos/"))]
         records = table.select(own).to_pylist()
@@ -299,7 +301,7 @@ class EpisodeStore:
             raise UserError(f"The file {layout.episodes_path(self.root, part)} is empty: restore it from a copy.")
         first = records[0]["dataset_from_index"]
         return [
-            Row(
+            EpisodeRecord(
                 index=record["episode_index"],
                 length=record["length"] - 1,
                 first_frame=record["dataset_from_index"],
@@ -309,7 +311,7 @@ class EpisodeStore:
                 source=record["wmpo/source"],
                 task=record["wmpo/task"],
                 instruction=record["tasks"][0],
-                success=record["wmpo/success"],
+                succeeded=record["wmpo/success"],
                 labelled=record["wmpo/labelled"],
                 meta=json.loads(record["wmpo/meta"]),
             )
@@ -320,10 +322,10 @@ class EpisodeStore:
         path = layout.video_path(self.root, part, camera)
         return read_video(path, self.spec.cameras[camera], self.spec.fps, first)
 
-    def _take(self, frames: Iterator[np.ndarray], row: Row, camera: str) -> np.ndarray:
+    def _take(self, frames: Iterator[np.ndarray], row: EpisodeRecord, camera: str) -> np.ndarray:
         return take(frames, row.length + 1, layout.video_path(self.root, row.part, camera))
 
-    def _episode(self, row: Row, images: dict[str, np.ndarray]) -> Episode:
+    def _episode(self, row: EpisodeRecord, images: dict[str, np.ndarray]) -> Episode:
         rows = slice(row.offset, row.offset + row.length + 1)
         vectors = self._vectors(row)
         state = vectors.get(layout.STATE, np.zeros((row.length + 1, 0), np.float32))
@@ -341,7 +343,7 @@ class EpisodeStore:
             **labels,
         )
 
-    def _vectors(self, row: Row) -> dict[str, np.ndarray]:
+    def _vectors(self, row: EpisodeRecord) -> dict[str, np.ndarray]:
         """Actions and labels (T, D), states (T+1, S)."""
         rows = slice(row.offset, row.offset + row.length)
         names = [layout.ACTION, layout.LABEL]
