@@ -1,0 +1,212 @@
+"""The paper's denoiser: a video diffusion transformer in the manner of OpenSora's STDiT, controlled frame by frame.
+
+The sequence is [first frame] + c context frames + K noisy frames. Blocks come in pairs: a spatial block, whose
+attention stays inside each frame, and a temporal block, whose attention follows one place through time, causally.
+adaLN coefficients of frame i come from its diffusion time and the action that leads to it. As in STDiT they are
+computed once and shared by all blocks of a kind, each of which adds a learned table of its own.
+
+F frames of the sequence, P patches of a frame, E width; the other letters as in `wmpo.types`.
+
+Departures from the paper:
+1. Text cross-attention is left out, as in its code.
+2. SiLU instead of tanh-GELU in the MLPs: many times faster on CPUs in bfloat16, and no worse.
+3. The episode's first frame may be part of the sequence (`anchor`).
+4. Times are those of `wmpo.objectives.flow`: 0 is noise and 1 is data.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmpo.layers import zero_init
+
+TIME_FEATURES = 256
+
+
+def time_features(t: Tensor) -> Tensor:
+    """(...) in [0, 1] -> (..., 256) cosines and sines, with the frequencies that DiT uses for 1000 steps."""
+    half = TIME_FEATURES // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
+    angle = 1000 * t.float()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def grid_position(rows: int, columns: int, width: int) -> Tensor:
+    """(rows * columns, width): fixed sines and cosines, of the row in one half and of the column in the other."""
+    frequency = 10_000 ** (-torch.arange(width // 4) / (width // 4))
+    row = torch.arange(rows)[:, None, None] * frequency
+    column = torch.arange(columns)[None, :, None] * frequency
+    parts = [row.sin(), row.cos(), column.sin(), column.cos()]
+    return torch.cat([part.expand(rows, columns, -1) for part in parts], -1).flatten(0, 1)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotary position over the second last dimension of (..., F, head width), the width in two halves."""
+    frames, width = x.shape[-2:]
+    frequency = 10_000 ** (-torch.arange(width // 2, device=x.device) / (width // 2))
+    angle = torch.arange(frames, device=x.device)[:, None] * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class Attention(nn.Module):
+    """Self-attention with normalised queries and keys; `temporal` makes it causal, with rotary positions."""
+
+    def __init__(self, width: int, heads: int, temporal: bool) -> None:
+        super().__init__()
+        self.heads, self.temporal = heads, temporal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BPE: Tensor) -> Tensor:
+        """Any number of sequences; P is their length, patches or frames."""
+        q, k, v = self.qkv(x_BPE).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if self.temporal:
+            q, k = rotate(q), rotate(k)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.temporal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated per frame; the identity as long as the coefficients are 0."""
+
+    def __init__(self, width: int, heads: int, temporal: bool) -> None:
+        super().__init__()
+        self.temporal = temporal
+        self.attention = Attention(width, heads, temporal)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.table = nn.Parameter(torch.zeros(6 * width))
+
+    def forward(self, x_BFPE: Tensor, coefficients_BFE6: Tensor) -> Tensor:
+        B, frames, patches, width = x_BFPE.shape
+        coefficients = (coefficients_BFE6 + self.table)[:, :, None].chunk(6, -1)  # each (B, F, 1, E)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = coefficients
+        h = F.layer_norm(x_BFPE, (width,), eps=1e-6) * (1 + scale) + shift
+        if self.temporal:
+            h = self.attention(h.transpose(1, 2).reshape(B * patches, frames, width))
+            h = h.unflatten(0, (B, patches)).transpose(1, 2)
+        else:
+            h = self.attention(h.flatten(0, 1)).unflatten(0, (B, frames))
+        x_BFPE = x_BFPE + gate * h
+        h = F.layer_norm(x_BFPE, (width,), eps=1e-6) * (1 + scale_mlp) + shift_mlp
+        return x_BFPE + gate_mlp * self.mlp(h)
+
+
+class SpaceTimeTransformer(nn.Module):
+    """`depth` pairs of a spatial and a temporal block. Same interface as `wmpo.world_models.unet.UNet`."""
+
+    def __init__(
+        self,
+        *,
+        latent: tuple[int, int, int],  # (c, h, w)
+        context: int,
+        chunk: int,
+        action_dim: int,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        patch: int = 2,
+        anchor: bool = True,
+        action_conditioning: Literal["frame", "chunk"] = "frame",
+        action_in_temporal: bool = False,
+    ) -> None:
+        """frame: each frame is modulated by its own action [paper]; chunk: every frame by the whole chunk.
+
+        The action enters the spatial blocks only [code], unless `action_in_temporal`.
+        """
+        super().__init__()
+        channels, height, breadth = latent
+        if height % patch or breadth % patch:
+            raise ValueError(f"latents of {height}x{breadth} don't divide into patches of {patch}")
+        if width % (2 * heads) or width % 4:
+            raise ValueError(f"width {width} must be a multiple of 4 and of twice its {heads} heads")
+        if action_conditioning not in ("frame", "chunk"):
+            raise ValueError(f"action_conditioning must be frame or chunk, not {action_conditioning!r}")
+        self.patch, self.anchor, self.context = patch, anchor, context
+        self.per_frame = action_conditioning == "frame"
+        self.action_in_temporal = action_in_temporal
+        self.embed_patch = nn.Linear(channels * patch**2, width)
+        position_PE = grid_position(height // patch, breadth // patch, width)
+        self.position_PE: Tensor
+        self.register_buffer("position_PE", position_PE, persistent=False)
+        self.embed_time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        seen = action_dim if self.per_frame else action_dim * chunk
+        self.embed_action = nn.Sequential(nn.Linear(seen, width), nn.SiLU(), nn.Linear(width, width))
+        self.no_action = nn.Parameter(0.02 * torch.randn(width))
+        self.first_frame = nn.Parameter(0.02 * torch.randn(width)) if anchor else None
+        self.modulate_space = nn.Sequential(nn.SiLU(), zero_init(nn.Linear(width, 6 * width)))
+        self.modulate_time = nn.Sequential(nn.SiLU(), zero_init(nn.Linear(width, 6 * width)))
+        self.blocks = nn.ModuleList(Block(width, heads, temporal) for _ in range(depth) for temporal in (False, True))
+        self.modulate_out = nn.Sequential(nn.SiLU(), zero_init(nn.Linear(width, 2 * width)))
+        self.out = zero_init(nn.Linear(width, channels * patch**2))
+
+    def forward(
+        self,
+        noisy_BKchw: Tensor,
+        t_B: Tensor,
+        context_Bcchw: Tensor,
+        anchor_Bchw: Tensor | None,
+        action_BKD: Tensor,
+        context_t: Tensor | float = 1.0,
+    ) -> Tensor:
+        """(B, K, c, h, w): the raw output for the K frames. t and context_t in [0, 1]: 0 is noise, 1 is data."""
+        B, K = noisy_BKchw.shape[:2]
+        context_t_B = torch.as_tensor(context_t, dtype=t_B.dtype, device=t_B.device).expand(B)
+        frames = [context_Bcchw, noisy_BKchw]
+        times = [context_t_B[:, None].expand(B, self.context), t_B[:, None].expand(B, K)]
+        if self.per_frame:
+            action_BKE = self.embed_action(action_BKD)
+        else:
+            action_BKE = self.embed_action(action_BKD.flatten(1))[:, None].expand(B, K, -1)
+        actions = [self.no_action.expand(B, self.context, -1), action_BKE]
+        if self.first_frame is not None:
+            if anchor_Bchw is None:
+                raise ValueError("this transformer was built with an anchor and needs the first frame")
+            frames.insert(0, anchor_Bchw[:, None])
+            times.insert(0, torch.ones_like(times[0][:, :1]))  # it is a real frame, without noise
+            actions.insert(0, self.first_frame.expand(B, 1, -1))
+
+        x = F.pixel_unshuffle(torch.cat(frames, 1), self.patch).flatten(-2).transpose(-1, -2)  # (B, F, P, c p p)
+        x = self.embed_patch(x) + self.position_PE
+        time_BFE = self.embed_time(time_features(torch.cat(times, 1)).to(x.dtype))
+        both_BFE = time_BFE + torch.cat([action.to(x.dtype) for action in actions], 1)
+        space = self.modulate_space(both_BFE)  # (B, F, 6 E)
+        time = self.modulate_time(both_BFE if self.action_in_temporal else time_BFE)
+        for block in self.blocks:
+            x = block(x, time if block.temporal else space)
+
+        x = x[:, -K:]  # (B, K, P, E): nothing is asked about the past
+        shift, scale = self.modulate_out(both_BFE[:, -K:])[:, :, None].chunk(2, -1)
+        x = self.out(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        rows = noisy_BKchw.shape[-2] // self.patch
+        return F.pixel_shuffle(x.transpose(-1, -2).unflatten(-1, (rows, -1)), self.patch)
+
+
+def full_preset(
+    latent: tuple[int, int, int] = (4, 32, 32),
+    context: int = 4,
+    chunk: int = 8,
+    action_dim: int = 7,
+    anchor: bool = False,
+) -> SpaceTimeTransformer:
+    """The paper's size, STDiT-XL/2: 28 pairs of blocks, width 1152, 16 heads, patches 1x2x2: 0.92 billion weights."""
+    return SpaceTimeTransformer(
+        latent=latent,
+        context=context,
+        chunk=chunk,
+        action_dim=action_dim,
+        width=1152,
+        depth=28,
+        heads=16,
+        patch=2,
+        anchor=anchor,
+    )
