@@ -112,6 +112,8 @@ class Episode:
     """Who acted: "expert", or the name of a policy."""
     meta: dict[str, str] = field(default_factory=dict)
     """Facts worth keeping, e.g. which renderer drew the frames."""
+    labels: np.ndarray | None = None
+    """(T, D) float32, what an imitator should do at each frame; None: the actions themselves."""
 
     @property
     def length(self) -> int:

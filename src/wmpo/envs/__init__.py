@@ -1,0 +1,31 @@
+"""Environments. The embedded one is `wmpo.envs.tabletop`; anything that fits `wmpo.protocols.Env` plugs in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wmpo.config import EnvConfig
+    from wmpo.envs.vector import VectorEnv
+    from wmpo.types import Episode
+
+
+def make_env(config: EnvConfig, disruption: str = "none") -> VectorEnv:
+    """The real (simulated) environment of a recipe; `disruption` is none, position, background or texture."""
+    from wmpo.envs.vector import VectorEnv
+
+    return VectorEnv(config, disruption)
+
+
+def demonstrate(config: EnvConfig, starts: Sequence[int], noise: float, seed: int) -> list[Episode]:
+    """One episode of the scripted expert per start number, failures included: see `Episode.succeeded`.
+
+    `noise` is the spread of the noise on the executed actions, which `Episode.actions` holds; `Episode.labels`
+    holds what the expert meant to do.
+    """
+    env = make_env(config)
+    try:
+        return env.demonstrate(starts, noise, seed)
+    finally:
+        env.close()

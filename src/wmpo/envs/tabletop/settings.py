@@ -1,0 +1,50 @@
+"""Names and sizes that need no MuJoCo to be looked up.
+
+Lengths in metres, x to the right, y away from the front camera, z up; the table top is z = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from wmpo.errors import UserError
+
+Disruption = Literal["none", "position", "background", "texture"]
+DISRUPTIONS: tuple[Disruption, ...] = ("none", "position", "background", "texture")
+CAMERAS = ("front", "wrist")
+FPS = 5
+STATE_DIM, ACTION_DIM = 4, 4
+HOLD = 3  # frames that the goal must hold before the task counts as accomplished
+LINGER = 4  # frames recorded after that
+
+CUBE = 0.0275  # half edge of a cube
+ZONE = 0.0575  # half edge of the flat goal zone
+TRAY = 0.05  # half edge of the tray
+TRAY_HEIGHT = 0.045
+RING_INNER, RING_OUTER, RING_HALF_HEIGHT = 0.025, 0.037, 0.0125
+PEG, PEG_HEIGHT = 0.016, 0.05
+
+OPENING = 0.046  # largest distance of a finger from the middle
+REACH = ((-0.24, 0.24), (-0.20, 0.20), (0.004, 0.16))  # where the point between the fingertips may go
+
+TIMESTEP = 0.008
+
+UNSEEN = 3  # the geom group that no renderer draws
+
+BLOCKS, RING = "blocks", "ring"  # the two layouts of objects
+
+
+def check(cameras: Sequence[str], image_size: int, disruption: str) -> Disruption:
+    """Complain about settings that do not exist, in one sentence."""
+    for name in cameras:
+        if name not in CAMERAS:
+            raise UserError(f"There is no camera {name!r}; choose from {', '.join(CAMERAS)}.")
+    if not cameras or len(set(cameras)) < len(cameras):
+        raise UserError(f"Cameras must be one or more different ones of {', '.join(CAMERAS)}, not {list(cameras)}.")
+    if not 8 <= image_size <= 1024:
+        raise UserError(f"The image size must be from 8 to 1024 pixels, not {image_size}.")
+    for known in DISRUPTIONS:
+        if disruption == known:
+            return known
+    raise UserError(f"There is no disruption {disruption!r}; choose one of {', '.join(DISRUPTIONS)}.")

@@ -1,0 +1,216 @@
+"""A batch of tabletop episodes, advanced by several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmpo.config import EnvConfig
+from wmpo.envs.pool import Pool
+from wmpo.envs.simulation import Advance, Answer, Begin, Board, Demonstrate, Save, Scripted, Simulation, share
+from wmpo.envs.tabletop import display
+from wmpo.envs.tabletop.env import Snapshot
+from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
+from wmpo.envs.tabletop.tasks import task_named
+from wmpo.errors import UserError
+from wmpo.types import EnvSpec, Episode, Observation, Outcome
+
+
+class VectorEnv:
+    """Fulfils `wmpo.protocols.Env` for one task; rows of a batch are dealt out to the processes in turn.
+
+    workers = 0 simulates in the calling process. An episode is done 4 frames after success, or at the horizon;
+    one that is done inside a chunk still simulates the chunk to its end, so all frames are real.
+    """
+
+    def __init__(self, config: EnvConfig, disruption: str = "none") -> None:
+        self.task = task_named(config.task)
+        self.cameras = tuple(config.cameras)
+        self.image_size = config.image_size
+        check(self.cameras, self.image_size, disruption)
+        if not 0 <= config.workers <= 256:
+            raise UserError(f"The number of simulator processes must be from 0 to 256, not {config.workers}.")
+        self.renderer = display.choose(config.renderer)
+        self.spec = EnvSpec(
+            cameras=dict.fromkeys(self.cameras, (self.image_size, self.image_size)),
+            state_dim=STATE_DIM if config.state else 0,
+            action_dim=ACTION_DIM,
+            horizon=self.task.horizon,
+            fps=FPS,
+        )
+        self.events: list[dict[str, int]] = []
+        """Per row: how often the gripper began to touch ("contacts") and to grasp ("grasps") the object."""
+        self._rows = 0
+        self._memory = np.empty(0, np.uint8)
+        self._path = ""
+        self._forget: Callable[[], object] = lambda: None
+        self._answer: Any = None
+        arguments = (self.task.name, self.cameras, self.image_size, self.renderer, disruption)
+        self._pool: Pool | None = None
+        self._local: Simulation | None = None
+        if config.workers == 0:
+            self._local = Simulation(*arguments)
+        else:
+            environ = dict(os.environ)
+            display.prepare_environment(self.renderer, environ)
+            self._pool = Pool(config.workers, "wmpo.envs.simulation:Simulation", arguments, environ)
+
+    def reset(self, starts: Sequence[int]) -> Observation:
+        if len(starts) == 0:
+            raise UserError("A batch needs at least one start number.")
+        if any(int(start) < 0 for start in starts):
+            raise UserError(f"Start numbers must be 0 or more, not {min(starts)}.")
+        return self._begin([int(start) for start in starts])
+
+    def reset_to(self, snapshots: Sequence[Snapshot]) -> Observation:
+        """Like `reset`, but each episode continues from a saved state of the same task."""
+        if len(snapshots) == 0:
+            raise UserError("A batch needs at least one saved state.")
+        return self._begin(list(snapshots))
+
+    def _begin(self, origins: Sequence[int | Snapshot]) -> Observation:
+        self._rows = count = len(origins)
+        self.events = [{} for _ in range(count)]
+        images, state, _, _ = self._request(
+            range(count), 1, lambda rows, board: Begin(rows, tuple(origins[row] for row in rows), rows, board)
+        )
+        return Observation(
+            {name: frames[:, 0] for name, frames in images.items()}, state[:, 0], (self.task.instruction,) * count
+        )
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        rows = [int(row) for row in rows]
+        self._check(rows, chunk_AKD)
+        chunk = chunk_AKD.detach().to("cpu", torch.float32).numpy()
+        slot = {row: index for index, row in enumerate(rows)}
+
+        def request(mine: tuple[int, ...], board: Board) -> Advance:
+            slots = tuple(slot[row] for row in mine)
+            return Advance(mine, chunk[list(slots)], slots, board)
+
+        images, state, success, done = self._request(rows, chunk.shape[1], request)
+        return Outcome(images, state, success, done)
+
+    def _check(self, rows: list[int], chunk: Tensor) -> None:
+        if self._rows == 0:
+            raise UserError("Call reset before step.")
+        if not rows or len(set(rows)) < len(rows) or min(rows) < 0 or max(rows) >= self._rows:
+            raise UserError(f"Rows must be different numbers from 0 to {self._rows - 1}, not {rows}.")
+        if chunk.ndim != 3 or len(chunk) != len(rows) or chunk.shape[1] == 0 or chunk.shape[2] != ACTION_DIM:
+            raise UserError(f"Actions must have the shape ({len(rows)}, K, {ACTION_DIM}), not {tuple(chunk.shape)}.")
+        if not torch.isfinite(chunk).all():
+            raise UserError("Actions contain NaN or infinity.")
+        if chunk.abs().max() > 1 + 1e-6:
+            raise UserError(f"Actions must lie in [-1, 1]; the largest magnitude is {float(chunk.abs().max()):.3g}.")
+
+    def get_state(self, rows: Sequence[int]) -> list[Snapshot]:
+        """Saved states of some rows, for `reset_to`."""
+        found: dict[int, Snapshot] = {}
+        shares = self._shares(rows)
+        for worker, mine in shares.items():
+            self._send(worker, Save(mine))
+        for worker, mine in shares.items():
+            found |= zip(mine, self._receive(worker), strict=True)
+        return [found[int(row)] for row in rows]
+
+    def demonstrate(self, starts: Sequence[int], noise: float, seed: int) -> list[Episode]:
+        """One expert episode per start number, in their order; the batch of `reset` is left as it was."""
+        if not np.isfinite(noise) or noise < 0:
+            raise UserError(f"The noise of demonstrations must be 0 or more, not {noise}.")
+        requests = [Demonstrate(int(start), float(noise), int(seed)) for start in starts]
+        answers = self._pool.map(requests) if self._pool else map(self._simulation, requests)
+        return [self._episode(start, answer) for start, answer in zip(starts, answers, strict=True)]
+
+    def _episode(self, start: int, answer: Scripted) -> Episode:
+        return Episode(
+            images=answer.images,
+            state=answer.state[:, : self.spec.state_dim],
+            actions=answer.actions,
+            success=answer.success,
+            instruction=self.task.instruction,
+            start=int(start),
+            task=self.task.name,
+            source="expert",
+            meta={"renderer": self.renderer, **answer.meta},
+            labels=answer.labels,
+        )
+
+    def _simulation(self, request: object) -> Scripted:
+        assert self._local is not None
+        answer = self._local(request)
+        assert isinstance(answer, Scripted)
+        return answer
+
+    def _shares(self, rows: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        """Worker -> its rows of these."""
+        workers = len(self._pool) if self._pool else 1
+        shares: dict[int, tuple[int, ...]] = {}
+        for row in rows:
+            shares[int(row) % workers] = (*shares.get(int(row) % workers, ()), int(row))
+        return shares
+
+    def _send(self, worker: int, request: object) -> None:
+        if self._pool:
+            self._pool.send(worker, request)
+        else:
+            assert self._local is not None, "the environment is closed"
+            self._answer = self._local(request)
+
+    def _receive(self, worker: int) -> Any:
+        return self._pool.receive(worker) if self._pool else self._answer
+
+    def _request(
+        self, rows: Sequence[int], frames: int, make: Callable[[tuple[int, ...], Board], Begin | Advance]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Ask every process for its share; (images (A, K, C, H, W), state (A, K, S), success (A, K), done (A,))."""
+        order = {int(row): index for index, row in enumerate(rows)}
+        board = self._board(len(rows), frames)
+        shares = self._shares(rows)
+        for worker, mine in shares.items():
+            self._send(worker, make(mine, board))
+        state = torch.empty(len(rows), frames, STATE_DIM)
+        success = torch.empty(len(rows), frames, dtype=torch.bool)
+        done = torch.empty(len(rows), dtype=torch.bool)
+        for worker, mine in shares.items():
+            answer: Answer = self._receive(worker)
+            index = [order[row] for row in mine]
+            state[index] = torch.from_numpy(answer.state)
+            success[index] = torch.from_numpy(answer.success)
+            done[index] = torch.from_numpy(answer.done)
+            for row, events in zip(mine, answer.events, strict=True):
+                self.events[row] = events
+        # A copy, since the next request writes to the same memory.
+        images = {name: torch.from_numpy(frames.copy()) for name, frames in board.arrays(self._memory).items()}
+        return images, state[..., : self.spec.state_dim], success, done
+
+    def _board(self, slots: int, frames: int) -> Board:
+        """Memory for the frames of a request, larger than the last if it must be."""
+        board = Board(self._path, slots, frames, self.cameras, self.image_size)
+        if board.bytes > len(self._memory):
+            self._forget()
+            self._path = share(board.bytes)
+            self._memory = np.memmap(self._path, np.uint8, "r+")
+            self._forget = weakref.finalize(self, _remove, self._path)
+            board = replace(board, path=self._path)
+        return board
+
+    def close(self) -> None:
+        """End the processes. Closing twice does no harm."""
+        if self._pool:
+            self._pool.close()
+        self._local = None
+        self._rows = 0
+        self._forget()
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
