@@ -74,11 +74,11 @@ def test_final_is_the_last_round() -> None:
 def test_logs_are_read(tmp_path: Path) -> None:
     with RunLog(tmp_path, quiet=True) as log:
         with log.stage("practice"):
-            log.scalars(1, {"wmpo/success": 0.25, "policy/loss": 1.0})
+            log.scalars(1, {"wmpo/success": 0.25, "wmpo/groups_kept": 7, "policy/loss": 1.0})
         log.scalars(2, {"wmpo/success": 0.5})
     made = RunResult.begin(Recipe())
     made.read_logs(tmp_path)
-    assert made.curves == {"wmpo": {"success": [(1, 0.25), (2, 0.5)]}}
+    assert made.curves == {"wmpo": {"success": [(1, 0.25), (2, 0.5)], "groups_kept": [(1, 7.0)]}}
     assert made.stages["practice"].starts == 1
 
 

@@ -167,14 +167,15 @@ class RunResult:
             machine=this_machine(),
         )
 
-    def read_logs(self, folder: Path, practices: Sequence[str] = (FINAL, CONTROL)) -> None:
-        """Take stages and the curves of these practices from what the run logged in `folder`."""
+    def read_logs(self, folder: Path) -> None:
+        """Take stages, and the curves of every practice, from what the run logged in `folder`."""
         known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "starts")
         for name, values in read_stages(folder).items():
             self.stages[name] = Stage(**{key: values[key] for key in known if key in values})  # type: ignore[arg-type]
-        for name, points in read_metrics(folder).items():
-            practice, _, metric = name.partition("/")
-            if practice in practices:
+        metrics = read_metrics(folder)
+        for name, points in metrics.items():
+            practice, _, metric = name.rpartition("/")
+            if f"{practice}/groups_kept" in metrics:  # which only GRPO logs
                 self.curves.setdefault(practice, {})[metric] = points
 
     @property

@@ -1,0 +1,271 @@
+"""The sections of a report, each a function from numbers to HTML; empty text where nothing was measured."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from wmpo.objectives.statistics import wilson_interval
+from wmpo.report.charts import Bar, Line, cost_bars, line_chart, percent, rate_bars
+from wmpo.report.media import Media, Pair
+from wmpo.report.video import encode_mp4, side_by_side
+from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, signed
+from wmpo.results import BASE, RunResult
+from wmpo.training.log import clock
+
+
+def section(title: str, *parts: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>" if any(parts) else ""
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escape(text)}</p>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(text)}</th>" for text in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def tiles(result: RunResult) -> str:
+    """The handful of numbers that matter most."""
+    summary = result.summary()
+    items = []
+    gain = summary.gains.get(result.final) if any(policy_kind(name) == "wmpo" for name in result.policies) else None
+    if gain is not None:
+        items.append((signed(gain.difference.value), "points of real success gained by practising in imagination"))
+    if "rollouts" in result.interactions:
+        items.append((str(result.interactions["rollouts"].episodes), "real rollouts of the policy, for everything"))
+    if result.stages:
+        items.append((clock(sum(stage.seconds for stage in result.stages.values())), "from nothing to this page"))
+        peak = max(stage.peak_memory_mb for stage in result.stages.values())
+        items.append((f"{peak / 1024:.1f} GB", f"of memory at most, on {result.machine.cores} processor cores"))
+    inner = "".join(f'<div class="tile"><b>{escape(b)}</b><span>{escape(text)}</span></div>' for b, text in items)
+    return f'<div class="tiles">{inner}</div>' if items else ""
+
+
+def success(result: RunResult) -> str:
+    if not result.policies:
+        return ""
+    summary = result.summary()
+    bars = [
+        Bar(policy_name(name), rate.value, rate.low, rate.high, policy_kind(name))
+        for name, rate in summary.rates.items()
+    ]
+    rows = []
+    for name, policy in result.policies.items():
+        gain = summary.gains.get(name)
+        rows.append(
+            [
+                policy_name(name),
+                f"{sum(policy.success)} of {len(policy.success)}",
+                f"{100 * policy.rate.low:.1f} to {100 * policy.rate.high:.1f} %",
+                points(gain.difference) if gain else "–",
+                f"{gain.won} / {gain.lost}" if gain else "–",
+                number(policy.steps_to_success),
+            ]
+        )
+    head = ("policy", "successes", "95 % interval", "gain over before", "newly solved / lost", "steps to success")
+    return section(
+        "Real success",
+        paragraph(
+            "Every policy starts from the same real situations, none of which was used for learning. "
+            "Whiskers are 95 % intervals; the gain compares situation by situation."
+        ),
+        rate_bars(bars),
+        table(head, rows),
+        paragraph(
+            "The control practises just as long, but is told successes and failures in random order. "
+            "If it doesn't improve, the gain comes from what was imagined, not from more training.",
+            "soft",
+        )
+        if any(policy_kind(name) == "control" for name in result.policies)
+        else "",
+    )
+
+
+def learning(result: RunResult) -> str:
+    lines = []
+    for practice, curves in result.curves.items():
+        if "success" in curves:
+            label = f"{policy_name(practice)}, imagined"
+            lines.append(Line(label, curves["success"], policy_kind(practice), dashed=True))
+    if not lines:
+        return ""
+    for name, policy in result.policies.items():
+        kind = policy_kind(name)
+        if kind == "other":
+            continue
+        last = max((step for step, _ in result.curves.get(name, {}).get("success", [(0, 0.0)])), default=0)
+        at = 0 if name == BASE else last
+        rate = policy.rate
+        lines.append(Line(f"{policy_name(name)}, real", [(at, rate.value)], kind, whiskers=[(rate.low, rate.high)]))
+    for practice, curves in result.curves.items():
+        if real := curves.get("real_success"):
+            lines.append(Line(f"{policy_name(practice)}, real", real, policy_kind(practice)))
+    kept = ""
+    if groups := result.curves.get("wmpo", {}).get("groups_kept"):
+        mean = sum(value for _, value in groups) / len(groups)
+        kept = paragraph(f"On average {mean:.1f} groups of an iteration held both successes and failures.", "soft")
+    return section(
+        "Learning in imagination",
+        paragraph(
+            "Dashed: share of imagined episodes that the reward model counts as successes, iteration by iteration. "
+            "There the policy tries things out, so it fails more often than in reality (dots), where it takes its most "
+            "likely action."
+        ),
+        line_chart(lines, x_label="iteration of practice", y_label="success"),
+        kept,
+    )
+
+
+def video(pair: Pair, fps: int) -> str:
+    frames = side_by_side(pair.left.frames, pair.right.frames, success_at=(pair.left.success_at, pair.right.success_at))
+    data = base64.b64encode(encode_mp4(frames, fps)).decode()
+    heads = f'<div class="heads"><span>{escape(pair.left_label)}</span><span>{escape(pair.right_label)}</span></div>'
+    caption = f"<figcaption>{escape(pair.caption)}</figcaption>" if pair.caption else ""
+    source = f'<video autoplay loop muted playsinline controls src="data:video/mp4;base64,{data}"></video>'
+    return f"<figure>{heads}{source}{caption}</figure>"
+
+
+def videos(pairs: Sequence[Pair], fps: int) -> str:
+    return f'<div class="videos">{"".join(video(pair, fps) for pair in pairs)}</div>' if pairs else ""
+
+
+def dreams(media: Media) -> str:
+    if not media.dreams:
+        return ""
+    return section(
+        "The same actions, real and imagined",
+        paragraph(
+            "Left what the camera saw, right what the world model imagines from the first picture and the actions "
+            "alone. These episodes were kept out of training. The bar turns green with success: as it happened "
+            "(left), as the reward model judges the imagined video (right)."
+        ),
+        videos(media.dreams, media.fps),
+    )
+
+
+def behaviour(media: Media) -> str:
+    if not media.policies:
+        return ""
+    return section(
+        "Before and after, from the same situation",
+        paragraph("Real episodes of both policies; the bar turns green once the task is done."),
+        videos(media.policies, media.fps),
+    )
+
+
+def reward_model(result: RunResult, media: Media) -> str:
+    quality = result.reward
+    text, level = "", None
+    if quality is not None:
+        level = (quality.threshold, "threshold")
+        text = paragraph(
+            f"It watches a few frames at a time and says how likely they show success. On {quality.episodes} real "
+            f"episodes kept out of training ({quality.successes} successes) it is right in "
+            f"{percent(quality.accuracy)}: "
+            f"{percent(quality.precision)} of the successes it announces are real (precision), and it finds "
+            f"{percent(quality.recall)} of the real ones (recall); F1 {number(quality.f1, 2)}, AUROC "
+            f"{number(quality.auroc, 2)}, calibration error {number(quality.calibration_error, 2)}."
+        )
+    charts = []
+    for curve in media.scores:
+        end = len(curve.scores) - 1
+        lines = [Line("score", [(t, s) for t, s in enumerate(curve.scores) if math.isfinite(s)], "wmpo")]
+        if not lines[0].points:
+            continue
+        if curve.success_at is not None:
+            lines.append(Line("really accomplished", [(curve.success_at, 0.0), (curve.success_at, 1.0)], "other"))
+        chart = line_chart(lines, x_label="frame", y_label="", height=220, level=level, x_end=end)
+        charts.append(f"<figure>{chart}<figcaption>{escape(curve.caption)}</figcaption></figure>")
+    grid = f'<div class="videos">{"".join(charts)}</div>' if charts else ""
+    return section("The reward model", text, grid)
+
+
+def fidelity(result: RunResult) -> str:
+    if not result.fidelity:
+        return ""
+    rows = []
+    for at in result.fidelity:
+        rows.append(
+            [
+                f"{at.frames}",
+                f"{number(at.psnr)} ({number(at.still_psnr)})",
+                f"{number(at.ssim, 3)} ({number(at.still_ssim, 3)})",
+                f"{number(at.frechet, 2)} ({number(at.still_frechet, 2)})",
+            ]
+        )
+    return section(
+        "How faithful the imagined video is",
+        paragraph(
+            f"Imagined against real pictures of the same actions, over {result.fidelity[0].episodes} real episodes "
+            "kept out of training. In brackets: showing the first picture all along, which any useful model must beat."
+        ),
+        table(("frames imagined", "PSNR, dB (higher is better)", "SSIM (higher)", "Fréchet distance (lower)"), rows),
+    )
+
+
+def agreement(result: RunResult) -> str:
+    parts = []
+    if (found := result.agreement) is not None:
+        low, high = wilson_interval(round(found.accuracy * found.episodes), found.episodes)[1:]
+        parts.append(
+            paragraph(
+                f"The actions of {found.episodes} real episodes ({found.successes} successes) were imagined again from "
+                f"their first picture. The verdict on the imagined video was that of reality in "
+                f"{percent(found.accuracy)} of them (95 % interval {100 * low:.0f} to {100 * high:.0f} %), with "
+                f"F1 {number(found.f1, 2)}, precision {number(found.precision, 2)}, recall {number(found.recall, 2)}."
+            )
+        )
+    if result.gaps:
+        rows = [
+            [
+                policy_name(name),
+                f"{100 * gap.imagined:.1f} % of {gap.imagined_episodes}",
+                f"{100 * gap.real:.1f} % of {gap.real_episodes}",
+                f"{signed(gap.imagined - gap.real)} points",
+            ]
+            for name, gap in result.gaps.items()
+        ]
+        parts.append(table(("policy", "success when imagined", "real success", "imagined − real"), rows))
+    return section("Does imagined success mean real success?", *parts)
+
+
+def cost(result: RunResult) -> str:
+    parts = []
+    if result.interactions:
+        rows = [
+            [INTERACTIONS.get(name, nice(name)), f"{use.episodes:,}", f"{use.steps:,}"]
+            for name, use in result.interactions.items()
+        ]
+        parts += ["<h3>The real environment</h3>", table(("purpose", "episodes", "actions"), rows)]
+    if result.stages:
+        stages = result.stages.items()
+        parts.append("<h3>Time per stage</h3>")
+        parts.append(cost_bars([(nice(name), stage.seconds, clock(stage.seconds)) for name, stage in stages]))
+        parts.append("<h3>Peak memory per stage</h3>")
+        peaks = [(nice(name), s.peak_memory_mb, f"{s.peak_memory_mb / 1024:.2f} GB") for name, s in stages]
+        parts.append(cost_bars(peaks))
+        if any(stage.peak_gpu_memory_mb for _, stage in stages):
+            parts.append("<h3>Peak GPU memory per stage</h3>")
+            gpu = [(nice(n), s.peak_gpu_memory_mb, f"{s.peak_gpu_memory_mb / 1024:.2f} GB") for n, s in stages]
+            parts.append(cost_bars(gpu))
+    return section("What it took", *parts)
+
+
+def settings(result: RunResult) -> str:
+    machine = result.machine
+    processor = f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:g} GB"
+    rows = [["processor", processor], ["graphics", machine.gpu or "none"], ["system", machine.system]]
+    rows += [["code", result.commit], *([name, text] for name, text in result.versions.items())]
+    recipe = escape(json.dumps(result.recipe, indent=1, ensure_ascii=False))
+    return section(
+        "Machine and settings",
+        f"<details><summary>Machine and versions</summary>{table(('what', 'which'), rows)}</details>",
+        f"<details><summary>All settings</summary><pre>{recipe}</pre></details>",
+    )

@@ -1,0 +1,76 @@
+"""What a report calls things."""
+
+from __future__ import annotations
+
+from wmpo.objectives.statistics import Interval
+from wmpo.results import BASE, CONTROL, FINAL, RunResult
+
+INTERACTIONS = {
+    "demonstrations": "Scripted demonstrations",
+    "rollouts": "Rollouts of the policy itself",
+    "practice_resets": "First pictures to practise from",
+    "evaluation": "Evaluation (nothing learns from it)",
+}
+
+
+def policy_name(name: str) -> str:
+    if name == BASE:
+        return "Before: imitation only"
+    if name == FINAL:
+        return "After practice in imagination"
+    if name.startswith(f"{FINAL}-") and name[len(FINAL) + 1 :].isdigit():
+        return f"After round {int(name[len(FINAL) + 1 :]) + 1} of practice"
+    if name == CONTROL:
+        return "Control: rewards shuffled"
+    return name.replace("_", " ").capitalize()
+
+
+def policy_kind(name: str) -> str:
+    """CSS class."""
+    if name in (BASE, CONTROL):
+        return name
+    return FINAL if name == FINAL or name.startswith(f"{FINAL}-") else "other"
+
+
+def nice(name: str) -> str:
+    """ "practice_resets" -> "Practice resets"."""
+    return name.replace("_", " ").replace("/", ": ").capitalize()
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A number, or a dash where it wasn't measured."""
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def points(interval: Interval) -> str:
+    """+21.1 points (14.5 to 27.7)."""
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{signed(interval.value)} points ({low:.1f} to {high:.1f})"
+
+
+def signed(rate: float) -> str:
+    text = f"{100 * rate:+.1f}"
+    return text.replace("-", "−")
+
+
+def headline(result: RunResult) -> str:
+    """The result in one or two sentences."""
+    summary = result.summary()
+    if BASE not in result.policies or not any(policy_kind(name) == FINAL for name in result.policies):
+        return "This run has not been evaluated to its end yet."
+    final = result.final
+    before, after = summary.rates[BASE], summary.rates[final]
+    count = len(result.policies[final].starts)
+    text = (
+        f"After practising only in imagination, the policy succeeds in {100 * after.value:.1f} % of {count} real "
+        f"situations that it had never met; before, it was {100 * before.value:.1f} %."
+    )
+    if final not in summary.gains:
+        return text
+    gain = summary.gains[final].difference
+    span = f"95 % interval {100 * gain.low:.1f} to {100 * gain.high:.1f}".replace("-", "−")
+    if gain.low > 0:
+        return f"{text} That is a gain of {100 * gain.value:.1f} points ({span})."
+    if gain.high < 0:
+        return f"{text} That is a loss of {-100 * gain.value:.1f} points ({span})."
+    return f"{text} The difference of {signed(gain.value)} points may be chance ({span})."
