@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from episodes_by_hand import SPEC, make_episode, make_store
+from wmpo.data import cache as cache_module
+from wmpo.data.cache import FrameCache
+from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips
+from wmpo.data.store import EpisodeStore
+from wmpo.errors import UserError
+
+LENGTHS = (2, 6, 9)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
+    """Three failures of 2, 6 and 9 actions, then a success of 12 declared at frame 8."""
+    episodes = [make_episode(i, length, labels=i == 1) for i, length in enumerate(LENGTHS)]
+    episodes.append(make_episode(3, 12, success=(8, 9, 10, 11, 12)))
+    return make_store(tmp_path_factory.mktemp("store"), episodes).cache()
+
+
+def where(image: torch.Tensor) -> np.ndarray:
+    """(..., C, H, W) -> (..., 2): which episode and which frame, read off the pixels."""
+    assert image.dtype == torch.uint8
+    return image[..., :2, 0, 0].numpy().astype(int)
+
+
+def test_video_clips(cache: FrameCache) -> None:
+    batch = VideoClips(cache, [0, 1, 2], context=3, chunk=4).sample(400, seed=1, step=0)
+    assert batch.context["front"].shape == (400, 3, 3, 16, 24)
+    assert batch.future["wrist"].shape == (400, 4, 3, 8, 8)
+    assert (batch.action.shape, batch.state.shape) == ((400, 4, 3), (400, 4, 2))
+    for camera in SPEC.cameras:
+        context, future = where(batch.context[camera]), where(batch.future[camera])
+        episode, now = context[:, -1].T
+        # Episode 0 is too short for a chunk; the others offer frames 0..2 and 0..5, all equally often.
+        moments, counts = np.unique(np.stack([episode, now]), axis=1, return_counts=True)
+        assert moments.T.tolist() == [[1, t] for t in range(3)] + [[2, t] for t in range(6)]
+        assert counts.min() > 20 and counts.max() < 80
+        for k in range(3):
+            assert np.array_equal(context[:, k, 1], np.maximum(now - 2 + k, 0))
+        for k in range(4):
+            assert np.array_equal(future[:, k, 1], now + 1 + k)
+            assert np.allclose(batch.action[:, k, 0], episode + (now + k) / 100)
+            assert np.allclose(batch.state[:, k, 1], episode + (now + k + 1) / 100)
+        assert (context[..., 0] == episode[:, None]).all() and (future[..., 0] == episode[:, None]).all()
+        assert np.array_equal(where(batch.anchor[camera]), np.stack([episode, 0 * now], 1))
+
+
+def test_the_whole_image_is_right(cache: FrameCache) -> None:
+    batch = VideoClips(cache, [2], context=1, chunk=2).sample(8, seed=0, step=0)
+    given = make_episode(2, 9).images["front"]
+    for image, (_, frame) in zip(batch.future["front"][:, 1], where(batch.future["front"][:, 1]), strict=True):
+        assert np.array_equal(image.numpy().transpose(1, 2, 0), given[frame])
+
+
+def test_batches_depend_on_seed_and_step_alone(cache: FrameCache) -> None:
+    def fingerprint(sampler: VideoClips, seed: int, step: int) -> list[int]:
+        return where(sampler.sample(32, seed, step).context["front"])[..., 1].ravel().tolist()
+
+    one, two = VideoClips(cache, [1, 2], 2, 2), VideoClips(cache, [2, 1], 2, 2)
+    first = fingerprint(one, 3, 5)
+    fingerprint(one, 3, 6)
+    assert fingerprint(two, 3, 5) == fingerprint(one, 3, 5) == first
+    assert first != fingerprint(one, 3, 6) != fingerprint(one, 4, 5)
+
+
+def test_video_batches_join(cache: FrameCache) -> None:
+    parts = [VideoClips(cache, [i], 2, 2).sample(n, 0, 0) for i, n in ((1, 3), (2, 5))]
+    batch = VideoBatch.cat(parts)
+    assert where(batch.anchor["wrist"])[:, 0].tolist() == [1] * 3 + [2] * 5
+    assert len(batch.action) == len(batch.state) == len(batch.context["front"]) == len(batch.future["front"]) == 8
+
+
+def test_chosen_cameras_only(cache: FrameCache) -> None:
+    assert list(VideoClips(cache, [1], 1, 1, ["wrist"]).sample(1, 0, 0).future) == ["wrist"]
+    with pytest.raises(UserError, match="no camera 'left'"):
+        VideoClips(cache, [1], 1, 1, ["left"])
+
+
+def test_reward_clips(cache: FrameCache) -> None:
+    sampler = RewardClips(cache, [0, 1, 2, 3], clip_length=4, hard_share=0.0)
+    batch = sampler.sample(1000, seed=0, step=0)
+    assert batch.clips.shape == (1000, 4, 3, 16, 24)
+    assert batch.label.tolist() == [1.0] * 500 + [0.0] * 500
+    seen = where(batch.clips)
+    episode, last = seen[:, -1].T
+    for k in range(4):  # before frame 0 there is only frame 0
+        assert np.array_equal(seen[:, k, 1], np.maximum(last - 3 + k, 0))
+    assert (seen[..., 0] == episode[:, None]).all()
+    assert {(e, t) for e, t in zip(episode[:500], last[:500], strict=True)} == {(3, t) for t in range(8, 13)}
+    quiet = {(e, t) for e, length in enumerate(LENGTHS) for t in range(length + 1)} | {(3, t) for t in range(6)}
+    assert {(e, t) for e, t in zip(episode[500:], last[500:], strict=True)} == quiet
+    assert batch.instruction == tuple(f"push block {e % 2}" for e in episode)
+
+
+def test_hard_negatives_end_late(cache: FrameCache) -> None:
+    batch = RewardClips(cache, [0, 1, 2, 3], clip_length=2, hard_share=1.0).sample(400, seed=0, step=0)
+    episode, last = where(batch.clips)[200:, -1].T
+    # The last third of 3, 7, 10 frames, and of the 6 that end 3 or more before the first success.
+    assert {(e, t) for e, t in zip(episode, last, strict=True)} == {
+        *[(0, 2)],
+        *[(1, t) for t in (4, 5, 6)],
+        *[(2, t) for t in (6, 7, 8, 9)],
+        *[(3, t) for t in (4, 5)],
+    }
+    half = RewardClips(cache, [1, 3], clip_length=2, hard_share=0.5).sample(401, seed=0, step=0)
+    assert half.label.sum() == 201
+    episode, last = where(half.clips)[-100:, -1].T
+    assert (last >= 4).all()
+
+
+def test_reward_clips_need_both_kinds(cache: FrameCache, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="None of the 3 episodes succeeds"):
+        RewardClips(cache, [0, 1, 2], 4)
+    at_once = make_store(tmp_path, [make_episode(0, 3, success=(1, 2, 3))]).cache()
+    with pytest.raises(UserError, match="no clip without success"):
+        RewardClips(at_once, [0], 4)
+
+
+def test_imitation_frames(cache: FrameCache) -> None:
+    batch = ImitationFrames(cache, [0, 1], chunk=4).sample(300, seed=0, step=0)
+    episode, now = where(batch.observation.images["front"]).T
+    assert {(e, t) for e, t in zip(episode, now, strict=True)} == {(e, t) for e in (0, 1) for t in range(LENGTHS[e])}
+    length = np.array(LENGTHS)[episode]
+    sign = np.where(episode == 1, -1, 1)  # episode 1 was labelled with minus its actions
+    for k in range(4):
+        assert np.array_equal(batch.mask[:, k].numpy(), now + k < length)
+        target = sign * (episode + np.minimum(now + k, length - 1) / 100)
+        assert np.allclose(batch.action[:, k, 2], target)
+    assert np.allclose(batch.observation.state[:, 0], episode + now / 100)
+    assert batch.observation.instruction == tuple(f"push block {e % 2}" for e in episode)
+
+
+def test_no_episodes(cache: FrameCache, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No episodes"):
+        VideoClips(cache, [], 2, 2)
+    with pytest.raises(UserError, match="There is no episode 4"):
+        ImitationFrames(cache, [1, 4], 2)
+    with pytest.raises(UserError, match="10 actions of one chunk"):
+        VideoClips(cache, [0, 1, 2], 2, 10)
+    with pytest.raises(UserError, match="empty"):
+        EpisodeStore.create(tmp_path, SPEC).cache()
+
+
+def test_statistics_by_hand(tmp_path: Path) -> None:
+    """Labels of 101 frames run from 0 to 1: their quantiles are known; the 101 repeats of the last one don't count."""
+    episode = make_episode(0, 101)
+    cache = make_store(tmp_path, [make_episode(5, 2), episode]).cache()
+    statistics = cache.statistics([1])
+    assert torch.allclose(statistics.action_low, torch.full((3,), 0.01))
+    assert torch.allclose(statistics.action_high, torch.full((3,), 0.99))
+    assert torch.allclose(statistics.state_mean, torch.full((2,), 0.505))
+    assert torch.allclose(statistics.state_std, torch.full((2,), (102**2 - 1) ** 0.5 / 12**0.5 / 100))
+
+
+def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "BLOCK", 3)  # several blocks per part
+    store = make_store(tmp_path, [make_episode(0, 4), make_episode(1, 5)])
+    decoded: list[int] = []
+    frames = EpisodeStore.frames
+
+    def counted(self: EpisodeStore, part: int, camera: str):
+        decoded.append(part)
+        return frames(self, part, camera)
+
+    monkeypatch.setattr(EpisodeStore, "frames", counted)
+
+    def check(cache: FrameCache, numbers: list[int], lengths: list[int], expected: list[int]) -> None:
+        images = [make_episode(i, n).images["front"] for i, n in zip(numbers, lengths, strict=True)]
+        assert np.array_equal(cache.images["front"].transpose(0, 2, 3, 1), np.concatenate(images))
+        assert sorted(set(decoded)) == expected
+        decoded.clear()
+
+    old = store.cache()
+    check(old, [0, 1], [4, 5], [0])
+    check(store.cache(), [0, 1], [4, 5], [])
+    store.append([make_episode(2, 6)])
+    check(old, [0, 1], [4, 5], [])  # what was opened before stays as it is
+    old.refresh()
+    check(old, [0, 1, 2], [4, 5, 6], [1])
+
+    folder = tmp_path / "cache"
+    everything = ([0, 1, 2], [4, 5, 6], [0, 1])
+    with (folder / "front.rgb").open("r+b") as file:
+        file.truncate(1000)
+    decoded.clear()
+    check(store.cache(), *everything)
+    (folder / "front.json").write_text("{ nonsense")
+    check(store.cache(), *everything)
+    for path in folder.iterdir():
+        path.unlink()
+    check(store.cache(), *everything)
+    video = tmp_path / "videos/observation.images.front/chunk-000/file-000.mp4"
+    os.utime(video, (1, 1))  # another file by the same name
+    check(store.cache(), *everything)
+
+
+def test_a_killed_build_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, [make_episode(0, 4)])
+    store.cache()
+    store.append([make_episode(1, 5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.json, "dumps", lambda _: 1 / 0)  # after the frames, before the note of them
+        with pytest.raises(ZeroDivisionError):
+            store.cache()
+    assert np.array_equal(store.cache().images["wrist"][5:, 1, 0, 0], np.arange(6))

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from episodes_by_hand import SPEC, assert_same, make_episode, make_store
+from wmpo.data import layout
+from wmpo.data import store as store_module
+from wmpo.data.starts import SPLITS, held_out, split_of, starts
+from wmpo.data.store import EpisodeStore
+from wmpo.data.video import lossy
+from wmpo.errors import UserError
+from wmpo.types import EnvSpec
+
+
+def test_episodes_come_back_bit_for_bit(tmp_path: Path) -> None:
+    episodes = [make_episode(i, 5 + i, success=(3, 4) if i % 2 else ()) for i in range(5)]
+    store = make_store(tmp_path, episodes[:3])
+    store.append(episodes[3:])
+    for opened in (store, EpisodeStore.open(tmp_path)):
+        assert len(opened) == 5
+        for kept, given in zip(opened, episodes, strict=True):
+            assert_same(kept, given)
+        for i in (4, 0, 2, 3, 1):
+            assert_same(opened.episode(i), episodes[i])
+
+
+def test_any_number_of_dimensions(tmp_path: Path) -> None:
+    for state_dim, action_dim in ((0, 1), (1, 7)):
+        spec = EnvSpec({"front": (8, 8)}, state_dim, action_dim, 20, 20)
+        episode = make_episode(1, 4, spec=spec)
+        store = make_store(tmp_path / str(state_dim), [episode], spec)
+        assert EpisodeStore.open(store.root).spec == spec
+        assert_same(store.episode(0), episode)
+        assert store.cache().state.shape == (5, state_dim)
+        assert store.cache().statistics([0]).state_std.shape == (state_dim,)
+
+
+def test_labels_are_kept(tmp_path: Path) -> None:
+    store = make_store(tmp_path, [make_episode(0, 4), make_episode(1, 4, labels=True)])
+    assert [record.labelled for record in store.records()] == [False, True]
+    label = store.columns(0, layout.LABEL)
+    assert np.array_equal(label[:4], store.episode(0).actions)
+    assert np.array_equal(label[5:9], -store.episode(1).actions)
+    if store_module.CAN_LABEL:
+        assert store.episode(0).labels is None
+        assert np.array_equal(store.episode(1).labels, -store.episode(1).actions)
+
+
+def test_long_appends_are_cut_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "PART_SECONDS", 1)  # 10 frames at 10 Hz
+    episodes = [make_episode(i, length) for i, length in enumerate((3, 5, 12, 4))]  # 4, 6, 13 and 5 frames
+    store = make_store(tmp_path, episodes)
+    assert [record.part for record in store.records()] == [0, 0, 1, 2]
+    assert [record.offset for record in store.records()] == [0, 4, 0, 0]
+    assert [record.first_frame for record in store.records()] == [0, 4, 10, 23]
+    for kept, given in zip(store, episodes, strict=True):
+        assert_same(kept, given)
+
+
+def test_select_and_summary(tmp_path: Path) -> None:
+    [shown] = starts("demonstrate", 0, 1)
+    episodes = [
+        make_episode(0, 3, success=(3,), source="expert", start=shown),
+        make_episode(1, 3, source="base"),
+        make_episode(2, 5, success=(1, 2), source="base"),
+        make_episode(3, 3, source="base"),
+    ]
+    store = make_store(tmp_path, episodes)
+    assert store.select() == [0, 1, 2, 3]
+    assert store.select(source="base") == store.select(split="collect") == [1, 2, 3]
+    assert store.select(split="demonstrate") == [0]
+    assert store.select(source="base", success=True) == [2]
+    assert store.select(task="stack") == []
+    summary = store.summary()
+    assert (summary.episodes, summary.frames) == (4, 4 + 4 + 6 + 4)
+    assert summary.by_source == {"expert": 1, "base": 3}
+    assert summary.success_rate == {"expert": 1.0, "base": 1 / 3}
+
+
+def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The append is stopped before each of its file replacements in turn; the last one is the commit."""
+    spec = dataclasses.replace(SPEC, cameras={"wrist": (8, 8)})
+    old = [make_episode(i, 4, spec=spec) for i in range(2)]
+    new = [make_episode(i, 6, spec=spec) for i in range(2, 4)]
+    after = [make_episode(9, 3, spec=spec)]
+    monkeypatch.setattr(store_module.os, "fsync", lambda _: None)  # matters in power cuts only
+
+    class Killed(BaseException):
+        pass
+
+    def dying(moment: int):
+        count = itertools.count()
+
+        def replace(*paths: Path) -> None:
+            if next(count) == moment:
+                raise Killed
+            os.rename(*paths)
+
+        return replace
+
+    for moment in range(20):
+        store = make_store(tmp_path / str(moment), old, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module.os, "replace", dying(moment))
+            patch.setattr(layout, "PART_SECONDS", 1)  # two parts, so that leftovers outnumber what comes after
+            try:
+                store.append(new)
+            except Killed:
+                pass
+            else:
+                break
+        for kept in (store, EpisodeStore.open(store.root)):
+            assert len(kept) == 2
+            assert_same(kept.episode(1), old[1])
+        EpisodeStore.open(store.root).append(after)
+        kept = EpisodeStore.open(store.root)
+        for episode, given in zip(kept, old + after, strict=True):
+            assert_same(episode, given)
+        files = {path for path in store.root.rglob("file-*")}
+        assert files == {path for part in range(2) for path in layout.part_paths(store.root, part, spec)}
+    else:
+        pytest.fail("an append should not take 20 replacements")
+    assert moment == 2 * 3 + 3  # data, video and episodes of two parts; tasks, statistics, info
+    assert len(EpisodeStore.open(store.root)) == 4
+
+
+def test_two_writers_take_turns(tmp_path: Path) -> None:
+    one = make_store(tmp_path, [make_episode(0, 3)])
+    two = EpisodeStore.open(tmp_path)
+    one.append([make_episode(1, 3)])
+    two.append([make_episode(2, 3)])
+    assert [int(episode.state[0, 0]) for episode in EpisodeStore.open(tmp_path)] == [0, 1, 2]
+
+
+def test_lossy_video_stays_close(tmp_path: Path) -> None:
+    spec = EnvSpec({"front": (64, 64)}, 0, 1, 20, 10)
+    episode = make_episode(100, 4, spec=spec)
+    episode.images["front"][..., 2] = 50
+    store = EpisodeStore.create(tmp_path, spec, lossy())
+    store.append([episode])
+    image = EpisodeStore.open(tmp_path).episode(0).images["front"].astype(int)
+    assert np.abs(image - episode.images["front"]).max() < 16
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": {"front": np.zeros((5, 16, 24, 3), np.uint8)}}, "cameras"),
+        ({"images": {n: np.zeros((5, 16, 16, 3), np.uint8) for n in SPEC.cameras}}, "size"),
+        ({"actions": np.full((4, 3), np.nan, np.float32)}, "NaN .* frame 0"),
+        ({"actions": np.zeros((4, 2), np.float32)}, "actions"),
+        ({"state": np.full((5, 2), np.inf, np.float32)}, "infinite states"),
+        ({"state": np.zeros((4, 2), np.float32)}, "states"),
+        ({"success": np.zeros(4, bool)}, "success"),
+        ({"actions": np.zeros((0, 3), np.float32)}, "no actions"),
+    ],
+)
+def test_bad_episodes_are_refused_and_nothing_is_lost(tmp_path: Path, change: dict, words: str) -> None:
+    good = make_episode(0, 4)
+    store = make_store(tmp_path, [good])
+    with pytest.raises(UserError, match=words):
+        store.append([make_episode(1, 4), dataclasses.replace(make_episode(2, 4), **change)])
+    assert len(EpisodeStore.open(tmp_path)) == 1
+    assert_same(EpisodeStore.open(tmp_path).episode(0), good)
+
+
+def test_damage_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no episode store"):
+        EpisodeStore.open(tmp_path)
+    store = make_store(tmp_path, [make_episode(0, 9), make_episode(1, 9)])
+    with pytest.raises(UserError, match="already"):
+        EpisodeStore.create(tmp_path, SPEC)
+    with pytest.raises(UserError, match="no episode 2"):
+        store.episode(2)
+
+    def truncated(path: Path, share: float) -> Path:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * share)])
+        return path
+
+    def check(path: Path, share: float) -> None:
+        whole = path.read_bytes()
+        truncated(path, share)
+        with pytest.raises(UserError, match=path.name):
+            EpisodeStore.open(tmp_path).episode(1)
+        path.unlink()
+        with pytest.raises(UserError, match="missing" if path.suffix != ".json" else "no episode store"):
+            EpisodeStore.open(tmp_path).episode(1)
+        path.write_bytes(whole)
+        assert_same(EpisodeStore.open(tmp_path).episode(1), make_episode(1, 9))
+
+    check(layout.data_path(tmp_path, 0), 0.7)
+    check(layout.episodes_path(tmp_path, 0), 0.5)
+    check(layout.video_path(tmp_path, 0, "front"), 0.3)
+    check(layout.video_path(tmp_path, 0, "front"), 0.9)
+    check(layout.video_path(tmp_path, 0, "wrist"), 0.0)
+    check(tmp_path / layout.INFO, 0.5)
+
+
+def test_open_or_create(tmp_path: Path) -> None:
+    store = EpisodeStore.open_or_create(tmp_path, SPEC)
+    assert len(store) == 0
+    store.append([make_episode(0, 3)])
+    assert len(EpisodeStore.open_or_create(tmp_path, SPEC)) == 1
+    with pytest.raises(UserError, match="another environment"):
+        EpisodeStore.open_or_create(tmp_path, dataclasses.replace(SPEC, fps=20))
+
+
+def test_starts_of_different_splits_and_rounds_never_meet() -> None:
+    n = 1 << 16
+    seen: set[int] = set()
+    total = 0
+    for split in SPLITS:
+        for round in (0, 31):
+            numbers = starts(split, 7, n, round)
+            assert numbers[0] >= 0 and numbers[-1] < 1 << 32
+            assert {split_of(number) for number in (numbers[0], numbers[-1])} == {split}
+            seen.update(numbers)
+            total += n
+    assert len(seen) == total
+    ranges = [starts(split, seed, n)[:: n - 1] for split in SPLITS for seed in (0, 1, 255)]
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(sorted(ranges)))
+
+
+def test_starts_repeat_and_extend() -> None:
+    assert starts("collect", 3, 5) == starts("collect", 3, 9)[:5]
+    assert starts("collect", 3, 5) != starts("collect", 4, 5)
+    assert starts("demonstrate", 0, 3) == [0, 1, 2]
+    for wrong in (("nonsense", 0, 1, 0), ("collect", 0, 1 << 17, 0), ("collect", 0, 1, 32)):
+        with pytest.raises(UserError):
+            starts(*wrong)
+    assert split_of(2**31) == "other"
+
+
+def test_held_out_share_is_exact_and_stable() -> None:
+    numbers = starts("collect", 5, 128, round=2)
+    assert [i for i, number in enumerate(numbers) if held_out(number, 0.125)] == list(range(7, 128, 8))
+    assert sum(held_out(number, 0.3) for number in numbers[:10]) == 3
+    assert not any(held_out(number, 0.0) for number in numbers)
+    assert all(held_out(number, 1.0) for number in numbers)
