@@ -103,6 +103,7 @@ def test_video_frechet_sees_motion():
     change = network.video(still)[:, 112:]
     assert (change == 0).all()
     assert (network.video(moving)[:, 112:] > 0).any()
+    assert network.video(flicker)[:, 112:].mean() > 0.01  # to and fro is motion too
     torch.testing.assert_close(network.video(still)[:, :112], network(frames))
 
 
