@@ -66,6 +66,7 @@ def line_chart(
     x_label: str,
     y_label: str,
     height: int = 300,
+    width: int = WIDTH,
     y_range: tuple[float, float] = (0.0, 1.0),
     rates: bool = True,
     level: tuple[float, str] | None = None,
@@ -73,7 +74,7 @@ def line_chart(
 ) -> str:
     """Lines over a common x axis. `rates`: y is labelled in percent. `level`: a dashed line across, with its name.
     The x axis runs from 0 to `x_end`, or to the last point."""
-    left, right, top, bottom = 52, WIDTH - 16, 30, height - 44
+    left, right, top, bottom = 60, width - 16, 30, height - 44
     xs = [x for line in lines for x, _ in line.points]
     x0, x1 = 0.0, max([*xs, x_end or 0.0]) or 1.0
     y0, y1 = y_range
@@ -95,7 +96,7 @@ def line_chart(
     if level is not None:
         y = py(level[0])
         parts.append(f'<line class="level" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(right, y - 6, level[1], "tick", "end"))
+        parts.append(_text(left + 6, y - 6, level[1], "tick"))
     for line in lines:
         points = [(px(x), py(y)) for x, y in line.points if math.isfinite(y)]
         if line.whiskers:
@@ -105,7 +106,7 @@ def line_chart(
         elif points:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             parts.append(f'<path class="line-{line.kind}{" dashed" if line.dashed else ""}" d="{path}"/>')
-    return _svg(height, parts) + _legend(lines)
+    return _svg(height, parts, width) + _legend(lines)
 
 
 def cost_bars(rows: Sequence[tuple[str, float, str]]) -> str:
@@ -146,5 +147,6 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(height: int, parts: Sequence[str]) -> str:
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+def _svg(height: int, parts: Sequence[str], width: int = WIDTH) -> str:
+    kind = "chart narrow" if width < WIDTH else "chart"
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'

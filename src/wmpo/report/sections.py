@@ -12,7 +12,7 @@ from wmpo.objectives.statistics import wilson_interval
 from wmpo.report.charts import Bar, Line, cost_bars, line_chart, percent, rate_bars
 from wmpo.report.media import Media, Pair
 from wmpo.report.video import encode_mp4, side_by_side
-from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, signed
+from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, short_name, signed, span
 from wmpo.results import BASE, RunResult
 from wmpo.training.log import clock
 
@@ -39,7 +39,7 @@ def tiles(result: RunResult) -> str:
     if gain is not None:
         items.append((signed(gain.difference.value), "points of real success gained by practising in imagination"))
     if "rollouts" in result.interactions:
-        items.append((str(result.interactions["rollouts"].episodes), "real rollouts of the policy, for everything"))
+        items.append((str(result.interactions["rollouts"].episodes), "real episodes of the policy, to learn from"))
     if result.stages:
         items.append((clock(sum(stage.seconds for stage in result.stages.values())), "from nothing to this page"))
         peak = max(stage.peak_memory_mb for stage in result.stages.values())
@@ -63,18 +63,19 @@ def success(result: RunResult) -> str:
             [
                 policy_name(name),
                 f"{sum(policy.success)} of {len(policy.success)}",
-                f"{100 * policy.rate.low:.1f} to {100 * policy.rate.high:.1f} %",
+                f"{span(policy.rate)} %",
                 points(gain.difference) if gain else "–",
                 f"{gain.won} / {gain.lost}" if gain else "–",
                 number(policy.steps_to_success),
             ]
         )
-    head = ("policy", "successes", "95 % interval", "gain over before", "newly solved / lost", "steps to success")
+    head = ("policy", "successes", "95 % interval", "gain in points", "solved / lost", "steps to success")
     return section(
         "Real success",
         paragraph(
             "Every policy starts from the same real situations, none of which was used for learning. "
-            "Whiskers are 95 % intervals; the gain compares situation by situation."
+            "Whiskers are 95 % intervals. The gain compares with the policy before, situation by situation: how many "
+            "are newly solved, how many are solved no more."
         ),
         rate_bars(bars),
         table(head, rows),
@@ -92,8 +93,8 @@ def learning(result: RunResult) -> str:
     lines = []
     for practice, curves in result.curves.items():
         if "success" in curves:
-            label = f"{policy_name(practice)}, imagined"
-            lines.append(Line(label, curves["success"], policy_kind(practice), dashed=True))
+            label = "practice" if policy_kind(practice) == "wmpo" else short_name(practice)
+            lines.append(Line(f"{label}, imagined", curves["success"], policy_kind(practice), dashed=True))
     if not lines:
         return ""
     for name, policy in result.policies.items():
@@ -103,10 +104,10 @@ def learning(result: RunResult) -> str:
         last = max((step for step, _ in result.curves.get(name, {}).get("success", [(0, 0.0)])), default=0)
         at = 0 if name == BASE else last
         rate = policy.rate
-        lines.append(Line(f"{policy_name(name)}, real", [(at, rate.value)], kind, whiskers=[(rate.low, rate.high)]))
+        lines.append(Line(f"{short_name(name)}, real", [(at, rate.value)], kind, whiskers=[(rate.low, rate.high)]))
     for practice, curves in result.curves.items():
         if real := curves.get("real_success"):
-            lines.append(Line(f"{policy_name(practice)}, real", real, policy_kind(practice)))
+            lines.append(Line(f"{short_name(practice)}, real", real, policy_kind(practice)))
     kept = ""
     if groups := result.curves.get("wmpo", {}).get("groups_kept"):
         mean = sum(value for _, value in groups) / len(groups)
@@ -114,9 +115,9 @@ def learning(result: RunResult) -> str:
     return section(
         "Learning in imagination",
         paragraph(
-            "Dashed: share of imagined episodes that the reward model counts as successes, iteration by iteration. "
-            "There the policy tries things out, so it fails more often than in reality (dots), where it takes its most "
-            "likely action."
+            "Dashed: share of imagined episodes that the reward model counts as successes; the policy tries things out "
+            "there. Dots: success in reality, where it takes its most likely action. If the line rises and the dots "
+            "don't, the policy has learned to fool its imagination."
         ),
         line_chart(lines, x_label="iteration of practice", y_label="success"),
         kept,
@@ -181,7 +182,7 @@ def reward_model(result: RunResult, media: Media) -> str:
             continue
         if curve.success_at is not None:
             lines.append(Line("really accomplished", [(curve.success_at, 0.0), (curve.success_at, 1.0)], "other"))
-        chart = line_chart(lines, x_label="frame", y_label="", height=220, level=level, x_end=end)
+        chart = line_chart(lines, x_label="frame", y_label="score", height=230, width=380, level=level, x_end=end)
         charts.append(f"<figure>{chart}<figcaption>{escape(curve.caption)}</figcaption></figure>")
     grid = f'<div class="videos">{"".join(charts)}</div>' if charts else ""
     return section("The reward model", text, grid)

@@ -25,6 +25,11 @@ def policy_name(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
+def short_name(name: str) -> str:
+    """For legends."""
+    return {BASE: "before", FINAL: "after practice", CONTROL: "control"}.get(name, policy_name(name))
+
+
 def policy_kind(name: str) -> str:
     """CSS class."""
     if name in (BASE, CONTROL):
@@ -42,10 +47,14 @@ def number(value: float, digits: int = 1) -> str:
     return "–" if value != value else f"{value:.{digits}f}"
 
 
+def span(interval: Interval, scale: float = 100.0) -> str:
+    """14.5 to 27.7: the bounds in percent or points."""
+    return f"{scale * interval.low:.1f} to {scale * interval.high:.1f}".replace("-", "−")
+
+
 def points(interval: Interval) -> str:
-    """+21.1 points (14.5 to 27.7)."""
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{signed(interval.value)} points ({low:.1f} to {high:.1f})"
+    """+21.1 (14.5 to 27.7)."""
+    return f"{signed(interval.value)} ({span(interval)})"
 
 
 def signed(rate: float) -> str:
@@ -68,9 +77,9 @@ def headline(result: RunResult) -> str:
     if final not in summary.gains:
         return text
     gain = summary.gains[final].difference
-    span = f"95 % interval {100 * gain.low:.1f} to {100 * gain.high:.1f}".replace("-", "−")
+    sure = f"95 % interval {span(gain)}"
     if gain.low > 0:
-        return f"{text} That is a gain of {100 * gain.value:.1f} points ({span})."
+        return f"{text} That is a gain of {100 * gain.value:.1f} points ({sure})."
     if gain.high < 0:
-        return f"{text} That is a loss of {-100 * gain.value:.1f} points ({span})."
-    return f"{text} The difference of {signed(gain.value)} points may be chance ({span})."
+        return f"{text} That is a loss of {-100 * gain.value:.1f} points ({sure})."
+    return f"{text} The difference of {signed(gain.value)} points may be chance ({sure})."
