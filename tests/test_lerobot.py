@@ -1,0 +1,132 @@
+"""The files themselves, as LeRobot's reader expects them; and LeRobot's reader, where it is installed."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from episodes_by_hand import SPEC, make_episode, make_store
+from wmpo.data.stats import image_stats, merge_stats, vector_stats
+from wmpo.data.store import EpisodeStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
+    store = make_store(tmp_path_factory.mktemp("store"), [make_episode(0, 3), make_episode(1, 5, success=(0, 4, 5))])
+    store.append([make_episode(2, 4, labels=True)])
+    return store
+
+
+def test_info(store: EpisodeStore) -> None:
+    info = json.loads((store.root / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0"
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"], info["fps"]) == (3, 15, 2, 10)
+    assert info["splits"] == {"train": "0:3"}
+    video = info["features"]["observation.images.front"]
+    assert (video["dtype"], video["shape"], video["names"]) == ("video", [16, 24, 3], ["height", "width", "channels"])
+    columns = set(pq.read_table(store.root / "data/chunk-000/file-000.parquet").column_names)
+    assert columns == {name for name, feature in info["features"].items() if feature["dtype"] != "video"}
+    assert [name for name in info["features"] if name.startswith("action")] == ["action"]
+
+
+def test_frames(store: EpisodeStore) -> None:
+    table = pq.read_table(store.root / "data/chunk-000/file-000.parquet")
+    rows = {name: table[name].to_pylist() for name in table.column_names}
+    assert rows["index"] == list(range(10))
+    assert rows["episode_index"] == [0] * 4 + [1] * 6
+    assert rows["frame_index"] == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    assert np.allclose(rows["timestamp"], np.array(rows["frame_index"]) / 10)
+    assert rows["task_index"] == [0] * 4 + [1] * 6
+    assert np.allclose([action[0] for action in rows["action"][4:]], [1, 1.01, 1.02, 1.03, 1.04, 1.04])
+    assert rows["action"] == rows["label.action"]
+    assert rows["next.is_pad"] == [False] * 3 + [True] + [False] * 5 + [True]
+    assert rows["next.done"] == [False] * 2 + [True] * 2 + [False] * 4 + [True] * 2
+    assert rows["success"][4:] == [True, False, False, False, True, True]
+    assert rows["next.success"][4:] == [False, False, False, True, True, True]
+    assert rows["next.reward"][4:] == [0, 0, 0, 1, 1, 0]
+    second = pq.read_table(store.root / "data/chunk-000/file-001.parquet")
+    assert second["index"].to_pylist() == list(range(10, 15))
+
+
+def test_episodes(store: EpisodeStore) -> None:
+    rows = pq.read_table(store.root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    rows += pq.read_table(store.root / "meta/episodes/chunk-000/file-001.parquet").to_pylist()
+    video = "videos/observation.images.wrist"
+    names = ["length", "dataset_from_index", "dataset_to_index", "data/file_index", f"{video}/file_index"]
+    assert [[row[name] for name in names] for row in rows] == [[4, 0, 4, 0, 0], [6, 4, 10, 0, 0], [5, 10, 15, 1, 1]]
+    spans = [[row[f"{video}/from_timestamp"], row[f"{video}/to_timestamp"]] for row in rows]
+    assert np.allclose(spans, [[0, 0.4], [0.4, 1.0], [0, 0.5]])
+    assert [row["tasks"] for row in rows] == [["push block 0"], ["push block 1"], ["push block 0"]]
+
+
+def test_tasks_are_the_index_of_a_pandas_frame(store: EpisodeStore) -> None:
+    table = pq.read_table(store.root / "meta/tasks.parquet")
+    assert table.to_pydict() == {"task_index": [0, 1], "__index_level_0__": ["push block 0", "push block 1"]}
+    assert json.loads(table.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
+
+
+def test_video_times_and_key_frames(store: EpisodeStore) -> None:
+    with av.open(str(store.root / "videos/observation.images.front/chunk-000/file-000.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec.name == "h264" and stream.average_rate == 10
+        frames = list(container.decode(stream))
+    assert np.allclose([frame.time for frame in frames], np.arange(10) / 10)
+    assert frames[0].key_frame and frames[4].key_frame  # where the episodes begin
+
+
+def test_stats(store: EpisodeStore) -> None:
+    stats = json.loads((store.root / "meta/stats.json").read_text())
+    actions = np.concatenate([np.arange(n) / 100 + i for i, n in enumerate((3, 5, 4))])
+    assert np.allclose(stats["action"]["mean"], actions.mean())
+    assert np.allclose(stats["action"]["q99"], np.quantile(actions, 0.99))
+    assert stats["action"]["count"] == [12] and stats["observation.state"]["count"] == [15]
+    labels = np.concatenate([actions[:8], -actions[8:]])
+    assert np.allclose(stats["label.action"]["std"], labels.std())
+    image = stats["observation.images.front"]
+    assert np.shape(image["mean"]) == (3, 1, 1) and image["count"] == [15]
+    number = np.repeat([0, 1, 2], (4, 6, 5)) / 255  # the red channel
+    assert np.allclose(
+        [image[name][0][0][0] for name in ("min", "max", "mean", "std")], [0, 2 / 255, number.mean(), number.std()]
+    )
+
+
+def test_stats_of_unions() -> None:
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(50, 3)) + 5
+    whole, merged = vector_stats(rows), merge_stats([vector_stats(rows[:10]), vector_stats(rows[10:])])
+    for name in ("min", "max", "mean", "std", "count"):
+        assert np.allclose(whole[name], merged[name])
+    images = generator.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
+    stats = image_stats(images)
+    for channel in range(3):
+        values = images[..., channel] / 255
+        for name, value in (
+            ("min", values.min()),
+            ("max", values.max()),
+            ("mean", values.mean()),
+            ("std", values.std()),
+        ):
+            assert np.isclose(stats[name][channel, 0, 0], value)
+        assert np.isclose(stats["q50"][channel, 0, 0], np.quantile(values, 0.5, method="inverted_cdf"))
+
+
+def test_lerobot_opens_it(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    dataset = module.LeRobotDataset("local/store", root=store.root, video_backend="pyav")
+    assert (len(dataset), dataset.meta.total_episodes) == (15, 3)
+    episodes = [make_episode(0, 3), make_episode(1, 5), make_episode(2, 4)]
+    place = 0
+    for episode in episodes:
+        for frame in range(episode.length + 1):
+            item = dataset[place]
+            for camera in SPEC.cameras:
+                image = (item[f"observation.images.{camera}"] * 255).round().byte().permute(1, 2, 0).numpy()
+                assert np.array_equal(image, episode.images[camera][frame])
+            assert np.array_equal(item["observation.state"], episode.state[frame])
+            assert item["task"] == episode.instruction
+            place += 1
