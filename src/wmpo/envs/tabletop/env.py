@@ -29,8 +29,15 @@ from wmpo.envs.tabletop.settings import (
 )
 from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, task_named
 
-_STAGES = 5  # the target moves in this many steps, so that the gripper moves evenly
+_STAGES = 4  # the target moves in this many steps, so that the gripper moves evenly
 _SUBSTEPS = round(1 / FPS / TIMESTEP / _STAGES)
+_LOWEST, _HIGHEST = np.transpose(REACH)
+# How far an object's centre must be from the fingertips' way to be out of reach: fingers, half an object's diagonal
+# (of its face for the sides, of its volume for the height), and room to spare.
+_WIDE = OPENING + 0.01 + 1.42 * CUBE + 0.01
+_DEEP = 0.012 + 1.42 * CUBE + 0.01
+_HIGH = 1.74 * CUBE + 0.005
+_FREE_FLIGHT = int(mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_GRAVITY)
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -107,15 +114,17 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         # Object name -> address of its free joint in qpos, or of its mocap body.
         self._free: dict[str, int] = {}
         self._fixed: dict[str, int] = {}
+        self._loose: list[tuple[int, int]] = []  # addresses of free joints in qpos and in qvel
         for index in range(1, m.nbody):
             body = m.body(index)
             if body.mocapid[0] >= 0:
                 self._fixed[body.name] = int(body.mocapid[0])
             elif body.jntnum[0] and m.jnt_type[body.jntadr[0]] == mujoco.mjtJoint.mjJNT_FREE:
                 self._free[body.name] = int(m.jnt_qposadr[body.jntadr[0]])
+                self._loose.append((int(m.jnt_qposadr[body.jntadr[0]]), int(m.jnt_dofadr[body.jntadr[0]])))
         thing = m.body(self.task.thing).id
-        self._thing_geoms = frozenset(np.flatnonzero(m.geom_bodyid == thing).tolist())
-        self._fingers = (m.geom("left").id, m.geom("right").id)
+        self._moved_geoms = frozenset(np.flatnonzero(m.geom_bodyid == thing).tolist())
+        self._left, self._right = int(m.geom("left").id), int(m.geom("right").id)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -142,6 +151,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         opening = 0.0 if self.task.skill == "push" else OPENING
         d.qpos[self._slides] = (*where["grip"], HOVER, opening, opening)
         d.ctrl[:] = d.qpos[self._slides]
+        self.model.opt.disableflags = 0
         mujoco.mj_step(self.model, d, 10)  # objects settle by some hundredths of a millimetre
         self._refresh()
 
@@ -155,28 +165,50 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def advance(self, action: np.ndarray) -> bool:
         """Simulate one action without drawing; True if the task counts as accomplished now."""
         d = self.data
-        begin = d.qpos[self._slides[:3]].copy()
-        target = np.clip(begin + STRIDE * action[:3], *np.transpose(REACH))
+        begin = d.qpos[self._slides[:3]]
+        target = np.minimum(np.maximum(begin + STRIDE * action[:3], _LOWEST), _HIGHEST)
         d.ctrl[3:] = OPENING * (1 - float(action[3])) / 2
+        away = self._away(begin, target)
+        self.model.opt.disableflags = _FREE_FLIGHT if away else 0  # the model is shared: always set, never assumed
+        left = right = False
         for stage in range(1, _STAGES + 1):
             # The target arrives before the last stage, which lets the gripper come to rest.
             d.ctrl[:3] = begin + (target - begin) * min(stage / (_STAGES - 1), 1.0)
             mujoco.mj_step(self.model, d, _SUBSTEPS)
+            for pair in () if away else d.contact.geom.tolist():
+                if self._moved_geoms.intersection(pair):
+                    left, right = left or self._left in pair, right or self._right in pair
         self._refresh()
-        return self._count()
+        return self._count(left or right, left and right)
+
+    def _away(self, begin: np.ndarray, target: np.ndarray) -> bool:
+        """Whether the objects rest and the gripper cannot reach them in this step.
+
+        Most of the physics' time goes into objects that lie still. While this holds, gravity and contacts are
+        switched off, and nothing but the gripper moves.
+        """
+        d = self.data
+        x, y, z = np.minimum(begin, target).tolist()
+        right, back, _ = np.maximum(begin, target).tolist()
+        for qpos, dof in self._loose:
+            thing = d.qpos[qpos : qpos + 3].tolist()
+            beside = max(x - thing[0], thing[0] - right) > _WIDE or max(y - thing[1], thing[1] - back) > _DEEP
+            if not beside and z < thing[2] + _HIGH:
+                return False
+            speed, force = d.qvel[dof : dof + 6], d.qacc_warmstart[dof : dof + 6]
+            if np.abs(speed).max() > 2e-3 or np.abs(force).max() > 0.1:
+                return False
+        for _, dof in self._loose:
+            d.qvel[dof : dof + 6] = 0.0
+        return True
 
     def _refresh(self) -> None:
         """Positions as of now: mj_step leaves those of one time step ago. Changes nothing that the next step uses."""
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
-    def _count(self) -> bool:
+    def _count(self, touching: bool, gripping: bool) -> bool:
         old = self.counters
-        touched = set()
-        for first, second in self.data.contact.geom:
-            if first in self._thing_geoms or second in self._thing_geoms:
-                touched.update({int(first), int(second)} & set(self._fingers))
-        touching, gripping = len(touched) > 0, len(touched) == 2
         frame = old.frame + 1
         held = old.held + 1 if self.task.accomplished(self.view()) else 0
         accomplished_at = old.accomplished_at if old.accomplished_at >= 0 or held < HOLD else frame

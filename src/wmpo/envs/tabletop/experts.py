@@ -78,22 +78,24 @@ def _pick_and_place(task: Task, view: View) -> np.ndarray:
     level = float(grip[2] - thing[2]) - hold
     closed = view.opening < half_width + 0.003
     off = float(np.abs(to_goal).max())
+    room = OPENING - half_width  # on either side, between the open fingers and the object
 
     if off < task.tolerance and thing[2] < task.rest + 0.004:  # there: let go, then rise
         free = view.opening > half_width + 0.004
         return _action(np.array([0.0, 0.0, max(HOVER + task.rest - grip[2], 0.0) if free else 0.0]), OPEN)
-    if miss < 0.016 and level < 0.012 and closed:  # holding it: up, across, down
-        bottom = task.rest - half_height if task.skill == "place" else 0.055
-        safe = bottom + half_height + 0.02  # height of its centre at which it clears the goal
-        aligned = _fade(off, 0.004, 0.012)
-        height = task.rest + (CARRY - LOW + half_height - task.rest) * (1 - aligned)
-        across = 1.0 if off < 0.012 else _fade(safe - float(thing[2]), 0.0, 0.03)
+    if miss < 0.025 and level < 0.02 and closed:  # holding it: up, across, down
+        near, far = 0.5 * task.tolerance, task.tolerance
+        height = task.rest + (CARRY + half_height - LOW - task.rest) * (1 - _fade(off, near, far))
+        # How far below the height at which it passes over the goal: wait until it is nearly there.
+        bottom = 0.055 if task.skill == "insert" else task.rest - half_height
+        across = 1.0 if off < far else _fade(bottom + half_height + 0.02 - float(thing[2]), 0.0, 0.03)
         return _action(np.append(to_goal * across, height - thing[2] - 0.002), CLOSED)
-    if miss < 0.010 and level < 0.010:  # around it: close
+    if miss < 0.8 * room and level < 0.014:  # around it: close
         return _action(np.append(to_thing, -level), CLOSED)
-    down = _fade(miss, 0.006, 0.02)  # anywhere else: above it, then down, open
-    height = float(thing[2]) + hold + (HOVER - LOW) * (1 - down)
-    across = 1.0 if miss < 0.016 else _fade(2 * CUBE + 0.012 - float(grip[2]), 0.0, 0.03)
+    # Anywhere else: above it, then down, with open fingers.
+    height = float(thing[2]) + hold + (HOVER - LOW) * (1 - _fade(miss, 0.6 * room, 1.2 * room))
+    above = float(thing[2]) + half_height + 0.01
+    across = 1.0 if miss < 1.2 * room else _fade(above - float(grip[2]), 0.0, 0.03)
     return _action(np.append(to_thing * across, height - grip[2]), OPEN)
 
 

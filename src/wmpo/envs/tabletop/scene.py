@@ -30,7 +30,7 @@ from wmpo.envs.tabletop.settings import (
 
 RED, BLUE, GREEN = (0.86, 0.10, 0.10), (0.10, 0.25, 0.88), (0.15, 0.72, 0.25)
 YELLOW, ORANGE, PURPLE = (0.96, 0.80, 0.15), (0.95, 0.50, 0.08), (0.50, 0.15, 0.62)
-TABLE, FLOOR, STEEL, SHADE = (0.87, 0.85, 0.81), (0.55, 0.57, 0.60), (0.13, 0.13, 0.16), (0.60, 0.58, 0.56)
+TABLE, FLOOR, STEEL, SHADE = (0.87, 0.85, 0.81), (0.55, 0.57, 0.60), (0.13, 0.13, 0.16), (0.52, 0.50, 0.49)
 
 
 def _box(
@@ -78,13 +78,16 @@ def _gripper() -> str:
     fingers = ""
     for name, sign in (("left", -1), ("right", 1)):
         finger = _box(
-            (sign * 0.005, 0, 0.036), (0.005, 0.012, 0.036), STEEL, extra=f'name="{name}" mass="0.05" friction="1.6"'
+            (sign * 0.005, 0, 0.034),
+            (0.005, 0.012, 0.034),
+            STEEL,
+            extra=f'name="{name}" mass="0.05" friction="1.6" condim="4"',
         )
         fingers += (
             f'<body name="{name}" gravcomp="1">'
             f'<joint name="{name}" type="slide" axis="{sign} 0 0" range="0 {OPENING}" limited="true"/>{finger}</body>'
         )
-    palm = _box((0, 0, 0.077), (OPENING + 0.01, 0.006, 0.005), STEEL, extra='mass="0.3" contype="0" conaffinity="0"')
+    palm = _box((0, 0, 0.072), (OPENING + 0.008, 0.005, 0.005), STEEL, extra='mass="0.3" contype="0" conaffinity="0"')
     shadow = _box((0, 0, 0.0011), (0.016, 0.012, 0.0001), SHADE, solid=False)
     x, y, z = REACH
     return f"""
@@ -134,7 +137,7 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         {_ring()}{_cube("blue", blue, patterned)}"""
     xml = f"""
     <mujoco model="tabletop">
-      <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="5" iterations="20"/>
+      <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="5" iterations="20" tolerance="1e-6"/>
       <size memory="2M"/>
       <visual>
         <headlight ambient="0.5 0.5 0.5" diffuse="0.2 0.2 0.2" specular="0 0 0"/>
@@ -143,11 +146,11 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         <map znear="0.01" zfar="10"/>
       </visual>
       <statistic extent="1" center="0 0 0"/>
-      <default><geom friction="0.7 0.005 0.0001" condim="4" solref="0.016 1"/></default>
+      <default><geom friction="0.7 0.005 0.0001" condim="3" solref="0.02 1"/></default>
       <worldbody>
         <light pos="0 0 2" dir="0.3 0.35 -1" directional="true" castshadow="false"
           diffuse="0.3 0.3 0.3" specular="0 0 0"/>
-        <camera name="front" pos="0 -0.478 0.595" xyaxes="1 0 0 0 0.743 0.669" fovy="38"/>
+        <camera name="front" pos="0 -0.33 0.67" xyaxes="1 0 0 0 0.866 0.5" fovy="37"/>
         {_table(disruption == "background")}
         {things}
         {_gripper()}

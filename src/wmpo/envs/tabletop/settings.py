@@ -18,17 +18,17 @@ STATE_DIM, ACTION_DIM = 4, 4
 HOLD = 3  # frames that the goal must hold before the task counts as accomplished
 LINGER = 4  # frames recorded after that
 
-CUBE = 0.0275  # half edge of a cube
-ZONE = 0.0575  # half edge of the flat goal zone
+CUBE = 0.03  # half edge of a cube
+ZONE = 0.06  # half edge of the flat goal zone
 TRAY = 0.05  # half edge of the tray
 TRAY_HEIGHT = 0.045
-RING_INNER, RING_OUTER, RING_HALF_HEIGHT = 0.025, 0.037, 0.0125
-PEG, PEG_HEIGHT = 0.016, 0.05
+RING_INNER, RING_OUTER, RING_HALF_HEIGHT = 0.026, 0.038, 0.0125
+PEG, PEG_HEIGHT = 0.015, 0.05
 
-OPENING = 0.046  # largest distance of a finger from the middle
-REACH = ((-0.24, 0.24), (-0.20, 0.20), (0.004, 0.16))  # where the point between the fingertips may go
+OPENING = 0.05  # largest distance of a finger from the middle
+REACH = ((-0.22, 0.22), (-0.20, 0.20), (0.004, 0.15))  # where the point between the fingertips may go
 
-TIMESTEP = 0.008
+TIMESTEP = 0.01
 
 UNSEEN = 3  # the geom group that no renderer draws
 
