@@ -37,20 +37,19 @@ def make_episode(
     times = np.arange(length + 1, dtype=np.float32)[:, None] / 100 + number
     hits = np.zeros(length + 1, bool)
     hits[list(success)] = True
-    episode = Episode(
+    actions = np.repeat(times[:-1], spec.action_dim, axis=1)
+    return Episode(
         images=images,
         state=np.repeat(times, spec.state_dim, axis=1),
-        actions=np.repeat(times[:-1], spec.action_dim, axis=1),
+        actions=actions,
         success=hits,
         instruction=f"push block {number % 2}",
         start=starts("collect", 0, number + 1)[number] if start is None else start,
         task="push",
         source=source,
         meta={"renderer": "rays"},
+        labels=-actions if labels else None,
     )
-    if labels:
-        episode.labels = -episode.actions
-    return episode
 
 
 def make_store(root: Path, episodes: list[Episode], spec: EnvSpec = SPEC) -> EpisodeStore:

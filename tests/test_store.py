@@ -47,9 +47,8 @@ def test_labels_are_kept(tmp_path: Path) -> None:
     label = store.columns(0, layout.LABEL)
     assert np.array_equal(label[:4], store.episode(0).actions)
     assert np.array_equal(label[5:9], -store.episode(1).actions)
-    if store_module.CAN_LABEL:
-        assert store.episode(0).labels is None
-        assert np.array_equal(store.episode(1).labels, -store.episode(1).actions)
+    assert store.episode(0).labels is None
+    assert np.array_equal(store.episode(1).labels, -store.episode(1).actions)
 
 
 def test_long_appends_are_cut_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

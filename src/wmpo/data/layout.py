@@ -148,10 +148,10 @@ def frames_table(
         repeat_last = np.minimum(np.arange(T + 1), T - 1)
         following = np.minimum(np.arange(T + 1) + 1, T)
         padded = np.arange(T + 1) == T
-        labels = episode_labels(episode)
+        labels = episode.actions if episode.labels is None else episode.labels
         columns = {
             ACTION: episode.actions[repeat_last],
-            LABEL: (episode.actions if labels is None else labels)[repeat_last],
+            LABEL: labels[repeat_last],
             "success": episode.success,
             "next.reward": (episode.success[following] & ~padded).astype(np.float32),
             "next.success": episode.success[following],
@@ -169,12 +169,6 @@ def frames_table(
         for name, values in columns.items():
             blocks.setdefault(name, []).append(values)
     return pa.table({name: _column(np.concatenate(values)) for name, values in blocks.items()})
-
-
-def episode_labels(episode: Episode) -> np.ndarray | None:
-    """(T, D) what an imitator should do at each frame, None where that is what was done."""
-    labels: np.ndarray | None = getattr(episode, "labels", None)
-    return labels
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:

@@ -32,8 +32,6 @@ from wmpo.types import EnvSpec, Episode
 if TYPE_CHECKING:
     from wmpo.data.cache import FrameCache
 
-CAN_LABEL = "labels" in Episode.__dataclass_fields__
-
 
 @dataclass(frozen=True)
 class EpisodeRecord:
@@ -240,7 +238,7 @@ class EpisodeStore:
                 "wmpo/source": episode.source,
                 "wmpo/task": episode.task,
                 "wmpo/success": episode.succeeded,
-                "wmpo/labelled": layout.episode_labels(episode) is not None,
+                "wmpo/labelled": episode.labels is not None,
                 "wmpo/meta": json.dumps(episode.meta, sort_keys=True),
             }
             stats = {layout.ACTION: vector_stats(episode.actions)}
@@ -329,7 +327,6 @@ class EpisodeStore:
         rows = slice(row.offset, row.offset + row.length + 1)
         vectors = self._vectors(row)
         state = vectors.get(layout.STATE, np.zeros((row.length + 1, 0), np.float32))
-        labels = {"labels": vectors[layout.LABEL]} if CAN_LABEL and row.labelled else {}
         return Episode(
             images=images,
             state=state,
@@ -340,7 +337,7 @@ class EpisodeStore:
             task=row.task,
             source=row.source,
             meta=dict(row.meta),
-            **labels,
+            labels=vectors[layout.LABEL] if row.labelled else None,
         )
 
     def _vectors(self, row: EpisodeRecord) -> dict[str, np.ndarray]:
@@ -431,9 +428,8 @@ def _check(episode: Episode, spec: EnvSpec, who: str) -> None:
                 f"{(T + 1, height, width, 3)}: set the camera to the store's size, or begin a new store."
             )
     vectors = {"actions": (episode.actions, (T, D)), "states": (episode.state, (T + 1, S))}
-    labels = layout.episode_labels(episode)
-    if labels is not None:
-        vectors["labels"] = (labels, (T, D))
+    if episode.labels is not None:
+        vectors["labels"] = (episode.labels, (T, D))
     for name, (values, shape) in vectors.items():
         if values.shape != shape or values.dtype != np.float32:
             raise UserError(f"{who} has {name} {values.dtype} {values.shape} where the store takes float32 {shape}.")
