@@ -1,0 +1,199 @@
+"""Frame codecs that learn: a small convolutional autoencoder trained here, and pretrained ones from diffusers.
+
+Both fulfil `wmpo.world_models.codecs.Codec`: uint8 images in, latents of about unit spread out, and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmpo.errors import UserError
+from wmpo.layers import ResidualBlock
+from wmpo.training.checkpoint import load_config, load_module, save_module
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What a saved autoencoder needs to be built again. 64x64x3 becomes 16x16x8 with the defaults."""
+
+    latent_channels: int = 8
+    """c: channels of the latent."""
+    downsample: int = 4
+    """How many pixels a latent position stands for, in each direction: a power of two, at least 2."""
+    width: int = 32
+    """Channels at half resolution; twice as many below that."""
+    noise: float = 0.05
+    """Noise added to latents of unit spread in training, so that slightly wrong latents still decode well."""
+
+
+class Autoencoder(nn.Module):
+    """Fulfils `wmpo.world_models.codecs.Codec`; `forward` is the reconstruction loss.
+
+    Latents are centred and scaled per channel to unit spread by running statistics, which are buffers and travel with
+    the weights. There is no KL term: the noise in training already asks for smooth latents.
+    """
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or AutoencoderConfig()
+        levels = config.downsample.bit_length() - 1
+        if config.downsample != 2**levels or levels < 1:
+            raise ValueError(f"downsample must be a power of two, at least 2, not {config.downsample}")
+        widths = [config.width] + [2 * config.width] * (levels - 1)
+        # A patch of 2x2 pixels is one position from the start: full resolution is where convolutions cost most.
+        down: list[nn.Module] = [nn.Conv2d(12, widths[0], 3, padding=1)]
+        up: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)]
+        for fine, coarse in pairwise(widths):
+            down += [ResidualBlock(fine, fine), nn.Conv2d(fine, coarse, 3, stride=2, padding=1)]
+        down += [ResidualBlock(widths[-1], widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_channels, 1)]
+        for coarse, fine in pairwise(reversed(widths)):
+            up += [ResidualBlock(coarse, coarse), nn.Upsample(scale_factor=2), nn.Conv2d(coarse, fine, 3, padding=1)]
+        up += [ResidualBlock(widths[0], widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 12, 3, padding=1)]
+        self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
+        self.latent_mean: Tensor
+        self.latent_std: Tensor
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
+        self.observed: Tensor
+        self.register_buffer("observed", torch.zeros(()))  # batches seen; a float, so that averages of weights take it
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w) of one camera's latent."""
+        size = self.config.downsample
+        if height % size or width % size:
+            raise ValueError(f"images of {height}x{width} don't divide by {size}, the autoencoder's downsampling")
+        return self.config.latent_channels, height // size, width // size
+
+    @torch.no_grad()
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, c, h, w) float32 of about unit spread."""
+        return (self._encode(_unit(images_BCHW)) - self.latent_mean) / self.latent_std
+
+    @torch.no_grad()
+    def decode(self, latents_Bchw: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, 3, H, W) uint8."""
+        return _uint8(self._decode(latents_Bchw))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.encoder(F.pixel_unshuffle(pixels, 2))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """From latents of unit spread."""
+        return F.pixel_shuffle(self.decoder(latents * self.latent_std + self.latent_mean), 2)
+
+    def forward(self, batch: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`batch`: (B, 3, H, W) uint8 images, or a mapping with them under "images".
+
+        loss  mean absolute error plus squared error of pixels in [-1, 1].
+        psnr  dB of the batch as a whole, higher is better.
+        """
+        pixels = _unit(batch if isinstance(batch, Tensor) else batch["images"])
+        raw = self._encode(pixels)
+        if self.training:
+            self.observed += 1
+            # A plain mean at first, so that the starting values are soon forgotten; then the last 50 batches or so.
+            self._observe(raw.detach(), rate=1 / self.observed.clamp(max=50))
+        latents = (raw - self.latent_mean) / self.latent_std
+        if self.training and self.config.noise > 0:
+            latents = latents + self.config.noise * torch.randn_like(latents)
+        error = self._decode(latents) - pixels
+        loss = error.abs().mean() + error.square().mean()
+        with torch.no_grad():
+            psnr = 10 * torch.log10(4 / error.square().mean().clamp(min=1e-12))  # pixels span 2
+        return loss, {"loss": loss.detach(), "psnr": psnr}
+
+    @torch.no_grad()
+    def _observe(self, raw_Bchw: Tensor, rate: float | Tensor) -> None:
+        mean = raw_Bchw.mean((0, 2, 3))[:, None, None]
+        std = raw_Bchw.std((0, 2, 3), correction=0)[:, None, None].clamp(min=1e-4)
+        self.latent_mean.lerp_(mean.to(self.latent_mean), rate)
+        self.latent_std.lerp_(std.to(self.latent_std), rate)
+
+    @torch.no_grad()
+    def calibrate(self, images_NCHW: Tensor, batch: int = 64) -> None:
+        """Set the latents' scale from these images exactly; call once training is over, before latents are used."""
+        raw = torch.cat([self._encode(_unit(part.to(self.latent_mean.device))) for part in images_NCHW.split(batch)])
+        self._observe(raw, rate=1.0)
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_module(folder, self, self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Autoencoder:
+        model = cls(load_config(folder, AutoencoderConfig)[0])
+        load_module(folder, model)
+        return model.eval()
+
+
+class DiffusersCodec(nn.Module):
+    """A pretrained AutoencoderKL of diffusers from a local folder, frozen; the paper uses that of SDXL.
+
+    Latents are posterior means times the scale factor in the folder's config (0.13025 for SDXL), shifted where the
+    config has a shift. It computes in `dtype`; the weights of SDXL overflow in float16, bfloat16 is safe.
+    """
+
+    def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        folder = Path(path)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is not the folder of a diffusers autoencoder: it has no config.json.")
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"{folder} holds no .safetensors weights; wmpo loads no other kind.")
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError as error:
+            raise UserError('The diffusers codec needs one more package: pip install "wmpo[hub]".') from error
+        try:
+            # low_cpu_mem_usage would need the accelerate package.
+            self.network: Any = AutoencoderKL.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+            )
+        except Exception as error:  # diffusers, safetensors and json each raise their own kinds
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{folder} can't be loaded as a diffusers AutoencoderKL: {reason}") from error
+        self.network.requires_grad_(False).eval()
+        config = self.network.config
+        self.scale = float(config.scaling_factor)
+        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
+        self.latent_channels = int(config.latent_channels)
+        self.downsample = 2 ** (len(config.block_out_channels) - 1)
+
+    def train(self, mode: bool = True) -> DiffusersCodec:
+        """Always in eval mode: it is never trained here."""
+        return super().train(False)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w) of one camera's latent."""
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(f"images of {height}x{width} don't divide by {self.downsample}, the codec's downsampling")
+        return self.latent_channels, height // self.downsample, width // self.downsample
+
+    @torch.no_grad()
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, c, h, w) float32 of about unit spread."""
+        pixels = _unit(images_BCHW).to(self.network.dtype)
+        latents = self.network.encode(pixels).latent_dist.mode().float()
+        return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents_Bchw: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, 3, H, W) uint8."""
+        latents = (latents_Bchw.float() / self.scale + self.shift).to(self.network.dtype)
+        return _uint8(self.network.decode(latents).sample.float())
+
+
+def _unit(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def _uint8(pixels: Tensor) -> Tensor:
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
