@@ -174,7 +174,7 @@ class Simulation:
         """The scripted expert acts until the episode is done; noise depends on seed and start number only."""
         episode = self.demonstrator
         episode.restart(request.start)
-        noise = Noise(request.noise, np.random.default_rng([request.seed, request.start]))
+        noise = Noise(request.noise * episode.task.noise, np.random.default_rng([request.seed, request.start]))
         images = {camera: [episode.draw(camera).copy()] for camera in self.cameras}
         state, success, actions, labels = [episode.state()], [False], [], []
         while not episode.done:

@@ -85,7 +85,8 @@ def _gripper() -> str:
         )
         fingers += (
             f'<body name="{name}" gravcomp="1">'
-            f'<joint name="{name}" type="slide" axis="{sign} 0 0" range="0 {OPENING}" limited="true"/>{finger}</body>'
+            f'<joint name="{name}" type="slide" axis="{sign} 0 0" range="0 {OPENING}" limited="true" '
+            f'damping="25" armature="0.1"/>{finger}</body>'  # slow enough not to jump through a thin wall
         )
     palm = _box((0, 0, 0.072), (OPENING + 0.008, 0.005, 0.005), STEEL, extra='mass="0.3" contype="0" conaffinity="0"')
     shadow = _box((0, 0, 0.0011), (0.016, 0.012, 0.0001), SHADE, solid=False)
@@ -99,7 +100,7 @@ def _gripper() -> str:
       <body name="gripper" gravcomp="1">
         <joint name="z" type="slide" axis="0 0 1" range="{z[0]} {z[1]}" limited="true"/>
         {palm}{fingers}
-        <camera name="wrist" pos="0 -0.075 0.15" xyaxes="1 0 0 0 0.9 0.436" fovy="72"/>
+        <camera name="wrist" pos="0 -0.10 0.11" xyaxes="1 0 0 0 0.866 0.5" fovy="75"/>
       </body>
     </body>"""
 
@@ -137,7 +138,8 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         {_ring()}{_cube("blue", blue, patterned)}"""
     xml = f"""
     <mujoco model="tabletop">
-      <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="5" iterations="20" tolerance="1e-6"/>
+      <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="5"
+        iterations="20" tolerance="1e-6"/>
       <size memory="2M"/>
       <visual>
         <headlight ambient="0.5 0.5 0.5" diffuse="0.2 0.2 0.2" specular="0 0 0"/>
@@ -156,12 +158,13 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         {_gripper()}
       </worldbody>
       <contact><exclude body1="left" body2="right"/></contact>
+      <equality><joint joint1="left" joint2="right" solref="0.02 1"/></equality>
       <actuator>
         <position joint="x" kp="1000" dampratio="1" forcerange="-40 40"/>
         <position joint="y" kp="1000" dampratio="1" forcerange="-40 40"/>
         <position joint="z" kp="1000" dampratio="1" forcerange="-30 30"/>
-        <position joint="left" kp="400" kv="15" forcerange="-8 8"/>
-        <position joint="right" kp="400" kv="15" forcerange="-8 8"/>
+        <position joint="left" kp="800" forcerange="-8 8"/>
+        <position joint="right" kp="800" forcerange="-8 8"/>
       </actuator>
     </mujoco>"""
     return mujoco.MjModel.from_xml_string(xml)

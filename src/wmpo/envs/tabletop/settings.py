@@ -22,8 +22,8 @@ CUBE = 0.03  # half edge of a cube
 ZONE = 0.06  # half edge of the flat goal zone
 TRAY = 0.05  # half edge of the tray
 TRAY_HEIGHT = 0.045
-RING_INNER, RING_OUTER, RING_HALF_HEIGHT = 0.026, 0.038, 0.0125
-PEG, PEG_HEIGHT = 0.015, 0.05
+RING_INNER, RING_OUTER, RING_HALF_HEIGHT = 0.024, 0.034, 0.0125
+PEG, PEG_HEIGHT = 0.012, 0.05
 
 OPENING = 0.05  # largest distance of a finger from the middle
 REACH = ((-0.22, 0.22), (-0.20, 0.20), (0.004, 0.15))  # where the point between the fingertips may go

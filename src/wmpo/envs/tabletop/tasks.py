@@ -47,6 +47,8 @@ class Task:
     """Height of the moved object's centre once it lies there."""
     tolerance: float
     """Largest distance along x and y between the object and the middle of the goal, in metres."""
+    noise: float
+    """Factor on the noise of demonstrations: a task that needs precision bears less."""
     horizon: int
     """Longest episode, in actions."""
 
@@ -62,7 +64,8 @@ class Task:
 
 
 def _blocks(name: str, instruction: str, skill: str, thing: str, goal: str, rest: float, tolerance: float) -> Task:
-    return Task(name, instruction, BLOCKS, skill, thing, goal, rest, tolerance, horizon=32 if skill == "push" else 40)
+    horizon = 32 if skill == "push" else 40
+    return Task(name, instruction, BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon)
 
 
 def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
@@ -99,6 +102,7 @@ TASKS: dict[str, Task] = {
             "peg",
             RING_HALF_HEIGHT,
             0.012,
+            noise=0.5,
             horizon=40,
         ),
         *_coloured("blue", "red", "-blue"),
@@ -112,68 +116,73 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def _distance_to_segment(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    along = end - start
-    share = np.clip(np.dot(point - start, along) / max(float(np.dot(along, along)), 1e-9), 0, 1)
-    return float(np.linalg.norm(point - (start + share * along)))
+Points = dict[str, np.ndarray]
+"""Object name -> (n, 2), for n candidate layouts at once."""
+
+_WIDE = 1.2  # the disruption of positions stretches the range of the objects by this
 
 
-def _way_is_clear(cube: np.ndarray, zone: np.ndarray, obstacles: list[tuple[np.ndarray, float]]) -> bool:
-    """Whether the cube can be pushed straight to the zone, from behind it, past obstacles of given radii."""
-    ahead = (zone - cube) / np.linalg.norm(zone - cube)
-    return all(_distance_to_segment(point, cube - 0.07 * ahead, zone) > radius for point, radius in obstacles)
+def _range(rng: np.random.Generator, x: float, y: float) -> np.ndarray:
+    """(_TRIES, 2) points with |x| and |y| up to these, in metres."""
+    return rng.uniform([-x, -y], [x, y], (_TRIES, 2))
 
 
-def _sample_blocks(rng: np.random.Generator, wide: bool) -> Layout | None:
-    scale = 1.2 if wide else 1.0
-    low, high = np.array([-0.165, -0.125]) * scale, np.array([0.165, 0.125]) * scale
-    red, blue = rng.uniform(low, high), rng.uniform(low, high)
-    zone = rng.uniform([-0.155, -0.115], [0.155, 0.115])
-    tray = rng.uniform([-0.17, -0.13], [0.17, 0.15])
-    outside = np.abs([red / high, blue / high]).max() > 1 / scale
-    if wide and not outside:  # the disruption: some cube starts where none did in training
-        return None
-    for cube, other in ((red, blue), (blue, red)):
-        apart = 0.12 < np.linalg.norm(cube - zone) < 0.30 and np.linalg.norm(cube - tray) > 0.105
-        if not apart or not _way_is_clear(cube, zone, [(other, 0.078), (tray, 0.092)]):
-            return None
-    if np.abs(red - blue).max() < 0.115 or np.abs(tray - zone).max() < ZONE + 0.055:
-        return None
-    if tray[1] < zone[1] and abs(tray[0] - zone[0]) < 0.12:  # the tray would hide the zone from the front camera
-        return None
-    grip = rng.uniform([-0.12, -0.10], [0.12, 0.10])
-    return {"red": _pair(red), "blue": _pair(blue), "zone": _pair(zone), "tray": _pair(tray), "grip": _pair(grip)}
+def _gap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) distances along the axis on which they are farther apart: what keeps boxes from overlapping."""
+    return np.abs(first - second).max(1)
 
 
-def _sample_ring(rng: np.random.Generator, wide: bool) -> Layout | None:
-    scale = 1.2 if wide else 1.0
-    low, high = np.array([-0.16, -0.125]) * scale, np.array([0.16, 0.125]) * scale
-    ring, peg, blue = rng.uniform(low, high), rng.uniform(low / scale, high / scale), rng.uniform(low, high)
-    if wide and np.abs(ring / high).max() < 1 / scale:
-        return None
-    if np.abs(ring - peg).max() < 0.12 or np.abs(ring - blue).max() < 0.125 or np.abs(peg - blue).max() < 0.12:
-        return None
-    grip = rng.uniform([-0.12, -0.10], [0.12, 0.10])
-    return {"ring": _pair(ring), "peg": _pair(peg), "blue": _pair(blue), "grip": _pair(grip)}
+def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(first - second, axis=1)
 
 
-def _pair(point: np.ndarray) -> tuple[float, float]:
-    return float(point[0]), float(point[1])
+def _distance_to_way(point: np.ndarray, cube: np.ndarray, zone: np.ndarray) -> np.ndarray:
+    """(n,) distances of a point from the way of a cube that is pushed straight to the zone, the pusher included."""
+    ahead = (zone - cube) / _distance(zone, cube)[:, None]
+    start = cube - 0.07 * ahead
+    along = ((point - start) * ahead).sum(1).clip(0, _distance(zone, start))
+    return _distance(point, start + along[:, None] * ahead)
 
 
-_SAMPLERS: dict[str, Callable[[np.random.Generator, bool], Layout | None]] = {
-    BLOCKS: _sample_blocks,
-    RING: _sample_ring,
+def _blocks_layouts(rng: np.random.Generator, wide: bool) -> tuple[Points, np.ndarray]:
+    scale = _WIDE if wide else 1.0
+    red, blue = _range(rng, 0.165 * scale, 0.125 * scale), _range(rng, 0.165 * scale, 0.125 * scale)
+    zone, tray = _range(rng, 0.155, 0.115), _range(rng, 0.17, 0.14)
+    ok = (_gap(red, blue) > 0.115) & (_gap(tray, zone) > ZONE + 0.065)
+    for cube, other in ((red, blue), (blue, red)):  # either may be the one to push
+        ok &= (_distance(cube, zone) > 0.12) & (_distance(cube, zone) < 0.30) & (_distance(cube, tray) > 0.105)
+        ok &= (_distance_to_way(other, cube, zone) > 0.09) & (_distance_to_way(tray, cube, zone) > 0.11)
+    ok &= (tray[:, 1] > zone[:, 1]) | (np.abs(tray - zone)[:, 0] > 0.12)  # or it hides the zone from the front
+    if wide:  # some cube starts where none did before
+        ok &= (np.abs(np.concatenate([red, blue], 1)) > np.array([0.165, 0.125] * 2)).any(1)
+    return {"red": red, "blue": blue, "zone": zone, "tray": tray, "grip": _range(rng, 0.12, 0.10)}, ok
+
+
+def _ring_layouts(rng: np.random.Generator, wide: bool) -> tuple[Points, np.ndarray]:
+    scale = _WIDE if wide else 1.0
+    ring, blue = _range(rng, 0.16 * scale, 0.125 * scale), _range(rng, 0.16 * scale, 0.125 * scale)
+    peg = _range(rng, 0.16, 0.125)
+    ok = (_gap(ring, peg) > 0.12) & (_gap(ring, blue) > 0.125) & (_gap(peg, blue) > 0.12)
+    if wide:
+        ok &= (np.abs(ring) > (0.16, 0.125)).any(1)
+    return {"ring": ring, "peg": peg, "blue": blue, "grip": _range(rng, 0.12, 0.10)}, ok
+
+
+_TRIES = 128  # candidate layouts drawn at once; about one in a hundred will do
+_LAYOUTS: dict[str, Callable[[np.random.Generator, bool], tuple[Points, np.ndarray]]] = {
+    BLOCKS: _blocks_layouts,
+    RING: _ring_layouts,
 }
 
 
 def initial_layout(layout: str, start: int, wide: bool) -> Layout:
     """Where everything starts, for one start number; `wide` is the disruption of positions."""
-    rng = np.random.default_rng([start, 1 if wide else 0])
+    rng = np.random.default_rng([start, int(wide)])
     while True:
-        drawn = _SAMPLERS[layout](rng, wide)
-        if drawn is not None:
-            return drawn
+        points, ok = _LAYOUTS[layout](rng, wide)
+        if ok.any():
+            best = int(ok.argmax())
+            return {name: (float(xy[best, 0]), float(xy[best, 1])) for name, xy in points.items()}
 
 
 HOVER = 0.115  # height of the fingertips at the start, well above the cubes
