@@ -18,8 +18,9 @@ from wmpo.errors import UserError
 from wmpo.report import Clip, Media, Pair, ScoreCurve, terminal_table, write_report
 from wmpo.report.charts import Bar, rate_bars, ticks
 from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, side_by_side, with_progress
-from wmpo.report.words import headline
+from wmpo.report.words import headline, policy_kind, policy_name, short_name
 from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult, Stage
+from wmpo.types import Episode
 
 
 def moving_square(steps: int, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -62,7 +63,7 @@ def invented_result(episodes: int = 256, before: float = 0.3, after: float = 0.5
     ]
     result.agreement = Agreement(0.88, 0.83, 0.83, 0.83, 16, 6)
     result.gaps = {"wmpo": Gap(0.57, 128, 0.52, 256)}
-    for name, top in (("wmpo", 0.45), ("control", 0.0)):
+    for name, top in (("practice", 0.45), ("control", 0.0)):
         rise = [0.2 + top * (1 - np.exp(-i / 9)) + rng.normal(0, 0.02) for i in range(30)]
         result.curves[name] = {
             "success": [(i + 1, float(value)) for i, value in enumerate(rise)],
@@ -145,6 +146,26 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert(1)</script> & more" in read_page(path).words
 
 
+def test_names_over_several_rounds() -> None:
+    assert policy_name("wmpo") == policy_name("wmpo-1") == "After practice in imagination"
+    assert policy_name("wmpo-2") == "After round 2 of practice" and short_name("practice-2") == "after round 2"
+    kinds = {
+        "base": "base",
+        "wmpo-3": "wmpo",
+        "practice": "wmpo",
+        "control": "control",
+        "wmpo-x": "other",
+        "dpo": "other",
+    }
+    assert {name: policy_kind(name) for name in kinds} == kinds
+
+
+def test_real_success_stands_where_practice_ended(tmp_path: Path) -> None:
+    page = write_report(invented_result(), Media(), tmp_path / "r.html").read_text()
+    places = re.findall(r'class="fill-(\w+) ring" cx="([\d.]+)" cy="[\d.]+" r="5.5"', page)
+    assert places == [("base", "60.0"), ("wmpo", "624.0"), ("control", "624.0")]
+
+
 def test_headline_says_what_the_interval_allows() -> None:
     gain = headline(invented_result())
     assert "a gain of" in gain and "256 real situations" in gain
@@ -167,6 +188,8 @@ def test_bars_end_where_the_rates_are() -> None:
     widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', chart)]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
     assert widths[0] == pytest.approx((640 - 70 - 8) / 2, abs=0.2)
+    low = rate_bars([Bar("a", 0.2, 0.1, 0.35, "base")])  # the axis ends at 40 %
+    assert float(re.findall(r'<rect[^>]* width="([\d.]+)"', low)[0]) == pytest.approx((640 - 70 - 8) / 2, abs=0.2)
 
 
 def test_ticks() -> None:
@@ -199,6 +222,17 @@ def test_progress_bar() -> None:
     assert frames.shape == (4, 10, 8, 3)
     assert [int((frame[9] != 40).any(-1).sum()) for frame in frames] == [2, 4, 6, 8]
     assert (frames[1, 9, 0] == 150).all() and tuple(frames[2, 9, 0]) == (38, 166, 91)
+
+
+def test_clip_of_an_episode() -> None:
+    success = np.array([False, False, True, True])
+    episode = Episode(
+        {"front": moving_square(4)}, np.zeros((4, 0)), np.zeros((3, 2)), success, "push", 7, "push", "base"
+    )
+    clip = Clip.of(episode)
+    assert clip.success_at == 2 and clip.frames is episode.images["front"]
+    episode.success = np.zeros(4, bool)
+    assert Clip.of(episode, "front").success_at is None
 
 
 def test_filmstrip_and_png() -> None:

@@ -64,9 +64,9 @@ def test_other_starts_are_not_paired() -> None:
 def test_final_is_the_last_round() -> None:
     made = result()
     assert made.final == "wmpo"
-    made.policies = {name: made.policies["base"] for name in ("base", "wmpo-0", "control", "wmpo-1")}
-    assert made.final == "wmpo-1"
-    del made.policies["wmpo-0"], made.policies["wmpo-1"]
+    made.policies = {name: made.policies["base"] for name in ("base", "wmpo-1", "control", "wmpo-2")}
+    assert made.final == "wmpo-2"
+    del made.policies["wmpo-1"], made.policies["wmpo-2"]
     with pytest.raises(UserError, match="no policy that practised"):
         _ = made.final
 
@@ -74,11 +74,11 @@ def test_final_is_the_last_round() -> None:
 def test_logs_are_read(tmp_path: Path) -> None:
     with RunLog(tmp_path, quiet=True) as log:
         with log.stage("practice"):
-            log.scalars(1, {"wmpo/success": 0.25, "wmpo/groups_kept": 7, "policy/loss": 1.0})
-        log.scalars(2, {"wmpo/success": 0.5})
+            log.scalars(1, {"practice/success": 0.25, "practice/groups_kept": 7, "policy/loss": 1.0})
+        log.scalars(2, {"practice/success": 0.5})
     made = RunResult.begin(Recipe())
     made.read_logs(tmp_path)
-    assert made.curves == {"wmpo": {"success": [(1, 0.25), (2, 0.5)], "groups_kept": [(1, 7.0)]}}
+    assert made.curves == {"practice": {"success": [(1, 0.25), (2, 0.5)], "groups_kept": [(1, 7.0)]}}
     assert made.stages["practice"].starts == 1
 
 

@@ -145,14 +145,14 @@ class RunResult:
     """Purpose (demonstrations, rollouts, practice resets, evaluation, ...) -> real interaction."""
     stages: dict[str, Stage] = field(default_factory=dict)
     policies: dict[str, PolicyResult] = field(default_factory=dict)
-    """base, wmpo (wmpo-0, wmpo-1 ... over rounds), control and others."""
+    """base; wmpo, or wmpo-1, wmpo-2 ... over rounds; control; others under any name without a dash."""
     reward: RewardQuality | None = None
     fidelity: list[Fidelity] = field(default_factory=list)
     agreement: Agreement | None = None
     gaps: dict[str, Gap] = field(default_factory=dict)
     """Policy -> its success in imagination and in reality."""
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
-    """Practice (wmpo, control) -> metric -> (iteration, value)."""
+    """Practice (practice, or practice-1 ... over rounds; control) -> metric -> (iteration, value)."""
     format: int = FORMAT
 
     @staticmethod

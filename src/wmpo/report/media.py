@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wmpo.report.video import Frames
+from wmpo.types import Episode
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,12 @@ class Clip:
     frames: Frames
     success_at: int | None = None
     """The first successful frame, if any."""
+
+    @staticmethod
+    def of(episode: Episode, camera: str | None = None) -> Clip:
+        """What a camera, by default the first, saw of an episode."""
+        frames = episode.images[camera or next(iter(episode.images))]
+        return Clip(frames, episode.finish_step if episode.succeeded else None)
 
 
 @dataclass(frozen=True)

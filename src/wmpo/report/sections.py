@@ -13,7 +13,7 @@ from wmpo.report.charts import Bar, Line, cost_bars, line_chart, percent, rate_b
 from wmpo.report.media import Media, Pair
 from wmpo.report.video import encode_mp4, side_by_side
 from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, short_name, signed, span
-from wmpo.results import BASE, RunResult
+from wmpo.results import RunResult
 from wmpo.training.log import clock
 
 
@@ -90,27 +90,31 @@ def success(result: RunResult) -> str:
 
 
 def learning(result: RunResult) -> str:
-    lines = []
-    for practice, curves in result.curves.items():
-        if "success" in curves:
-            label = "practice" if policy_kind(practice) == "wmpo" else short_name(practice)
-            lines.append(Line(f"{label}, imagined", curves["success"], policy_kind(practice), dashed=True))
+    lines, ends = [], {}
+    for name, curves in result.curves.items():
+        kind = policy_kind(name)
+        if "success" in curves and kind != "other":
+            label = short_name(name).replace("after", "during")
+            lines.append(Line(f"{label}, imagined", curves["success"], kind, dashed=True))
+            ends[short_name(name)] = curves["success"][-1][0]
+        if real := curves.get("real_success"):
+            lines.append(Line(f"{short_name(name)}, real", real, kind))
     if not lines:
         return ""
     for name, policy in result.policies.items():
-        kind = policy_kind(name)
-        if kind == "other":
-            continue
-        last = max((step for step, _ in result.curves.get(name, {}).get("success", [(0, 0.0)])), default=0)
-        at = 0 if name == BASE else last
-        rate = policy.rate
-        lines.append(Line(f"{short_name(name)}, real", [(at, rate.value)], kind, whiskers=[(rate.low, rate.high)]))
-    for practice, curves in result.curves.items():
-        if real := curves.get("real_success"):
-            lines.append(Line(f"{short_name(practice)}, real", real, policy_kind(practice)))
+        if (kind := policy_kind(name)) != "other":
+            rate, at = policy.rate, ends.get(short_name(name), 0)
+            whisker = [(rate.low, rate.high)]
+            lines.append(Line(f"{short_name(name)}, real", [(at, rate.value)], kind, whiskers=whisker))
     kept = ""
-    if groups := result.curves.get("wmpo", {}).get("groups_kept"):
-        mean = sum(value for _, value in groups) / len(groups)
+    informative = [
+        value
+        for name, curves in result.curves.items()
+        if policy_kind(name) == "wmpo"
+        for _, value in curves.get("groups_kept", [])
+    ]
+    if informative:
+        mean = sum(informative) / len(informative)
         kept = paragraph(f"On average {mean:.1f} groups of an iteration held both successes and failures.", "soft")
     return section(
         "Learning in imagination",

@@ -64,7 +64,7 @@ def encode_mp4(frames: Frames, fps: int = 10, quality: int = 24, pause: float = 
     frames = np.pad(frames, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")  # 4:2:0 needs even sizes
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": str(quality), "preset": "slow", "threads": "1", "bf": "0"}
+        options = {"crf": str(quality), "preset": "medium", "threads": "1", "bf": "0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
         for picture in frames:

@@ -13,28 +13,38 @@ INTERACTIONS = {
 }
 
 
+PRACTICE = "practice"
+
+
 def policy_name(name: str) -> str:
+    """Of a policy, or of the practice that made it."""
     if name == BASE:
         return "Before: imitation only"
-    if name == FINAL:
-        return "After practice in imagination"
-    if name.startswith(f"{FINAL}-") and name[len(FINAL) + 1 :].isdigit():
-        return f"After round {int(name[len(FINAL) + 1 :]) + 1} of practice"
     if name == CONTROL:
         return "Control: rewards shuffled"
+    if policy_kind(name) == FINAL:
+        return "After practice in imagination" if turn(name) == 1 else f"After round {turn(name)} of practice"
     return name.replace("_", " ").capitalize()
 
 
 def short_name(name: str) -> str:
     """For legends."""
-    return {BASE: "before", FINAL: "after practice", CONTROL: "control"}.get(name, policy_name(name))
+    if policy_kind(name) == FINAL:
+        return "after practice" if turn(name) == 1 else f"after round {turn(name)}"
+    return {BASE: "before", CONTROL: "control"}.get(name, policy_name(name))
 
 
 def policy_kind(name: str) -> str:
-    """CSS class."""
+    """CSS class: base, wmpo, control or other."""
     if name in (BASE, CONTROL):
         return name
-    return FINAL if name == FINAL or name.startswith(f"{FINAL}-") else "other"
+    return FINAL if name.split("-")[0] in (FINAL, PRACTICE) and (name.count("-") == 0 or turn(name) > 0) else "other"
+
+
+def turn(name: str) -> int:
+    """The round of "wmpo-2" or "practice-2"; "wmpo" alone is round 1; 0 where the name holds no number."""
+    _, dash, number = name.partition("-")
+    return 1 if not dash else int(number) if number.isdigit() else 0
 
 
 def nice(name: str) -> str:

@@ -11,12 +11,12 @@ METRICS: dict[str, str] = {
     "*/lr": "Learning rate of the step.",
     "*/samples_per_second": "Training samples per second of wall-clock, over all processes.",
     # policy
-    "*/accuracy": "Share in [0, 1] of the batch that is predicted right: action tokens (policy) or clips (reward).",
-    "*/token_accuracy": "Share in [0, 1] of action tokens whose most likely bin is the demonstrated one.",
+    "*/accuracy": "Share in [0, 1] of the batch that is judged right: clips that show success, and clips that don't.",
     "*/action_error": "Mean absolute difference between the greedy and the demonstrated action, in [0, 2].",
     # world model
     "*/error": "Mean squared error of the predicted future frames, on the codec's scale (pixels: -1 to 1).",
     "*/error_of_standing_still": "The same error for repeating the last frame; a useful model stays well below it.",
+    "*/psnr": "Peak signal-to-noise ratio of the autoencoder's reconstruction, in dB; higher is better.",
     # practice
     "*/success": "Share in [0, 1] of all imagined rollouts of the iteration that the reward model counts as successes.",
     "*/groups_played": "Groups of rollouts imagined in the iteration, refills included.",
