@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from episodes_by_hand import SPEC, assert_same, make_episode, make_store
-from wmpo.data import layout
-from wmpo.data import store as store_module
+from wmpo.data import files, layout
 from wmpo.data.starts import SPLITS, held_out, split_of, starts
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import lossy
@@ -88,7 +87,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.
     old = [make_episode(i, 4, spec=spec) for i in range(2)]
     new = [make_episode(i, 6, spec=spec) for i in range(2, 4)]
     after = [make_episode(9, 3, spec=spec)]
-    monkeypatch.setattr(store_module.os, "fsync", lambda _: None)  # matters in power cuts only
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)  # matters in power cuts only
 
     class Killed(BaseException):
         pass
@@ -106,7 +105,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.
     for moment in range(20):
         store = make_store(tmp_path / str(moment), old, spec)
         with monkeypatch.context() as patch:
-            patch.setattr(store_module.os, "replace", dying(moment))
+            patch.setattr(files.os, "replace", dying(moment))
             patch.setattr(layout, "PART_SECONDS", 1)  # two parts, so that leftovers outnumber what comes after
             try:
                 store.append(new)
@@ -121,12 +120,26 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.
         kept = EpisodeStore.open(store.root)
         for episode, given in zip(kept, old + after, strict=True):
             assert_same(episode, given)
-        files = {path for path in store.root.rglob("file-*")}
-        assert files == {path for part in range(2) for path in layout.part_paths(store.root, part, spec)}
+        found = {path for path in store.root.rglob("file-*")}
+        assert found == {path for part in range(2) for path in layout.part_paths(store.root, part, spec)}
     else:
         pytest.fail("an append should not take 20 replacements")
     assert moment == 2 * 3 + 3  # data, video and episodes of two parts; tasks, statistics, info
     assert len(EpisodeStore.open(store.root)) == 4
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, [make_episode(0, 3)])
+
+    def full(*_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        with pytest.raises(UserError, match="No space left"):
+            store.append([make_episode(1, 3)])
+    store.append([make_episode(2, 3)])
+    assert [int(episode.state[0, 0]) for episode in EpisodeStore.open(tmp_path)] == [0, 2]
 
 
 def test_two_writers_take_turns(tmp_path: Path) -> None:

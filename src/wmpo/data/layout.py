@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wmpo.data.video import Codec
-from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode
 
 VERSION = "v3.0"
@@ -187,16 +185,6 @@ def tasks_table(tasks: Sequence[str]) -> pa.Table:
         "__index_level_0__": pa.array(tasks, pa.string()),
     }
     return pa.table(columns).replace_schema_metadata({"pandas": json.dumps(about)})
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A parquet file, or a sentence that says what is wrong with it."""
-    try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except FileNotFoundError:
-        raise UserError(f"The file {path} is missing: restore it from a copy of the store.") from None
-    except (pa.ArrowException, OSError):
-        raise UserError(f"The file {path} is damaged or truncated: restore it from a copy of the store.") from None
 
 
 def array_of(table: pa.Table, name: str) -> np.ndarray:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
+from wmpo.data.checks import check_episode
+from wmpo.data.files import json_writer, read_table, replace_file
 from wmpo.data.starts import split_of
 from wmpo.data.stats import Stats, image_stats, merge_stats, vector_stats
 from wmpo.data.video import LOSSLESS, Codec, read_video, take, write_video
@@ -87,9 +88,9 @@ class EpisodeStore:
             raise UserError(f"There is already an episode store in {root}: open it, or choose another folder.")
         if not spec.cameras:
             raise UserError("An episode store needs at least one camera: name one in the environment's spec.")
-        _replace(root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table([]), path))
-        _replace(root / layout.STATS, _json_writer({}))
-        _replace(root / layout.INFO, _json_writer(layout.new_info(spec, codec)))
+        replace_file(root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table([]), path))
+        replace_file(root / layout.STATS, json_writer({}))
+        replace_file(root / layout.INFO, json_writer(layout.new_info(spec, codec)))
         return cls(root)
 
     @classmethod
@@ -170,7 +171,7 @@ class EpisodeStore:
     def columns(self, part: int, name: str) -> np.ndarray:
         """A column of a part's frames, (rows,) or (rows, D): "action", "observation.state", "success" ..."""
         if self._columns is None or self._columns[0] != part:
-            self._columns = (part, layout.read_table(layout.data_path(self.root, part)))
+            self._columns = (part, read_table(layout.data_path(self.root, part)))
         rows = self.part_frames[part]
         values = layout.array_of(self._columns[1], name)
         if len(values) != rows:
@@ -187,26 +188,33 @@ class EpisodeStore:
         if not episodes:
             return
         for place, episode in enumerate(episodes):
-            _check(episode, self.spec, f"Episode {place} of those to be stored in {self.root}")
-        with self._locked():
-            self._reload()
-            self._remove_leftovers()
-            tasks = list(self._tasks)
-            tasks += [text for text in dict.fromkeys(item.instruction for item in episodes) if text not in tasks]
-            index, frame, part = len(self._records), self.total_frames, self.parts
-            image_parts = self._image_stats()
-            for group in _groups(episodes, self.spec.fps * layout.PART_SECONDS):
-                rows = self._write_part(group, part, index, frame, tasks, image_parts)
-                index, frame, part = index + len(group), frame + rows, part + 1
-            info = dict(self._info)
-            info.update(
-                total_episodes=index, total_frames=frame, total_tasks=len(tasks), splits={"train": f"0:{index}"}
-            )
-            # Both files may run ahead of the commit: more tasks than needed, statistics of episodes to come.
-            _replace(self.root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table(tasks), path))
-            _replace(self.root / layout.STATS, _json_writer(self._all_stats(part, image_parts)))
-            _replace(self.root / layout.INFO, _json_writer(info))
-            self._reload()
+            check_episode(episode, self.spec, f"Episode {place} of those to be stored in {self.root}")
+        try:
+            with self._locked():
+                self._append(episodes)
+        except OSError as error:
+            raise UserError(
+                f"The episodes could not be written to {self.root} ({error}): look for space and permissions; what was "
+                "stored before is untouched."
+            ) from error
+
+    def _append(self, episodes: Sequence[Episode]) -> None:
+        self._reload()
+        self._remove_leftovers()
+        tasks = list(self._tasks)
+        tasks += [text for text in dict.fromkeys(item.instruction for item in episodes) if text not in tasks]
+        index, frame, part = len(self._records), self.total_frames, self.parts
+        image_parts = self._image_stats()
+        for group in _groups(episodes, self.spec.fps * layout.PART_SECONDS):
+            rows = self._write_part(group, part, index, frame, tasks, image_parts)
+            index, frame, part = index + len(group), frame + rows, part + 1
+        info = dict(self._info)
+        info.update(total_episodes=index, total_frames=frame, total_tasks=len(tasks), splits={"train": f"0:{index}"})
+        # Both files may run ahead of the commit: more tasks than needed, statistics of episodes to come.
+        replace_file(self.root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table(tasks), path))
+        replace_file(self.root / layout.STATS, json_writer(self._all_stats(part, image_parts)))
+        replace_file(self.root / layout.INFO, json_writer(info))
+        self._reload()
 
     def _write_part(
         self,
@@ -256,12 +264,12 @@ class EpisodeStore:
                 record.update({f"stats/{key}/{name}": value.tolist() for name, value in values.items()})
             records.append(record)
             offset += rows
-        _replace(layout.data_path(self.root, part), lambda path: pq.write_table(table, path))
+        replace_file(layout.data_path(self.root, part), lambda path: pq.write_table(table, path))
         for camera in self.spec.cameras:
             shots = (episode.images[camera] for episode in episodes)
             target = layout.video_path(self.root, part, camera)
-            _replace(target, lambda path, shots=shots: write_video(path, shots, self.spec.fps, self.codec))  # type: ignore[misc]
-        _replace(
+            replace_file(target, lambda path, shots=shots: write_video(path, shots, self.spec.fps, self.codec))  # type: ignore[misc]
+        replace_file(
             layout.episodes_path(self.root, part), lambda path: pq.write_table(pa.Table.from_pylist(records), path)
         )
         return offset
@@ -289,10 +297,10 @@ class EpisodeStore:
             self.part_frames[row.part] += row.length + 1
         if len(self._records) != total:
             raise UserError(f"The files in {self.root}/meta/episodes hold more than the {total} episodes of {path}.")
-        self._tasks = layout.read_table(self.root / layout.TASKS)["__index_level_0__"].to_pylist()
+        self._tasks = read_table(self.root / layout.TASKS)["__index_level_0__"].to_pylist()
 
     def _read_rows(self, part: int) -> list[EpisodeRecord]:
-        table = layout.read_table(layout.episodes_path(self.root, part))
+        table = read_table(layout.episodes_path(self.root, part))
         own = [name for name in table.column_names if not name.startswith(("stats/", "videos/"))]
         records = table.select(own).to_pylist()
         if not records:
@@ -353,7 +361,7 @@ class EpisodeStore:
         """Per camera, the statistics of each stored episode."""
         found: dict[str, list[Stats]] = {layout.video_key(camera): [] for camera in self.spec.cameras}
         for part in range(self.parts):
-            table = layout.read_table(layout.episodes_path(self.root, part))
+            table = read_table(layout.episodes_path(self.root, part))
             for key, entries in found.items():
                 prefix = f"stats/{key}/"
                 names = [name for name in table.column_names if name.startswith(prefix)]
@@ -367,7 +375,7 @@ class EpisodeStore:
         names = [layout.ACTION, layout.LABEL] + [layout.STATE] * bool(self.spec.state_dim)
         gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for part in range(parts):
-            table = layout.read_table(layout.data_path(self.root, part), [*names, layout.PADDED])
+            table = read_table(layout.data_path(self.root, part), [*names, layout.PADDED])
             real = ~layout.array_of(table, layout.PADDED).astype(bool)
             for name in names:
                 values = _matrix(layout.array_of(table, name))
@@ -411,49 +419,3 @@ def _groups(episodes: Sequence[Episode], limit: int) -> Iterator[list[Episode]]:
         group.append(episode)
         frames += episode.length + 1
     yield group
-
-
-def _check(episode: Episode, spec: EnvSpec, who: str) -> None:
-    """Say in one sentence why an episode can't be stored."""
-    T, D, S = episode.length, spec.action_dim, spec.state_dim
-    if T < 1:
-        raise UserError(f"{who} has no actions: store episodes of at least one action.")
-    if set(episode.images) != set(spec.cameras):
-        raise UserError(f"{who} has the cameras {sorted(episode.images)} where the store has {sorted(spec.cameras)}.")
-    for name, (height, width) in spec.cameras.items():
-        image = episode.images[name]
-        if image.dtype != np.uint8 or image.shape != (T + 1, height, width, 3):
-            raise UserError(
-                f"{who} has images {image.dtype} {image.shape} from camera '{name}' where the store takes uint8 "
-                f"{(T + 1, height, width, 3)}: set the camera to the store's size, or begin a new store."
-            )
-    vectors = {"actions": (episode.actions, (T, D)), "states": (episode.state, (T + 1, S))}
-    if episode.labels is not None:
-        vectors["labels"] = (episode.labels, (T, D))
-    for name, (values, shape) in vectors.items():
-        if values.shape != shape or values.dtype != np.float32:
-            raise UserError(f"{who} has {name} {values.dtype} {values.shape} where the store takes float32 {shape}.")
-        if not np.isfinite(values).all():
-            frame = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise UserError(f"{who} has NaN or infinite {name} at frame {frame}: look for the fault in what made them.")
-    if episode.success.shape != (T + 1,) or episode.success.dtype != np.bool_:
-        raise UserError(
-            f"{who} has success {episode.success.dtype} {episode.success.shape} in place of bool {(T + 1,)}."
-        )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that its name holds either the old or the whole new content, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    write(fresh)
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
-def _json_writer(content: dict[str, Any]) -> Callable[[Path], object]:
-    return lambda path: path.write_text(json.dumps(content, indent=2))
