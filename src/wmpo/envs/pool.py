@@ -6,6 +6,7 @@ and multiprocessing's spawn would import the caller's main module (and torch) ag
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -16,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from wmpo.errors import UserError
 
@@ -50,26 +51,33 @@ class Pool:
         return len(self.processes)
 
     def send(self, worker: int, request: object) -> None:
+        if not self._close.alive:
+            raise RuntimeError("The environment is closed.")
         try:
             self.connections[worker].send(request)
-        except (BrokenPipeError, ConnectionResetError, OSError):
+        except OSError:
             self._complain(worker)
 
     def receive(self, worker: int) -> Any:
         """The answer to the oldest unanswered request; errors in the worker are raised here."""
         try:
             kind, answer = self.connections[worker].recv()
-        except (EOFError, ConnectionResetError, OSError):
+        except (EOFError, OSError):
             self._complain(worker)
+        except KeyboardInterrupt:
+            self.close()  # or the answers still under way would be taken for those of the next requests
+            raise
         if kind == "user error":
+            self.close()
             raise UserError(answer)
         if kind == "error":
             self.close()
             raise RuntimeError(f"A simulator process failed:\n{answer}")
         return answer
 
-    def _complain(self, worker: int) -> None:
-        self.processes[worker].wait(timeout=10)
+    def _complain(self, worker: int) -> NoReturn:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.processes[worker].wait(timeout=5)
         code = self.processes[worker].returncode
         self.close()
         raise RuntimeError(f"Simulator process {worker} died with exit code {code}; the environment is closed.")

@@ -74,6 +74,14 @@ class Save:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Draw current frames and drop them, to measure the renderer."""
+
+    rows: tuple[int, ...]
+    times: int
+
+
+@dataclass(frozen=True)
 class Demonstrate:
     start: int
     noise: float
@@ -123,6 +131,11 @@ class Simulation:
             return self.advance(request)
         if isinstance(request, Save):
             return [self.episodes[row].get_state() for row in request.rows]
+        if isinstance(request, Draw):
+            for row in request.rows * request.times:
+                for camera in self.cameras:
+                    self.episodes[row].draw(camera)
+            return None
         if isinstance(request, Demonstrate):
             return self.demonstrate(request)
         raise TypeError(f"unknown request {type(request)}")

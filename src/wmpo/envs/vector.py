@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmpo.config import EnvConfig
 from wmpo.envs.pool import Pool
-from wmpo.envs.simulation import Advance, Answer, Begin, Board, Demonstrate, Save, Scripted, Simulation, share
+from wmpo.envs.simulation import Advance, Answer, Begin, Board, Demonstrate, Draw, Save, Scripted, Simulation, share
 from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.env import Snapshot
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
@@ -126,8 +126,16 @@ class VectorEnv:
         if not np.isfinite(noise) or noise < 0:
             raise UserError(f"The noise of demonstrations must be 0 or more, not {noise}.")
         requests = [Demonstrate(int(start), float(noise), int(seed)) for start in starts]
-        answers = self._pool.map(requests) if self._pool else map(self._simulation, requests)
+        answers = self._pool.map(requests) if self._pool else map(self._simulate, requests)
         return [self._episode(start, answer) for start, answer in zip(starts, answers, strict=True)]
+
+    def draw_again(self, times: int) -> None:
+        """Draw the current frame of all rows `times` times and drop it: what the renderer alone can do."""
+        shares = self._shares(range(self._rows))
+        for worker, mine in shares.items():
+            self._send(worker, Draw(mine, times))
+        for worker in shares:
+            self._receive(worker)
 
     def _episode(self, start: int, answer: Scripted) -> Episode:
         return Episode(
@@ -143,11 +151,11 @@ class VectorEnv:
             labels=answer.labels,
         )
 
-    def _simulation(self, request: object) -> Scripted:
-        assert self._local is not None
-        answer = self._local(request)
-        assert isinstance(answer, Scripted)
-        return answer
+    def _simulate(self, request: object) -> Any:
+        """Answer a request in this process."""
+        if self._local is None:
+            raise RuntimeError("The environment is closed.")
+        return self._local(request)
 
     def _shares(self, rows: Sequence[int]) -> dict[int, tuple[int, ...]]:
         """Worker -> its rows of these."""
@@ -161,8 +169,7 @@ class VectorEnv:
         if self._pool:
             self._pool.send(worker, request)
         else:
-            assert self._local is not None, "the environment is closed"
-            self._answer = self._local(request)
+            self._answer = self._simulate(request)
 
     def _receive(self, worker: int) -> Any:
         return self._pool.receive(worker) if self._pool else self._answer
