@@ -70,6 +70,7 @@ def test_running_scale_follows_the_latents():
     codec = Autoencoder(AutoencoderConfig(width=8))
     images = pictures(8)
     before = codec.encode(images).std()
+    decoded = codec.decode(codec.encode(images))
     codec.eval()
     codec(images)
     assert (codec.latent_std == 1).all()  # evaluation leaves it alone
@@ -78,6 +79,8 @@ def test_running_scale_follows_the_latents():
         codec(images)
     after = codec.encode(images).std((0, 2, 3))
     assert before < 0.8
+    # A change of scale changes the latents, not the pictures.
+    assert (codec.decode(codec.encode(images)).int() - decoded.int()).abs().max() <= 1
     torch.testing.assert_close(after, torch.ones(8), atol=0.01, rtol=0)
 
 
