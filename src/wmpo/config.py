@@ -61,7 +61,7 @@ class PolicyConfig:
     bins: int = 33
     """Bins per action dimension. [paper 256]"""
     width: int = 64
-    """Channels of the first stage of the image encoder."""
+    """Channels of the image encoder."""
     hidden: int = 256
     """Width of the action decoder."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1200, batch_size=128))
@@ -72,7 +72,7 @@ class PolicyConfig:
 class CollectConfig:
     episodes: int = 128
     """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
-    held_out: float = 0.125
+    held_out: float = 0.25
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
     temperature: float = 1.0
     """Sampling temperature of the policy while collecting."""
@@ -108,7 +108,7 @@ class WorldModelConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, batch_size=32, ema=0.995))
     """Pretraining on the demonstrations."""
     align: FitConfig = field(default_factory=lambda: FitConfig(steps=800, batch_size=32, lr=5e-4, ema=0.995))
-    """Policy behaviour alignment: training on the policy's own rollouts, failures included, mixed with demonstrations."""
+    """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
     align_share: float = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
 
@@ -167,6 +167,10 @@ class EvaluateConfig:
     """Real episodes from held-out initial states, the same ones for every policy. [paper 128]"""
     temperature: float = 0.0
     """0: greedy."""
+    watch_every: int = 10
+    """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
+    watch_episodes: int = 64
+    """Episodes of each such measurement; their initial states are used for nothing else."""
     disruption: Literal["none", "position", "background", "texture"] = "none"
     """Evaluate under one of the paper's disruptions."""
 

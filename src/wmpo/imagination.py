@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.types import EnvSpec, Observation, Outcome
+from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
 
 class ImaginedEnv:
     """Fulfils `wmpo.protocols.Env`. Each episode begins with a real frame; everything after it is imagined.
 
     Latents stay on the device between chunks. Only frames that somebody looks at are scored: clips end at every
-    `stride`-th frame, and an episode is done as soon as one clip scores above the threshold.
+    `stride`-th frame of a chunk, and an episode is done as soon as one clip scores above the threshold.
 
     Departures from the reference code: episodes that have succeeded stop (it always rolls to the horizon), and clips
     are scored from the first frame on (it never scores the first ~108 frames), the first frame repeated where a clip
@@ -31,13 +33,14 @@ class ImaginedEnv:
         first_frames: Observation,
         starts: Sequence[int],
         *,
-        seed: int,
+        generator: torch.Generator,
         stride: int = 1,
-        judge: bool = True,
+        stop: bool = True,
     ) -> None:
         """`first_frames[i]` is the real first frame of start number `starts[i]`.
 
-        `judge=False` never stops an episode early nor scores it, to replay actions for a look.
+        `stop=False` goes on to the horizon whatever the score, to look at a whole replay. A dream draws its random
+        numbers from `generator`, so that its owner can make them repeatable.
         """
         self.spec = spec
         self.world_model = world_model
@@ -45,8 +48,8 @@ class ImaginedEnv:
         self.first_frames = first_frames
         self.row_of_start = {start: row for row, start in enumerate(starts)}
         self.stride = stride
-        self.judge = judge
-        self.generator = torch.Generator(device=first_frames.state.device).manual_seed(seed)
+        self.stop = stop
+        self.generator = generator
         self.camera = next(iter(spec.cameras))  # the reward model watches the first camera
 
     def reset(self, starts: Sequence[int]) -> Observation:
@@ -72,23 +75,83 @@ class ImaginedEnv:
         index = torch.as_tensor(rows)
         self.steps[index] += chunk_AKD.shape[1]
         success = self._judge(index, images[self.camera])
-        done = success.any(1) | (self.steps[index].to(success.device) >= self.spec.horizon)
+        done = self.steps[index].to(success.device) >= self.spec.horizon
+        if self.stop:
+            done |= success.any(1)
         return Outcome(images, state, success, done)
 
     def _judge(self, index: Tensor, frames_AKCHW: Tensor) -> Tensor:
         """(A, K) bool: the clip that ends at this frame shows success, or an earlier one of the chunk did."""
-        A, K = frames_AKCHW.shape[:2]
+        K = frames_AKCHW.shape[1]
         L = self.reward_model.clip_length
         video = torch.cat([self.recent[index], frames_AKCHW], dim=1)  # (A, L-1+K, C, H, W)
         self.recent[index] = video[:, K:]
         scores = torch.full((len(self.recent), K), float("nan"))
-        if self.judge:
-            sentences = tuple(self.instruction[i] for i in index.tolist())
-            for end in range(self.stride - 1, K, self.stride):
-                scores[index, end] = self.reward_model.score(video[:, end : end + L], sentences).cpu()
+        sentences = tuple(self.instruction[i] for i in index.tolist())
+        for end in range(K - 1, -1, -self.stride):  # counted back from the chunk's end, which is always scored
+            scores[index, end] = self.reward_model.score(video[:, end : end + L], sentences).cpu()
         self.scores.append(scores)
         hit = scores[index] > self.reward_model.threshold  # NaN compares False
         return (hit.cumsum(1) > 0).to(frames_AKCHW.device)
 
     def close(self) -> None:
         """Nothing to close; the models belong to the caller."""
+
+
+@dataclass
+class Replay:
+    """Real actions, imagined anew from the real first frame."""
+
+    images: list[np.ndarray]  # per episode (T+1, H, W, 3) uint8 of the first camera; the first frame is real
+    scores: list[np.ndarray]  # per episode (T+1,), NaN where nothing was scored
+
+    def best_scores(self) -> Tensor:
+        """(N,) highest score of each episode: above the threshold means an imagined success."""
+        return torch.tensor([float(np.nanmax(score)) for score in self.scores])
+
+
+def first_frames_of(episodes: Sequence[Episode], spec: EnvSpec) -> Observation:
+    """The real first frames of recorded episodes."""
+    images = {
+        name: torch.from_numpy(np.stack([episode.images[name][0] for episode in episodes])).permute(0, 3, 1, 2)
+        for name in spec.cameras
+    }
+    state = torch.from_numpy(np.stack([episode.state[0] for episode in episodes]))
+    return Observation(images, state, tuple(episode.instruction for episode in episodes))
+
+
+def replay(
+    world_model: WorldModel,
+    reward_model: RewardModel,
+    spec: EnvSpec,
+    episodes: Sequence[Episode],
+    *,
+    chunk: int,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    stride: int = 1,
+) -> Replay:
+    """Imagine the actions of recorded episodes, open loop, to the length that each had in reality."""
+    first = first_frames_of(episodes, spec).to(device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    numbers = range(len(episodes))
+    dream = ImaginedEnv(world_model, reward_model, spec, first, numbers, generator=generator, stride=stride, stop=False)
+    dream.reset(numbers)
+    camera = dream.camera
+    images = [[episode.images[camera][:1]] for episode in episodes]
+    scores = [[np.full(1, np.nan)] for _ in episodes]
+    for begin in range(0, max(episode.length for episode in episodes), chunk):
+        rows = [i for i, episode in enumerate(episodes) if episode.length > begin]
+        actions = np.stack([_padded(episodes[i].actions[begin : begin + chunk], chunk) for i in rows])
+        outcome = dream.step(rows, torch.from_numpy(actions).to(device))
+        frames = outcome.images[camera].permute(0, 1, 3, 4, 2).cpu().numpy()
+        for place, i in enumerate(rows):
+            left = min(chunk, episodes[i].length - begin)
+            images[i].append(frames[place, :left])
+            scores[i].append(dream.scores[-1][i, :left].numpy())
+    return Replay([np.concatenate(parts) for parts in images], [np.concatenate(parts) for parts in scores])
+
+
+def _padded(actions: np.ndarray, chunk: int) -> np.ndarray:
+    """(chunk, D): the last action repeated where the episode ends inside a chunk."""
+    return np.concatenate([actions, np.repeat(actions[-1:], chunk - len(actions), axis=0)])

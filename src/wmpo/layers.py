@@ -14,6 +14,11 @@ def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return layer
 
 
+def modulate(x_BCHW: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
+    """Scale and shift each channel; `film` is (scale, shift), (B, C) each."""
+    return x_BCHW * (1 + film[0][:, :, None, None]) + film[1][:, :, None, None]
+
+
 class ResidualBlock(nn.Module):
     """norm, modulate, SiLU, conv, norm, SiLU, conv, plus the input. Modulation is FiLM: scale and shift per channel."""
 
@@ -30,7 +35,7 @@ class ResidualBlock(nn.Module):
         """`film`: (scale, shift), each (B, channels_out), applied after the second norm."""
         h = self.norm2(self.conv1(self.act(self.norm1(x_BCHW))))
         if film is not None:
-            h = h * (1 + film[0][:, :, None, None]) + film[1][:, :, None, None]
+            h = modulate(h, film)
         return self.skip(x_BCHW) + self.conv2(self.act(h))
 
 

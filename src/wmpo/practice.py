@@ -40,7 +40,7 @@ class Groups:
     """Informative groups of one iteration: rollouts of equal start lie side by side, G in a row."""
 
     rollout: Rollout  # B*G episodes
-    reward_BG: torch.Tensor
+    reward_BG: torch.Tensor  # noqa: N815
     success_rate: float  # over all groups played, informative or not
     played: int
     kept: int

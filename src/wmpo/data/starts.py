@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from wmpo.errors import UserError
 
-SPLITS: tuple[str, ...] = ("demonstrate", "collect", "practise", "evaluate")
-"""Demonstrations; real rollouts of the policy; frames to imagine from; real evaluation."""
+SPLITS: tuple[str, ...] = ("demonstrate", "collect", "practise", "evaluate", "watch")
+"""Demonstrations; real rollouts of the policy; frames to imagine from; real evaluation; a look while practising."""
 
 ROUND_BITS = 5
 SEED_BITS = 8

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import PolicyConfig
-from wmpo.layers import Film, ResidualBlock, stack_cameras
+from wmpo.layers import Film, modulate, stack_cameras
 from wmpo.policies.text import SentenceEncoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
 
 TEXT_WIDTH = 64
+KEYPOINTS = 32
+SHARPNESS = 8.0  # so that attention picks out spots from the first step on, rather than averaging the image
 LABEL_SMOOTHING_BINS = 1.0  # neighbouring bins are nearly right: soft labels teach their order
 
 
@@ -46,6 +48,7 @@ class MiniVLA(nn.Module):
     state_mean: Tensor
     state_std: Tensor
     centers: Tensor
+    grid: Tensor
 
     def __init__(self, config: MiniVLAConfig) -> None:
         super().__init__()
@@ -54,14 +57,17 @@ class MiniVLA(nn.Module):
         height, width = config.image_size
         c = config.width
         self.text = SentenceEncoder(TEXT_WIDTH)
-        self.stem = nn.Conv2d(3 * len(config.cameras), c, kernel_size=4, stride=4)  # patches of 4x4
-        self.place = nn.Parameter(torch.zeros(c, height // 4, width // 4))
-        self.block1, self.film1 = ResidualBlock(c, c), Film(TEXT_WIDTH, c)
-        self.down = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
-        self.block2, self.film2 = ResidualBlock(2 * c, 2 * c), Film(TEXT_WIDTH, 2 * c)
-        # Flattening keeps where things are; pooling would throw it away.
-        self.squeeze = nn.Conv2d(2 * c, 32, 1)
-        features = 32 * (height // 8) * (width // 8) + TEXT_WIDTH + config.state_dim
+        self.stem = nn.Conv2d(3 * len(config.cameras), c, kernel_size=4, stride=2, padding=1)
+        self.conv1, self.film1 = nn.Conv2d(c, c, 3, padding=1), Film(TEXT_WIDTH, c)
+        self.norm1, self.norm2 = nn.GroupNorm(4, c), nn.GroupNorm(4, c)
+        self.conv2, self.film2 = nn.Conv2d(c, c, 3, padding=1), Film(TEXT_WIDTH, c)
+        # Where things are: the mean position of each channel's attention over the image, finer than a pixel.
+        self.look = nn.Conv2d(c, KEYPOINTS, 1)
+        rows, columns = torch.linspace(-1, 1, height // 2), torch.linspace(-1, 1, width // 2)
+        self.register_buffer("grid", torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1))
+        # What is roughly where, for all that is no single point.
+        self.gist = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64 * c, 128), nn.SiLU())
+        features = 2 * KEYPOINTS + 128 + TEXT_WIDTH + config.state_dim
         self.fuse = nn.Sequential(
             nn.Linear(features, config.hidden),
             nn.LayerNorm(config.hidden),
@@ -106,12 +112,13 @@ class MiniVLA(nn.Module):
         cfg = self.config
         images = stack_cameras(dict(observation.images), cfg.cameras)
         text = self.text(observation.instruction)
-        x = self.stem(images) + self.place
-        x = self.block1(x, self.film1(text))
-        x = self.block2(self.down(x), self.film2(text))
-        x = F.silu(self.squeeze(x)).flatten(1)
+        x = F.silu(self.stem(images))
+        x = F.silu(modulate(self.norm1(self.conv1(x)), self.film1(text)))
+        x = F.silu(modulate(self.norm2(self.conv2(x)), self.film2(text)))
+        attention = F.softmax(SHARPNESS * self.look(x).flatten(2), dim=-1)  # (B, KEYPOINTS, H/2 * W/2)
+        points = (attention @ self.grid).flatten(1)
         state = (observation.state - self.state_mean) / self.state_std
-        return self.head(self.fuse(torch.cat([x, text, state], dim=1))).unflatten(
+        return self.head(self.fuse(torch.cat([points, self.gist(x), text, state], dim=1))).unflatten(
             1, (cfg.chunk, cfg.action_dim, cfg.bins)
         )
 

@@ -24,7 +24,7 @@ class Codec(Protocol):
 
 
 class PixelCodec(nn.Module):
-    """Pixels themselves, rearranged: each patch of `patch` x `patch` pixels becomes one position with 3*patch^2 channels."""
+    """Pixels, rearranged: each patch of `patch` x `patch` pixels becomes one position with 3*patch^2 channels."""
 
     def __init__(self, patch: int = 4) -> None:
         super().__init__()

@@ -27,7 +27,6 @@ from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.codecs import Codec, PixelCodec
 from wmpo.world_models.unet import UNet
 
-
 LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
 PURE_NOISE_SHARE = 0.5
 

@@ -62,14 +62,16 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.temporal = heads, temporal
         self.qkv = nn.Linear(width, 3 * width)
-        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.scale_q = nn.Parameter(torch.ones(width // heads))
+        self.scale_k = nn.Parameter(torch.ones(width // heads))
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BPE: Tensor) -> Tensor:
         """Any number of sequences; P is their length, patches or frames."""
         q, k, v = self.qkv(x_BPE).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.norm_q(q), self.norm_k(k)
+        # Not nn.RMSNorm: under autocast its float32 weight beside bfloat16 input leaves the fused kernel.
+        q = F.rms_norm(q, q.shape[-1:], eps=1e-6) * self.scale_q.to(q.dtype)
+        k = F.rms_norm(k, k.shape[-1:], eps=1e-6) * self.scale_k.to(k.dtype)
         if self.temporal:
             q, k = rotate(q), rotate(k)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.temporal)

@@ -1,0 +1,365 @@
+"""World-Model-based Policy Optimization, top to bottom (arXiv 2511.09515).
+
+A policy imitates demonstrations, tries itself on a few real episodes, learns a video model and a success classifier
+from them, practises in imagination only, and is then measured in the real environment on states it has never met.
+
+Every stage leaves its result in the run's folder and is skipped when that is there, so that a run that was stopped,
+or killed, goes on where it was and ends where it would have ended.
+
+Departures from the paper (settings name the rest, see `wmpo.config`):
+1. Initial states for demonstrating, collecting, practising and evaluating are disjoint.
+2. The reward threshold is chosen on imagined replays of held-out real episodes, since that is where it is used.
+3. Alignment mixes demonstrations in, so that the world model does not forget what the policy does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmpo import measure
+from wmpo.config import GRPOConfig, Recipe
+from wmpo.data.cache import FrameCache
+from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips
+from wmpo.data.starts import held_out, starts
+from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.envs import demonstrate
+from wmpo.evaluate import evaluate
+from wmpo.imagination import ImaginedEnv, Replay, replay
+from wmpo.objectives.verdicts import best_f1_threshold
+from wmpo.policies.minivla import MiniVLA
+from wmpo.practice import frozen_copy, practise
+from wmpo.protocols import Env
+from wmpo.report.page import write_report
+from wmpo.results import Interactions, PolicyResult, RunResult
+from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rollout import rollout
+from wmpo.training.fit import fit, step_seed
+from wmpo.training.log import RunLog
+from wmpo.types import Observation
+from wmpo.world_models.flow import FlowWorldModel
+
+BATCH = 128  # episodes that advance together
+
+
+@dataclass
+class Run:
+    """Where a run lives and what it may use."""
+
+    recipe: Recipe
+    folder: Path
+    log: RunLog
+    device: torch.device
+    env: Env  # the real environment
+    store: EpisodeStore  # what is learned from
+    evaluation: EpisodeStore  # what is only measured on
+
+    def seed(self, *purpose: int) -> int:
+        return step_seed(self.recipe.seed, *purpose)
+
+    def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
+        return starts(split, self.recipe.seed, n, turn)
+
+    def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
+        """Indices of stored episodes."""
+        return [i for i, record in enumerate(self.store.records()) if wanted(record)]
+
+
+def optimise(run: Run) -> RunResult:
+    """The whole of WMPO."""
+    recipe = run.recipe
+    demonstrations(run)  # scripted experts, or the user's own data
+    policy = imitate(run)  # SFT: the base policy
+    evaluate_policy(run, policy, "base")
+    for turn in range(1, recipe.rounds + 1):  # lifelong learning = more rounds
+        collect(run, policy, turn)  # P real rollouts of the current policy
+        world_model = model_the_world(run, turn)  # failures included: behaviour alignment
+        reward_model = model_success(run, world_model, turn)
+        base = frozen_copy(policy)
+        policy = practise_in_dream(run, policy, world_model, reward_model, turn, f"practice-{turn}", recipe.grpo)
+        evaluate_policy(run, policy, f"wmpo-{turn}")
+        if recipe.control and turn == 1:  # rewards shuffled inside each group must teach nothing
+            shuffled = replace(recipe.grpo, shuffle_rewards=True)
+            control = practise_in_dream(run, base, world_model, reward_model, turn, "control", shuffled)
+            evaluate_policy(run, control, "control")
+    return report(run, policy, world_model, reward_model)
+
+
+def demonstrations(run: Run) -> None:
+    """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept: the dream needs them."""
+    cfg = run.recipe.demonstrations
+    with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as ticker:
+        while (done := len(run.episodes(is_demonstration))) < cfg.episodes:
+            ticker.skip(done)
+            tried = len(run.episodes(lambda record: record.source == "expert"))
+            numbers = run.starts("demonstrate", tried + min(BATCH, cfg.episodes - done))[tried:]
+            run.store.append(demonstrate(run.recipe.env, numbers, noise=cfg.noise, seed=run.seed(0, tried)))
+
+
+def imitate(run: Run) -> MiniVLA:
+    cfg = run.recipe.policy
+    with run.log.stage("imitate"):
+        cache = FrameCache(run.store)
+        torch.manual_seed(run.seed(1))
+        policy = MiniVLA.build(cfg, run.env.spec)
+        shown = run.episodes(is_demonstration)
+        policy.set_statistics(*cache.statistics(shown))
+        frames = ImitationFrames(cache, shown, cfg.chunk)
+        fit(
+            policy,
+            lambda step: frames.sample(cfg.fit.batch_size, run.seed(1), step),
+            cfg.fit,
+            folder=run.folder,
+            name="imitation",
+            log=run.log,
+            device=run.device,
+            seed=run.seed(1),
+        )
+        policy.save_pretrained(run.folder / "policies" / "base")
+    return policy
+
+
+def collect(run: Run, policy: Any, turn: int) -> None:
+    cfg = run.recipe.collect
+    with run.log.stage("collect"):
+        name = f"round-{turn}"
+        if run.episodes(lambda record: record.source == name):
+            return
+        generator = torch.Generator().manual_seed(run.seed(2, turn))
+        numbers = run.starts("collect", cfg.episodes, turn)
+        episodes = []
+        for begin in range(0, len(numbers), BATCH):
+            some = numbers[begin : begin + BATCH]
+            played = rollout(
+                run.env, policy, some, temperature=cfg.temperature, generator=generator, record=name,
+                task=run.recipe.env.task,
+            )  # fmt: skip
+            episodes += played.episodes
+        run.store.append(episodes)  # all at once: a kill leaves either none or all of them
+
+
+def model_the_world(run: Run, turn: int) -> FlowWorldModel:
+    """Pretrain on demonstrations once; then, each round, align on the policy's own rollouts, failures included."""
+    cfg = run.recipe.world_model
+    cache = FrameCache(run.store)
+    shown = run.episodes(lambda record: record.source == "expert")
+    own = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
+    chunk = run.recipe.policy.chunk
+    torch.manual_seed(run.seed(3))
+    model = FlowWorldModel.build(cfg, run.env.spec, chunk)
+    general = VideoClips(cache, shown, cfg.context, chunk)
+    aligned = VideoClips(cache, own, cfg.context, chunk)
+
+    def mixed(step: int) -> VideoBatch:
+        n = round(cfg.align.batch_size * cfg.align_share)
+        parts = [(aligned, n, run.seed(4, turn)), (general, cfg.align.batch_size - n, run.seed(5, turn))]
+        return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
+
+    with run.log.stage("world model"):
+        fit(
+            model,
+            lambda step: general.sample(cfg.fit.batch_size, run.seed(3), step),
+            cfg.fit,
+            folder=run.folder,
+            name="world_model",
+            log=run.log,
+            device=run.device,
+            seed=run.seed(3),
+        )
+        for past in range(1, turn + 1):  # earlier rounds only load
+            fit(
+                model,
+                mixed,
+                cfg.align,
+                folder=run.folder,
+                name=f"world_model_align-{past}",
+                log=run.log,
+                device=run.device,
+                seed=run.seed(4, past),
+            )
+        model.save_pretrained(run.folder / f"world_model-{turn}")
+    return model
+
+
+def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> ClipClassifier:
+    """Train the classifier on real clips, then choose its threshold where it will be used: in imagination."""
+    cfg = run.recipe.reward
+    with run.log.stage("reward model"):
+        cache = FrameCache(run.store)
+        seen = run.episodes(lambda record: not is_held_out(run, record))
+        clips = RewardClips(cache, seen, cfg.clip_length)
+        torch.manual_seed(run.seed(6, turn))
+        model = ClipClassifier.build(cfg, run.env.spec)
+        fit(
+            model,
+            lambda step: clips.sample(cfg.fit.batch_size, run.seed(6, turn), step),
+            cfg.fit,
+            folder=run.folder,
+            name=f"reward_model_fit-{turn}",
+            log=run.log,
+            device=run.device,
+            seed=run.seed(6, turn),
+        )
+        held = [run.store.episode(i) for i in run.episodes(lambda r: is_rollout(r) and is_held_out(run, r))]
+        dreamt = replay(
+            world_model, model, run.env.spec, held, chunk=run.recipe.policy.chunk, device=run.device, stride=cfg.stride
+        )
+        label = torch.tensor([episode.succeeded for episode in held])
+        threshold, f1 = best_f1_threshold(dreamt.best_scores(), label)
+        run.log.say(f"reward model: threshold {threshold:.3f}, F1 {f1:.2f} on {len(held)} imagined replays")
+        model = model.with_threshold(threshold)
+        model.save_pretrained(run.folder / f"reward_model-{turn}")
+    return model
+
+
+def practise_in_dream(
+    run: Run,
+    policy: Any,
+    world_model: FlowWorldModel,
+    reward_model: ClipClassifier,
+    turn: int,
+    name: str,
+    cfg: GRPOConfig,
+) -> Any:
+    """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
+    with run.log.stage(name):
+        numbers = run.starts("practise", cfg.starts, turn)
+        first = first_frames(run.env, numbers).to(run.device)
+        generator = torch.Generator(device=run.device)
+        dream = ImaginedEnv(
+            world_model,
+            reward_model,
+            run.env.spec,
+            first,
+            numbers,
+            generator=generator,
+            stride=run.recipe.reward.stride,
+        )
+        practise(
+            dream,
+            policy,
+            numbers,
+            cfg,
+            seed=run.seed(7, turn),
+            generator=generator,
+            folder=run.folder,
+            name=name,
+            log=run.log,
+            watch=lambda iteration, policy: watch_real(run, policy, name, iteration),
+        )
+        policy.save_pretrained(run.folder / "policies" / name.replace("practice", "wmpo"))
+    return policy
+
+
+def first_frames(env: Env, numbers: list[int]) -> Observation:
+    """What the real environment shows at each start; nothing is done there."""
+    return Observation.cat([env.reset(numbers[begin : begin + BATCH]) for begin in range(0, len(numbers), BATCH)])
+
+
+def watch_real(run: Run, policy: Any, name: str, iteration: int) -> None:
+    """Now and then, how the practising policy does for real. Shown in the report; nothing decides by it."""
+    cfg = run.recipe.evaluate
+    if cfg.watch_every and iteration % cfg.watch_every == 0:
+        numbers = run.starts("watch", cfg.watch_episodes)
+        result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(9))
+        run.log.scalars(iteration, {f"{name}/real_success": result.rate})
+
+
+def evaluate_policy(run: Run, policy: Any, name: str) -> None:
+    cfg = run.recipe.evaluate
+    with run.log.stage("evaluate"):
+        if run.evaluation.select(source=name):
+            return
+        numbers = run.starts("evaluate", cfg.episodes)
+        result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8), record=name)
+        run.evaluation.append(result.episodes)
+        run.log.say(f"{name}: real success {result.rate:.1%} of {len(numbers)}")
+
+
+def report(run: Run, policy: Any, world_model: FlowWorldModel, reward_model: ClipClassifier) -> RunResult:
+    """Measure the dream, then write result.json and report.html."""
+    recipe = run.recipe
+    result = RunResult.begin(recipe)
+    spec = run.env.spec
+    with run.log.stage("report"):
+        names = dict.fromkeys(record.source for record in run.evaluation.records())
+        played = {name: [run.evaluation.episode(i) for i in run.evaluation.select(source=name)] for name in names}
+        for name, episodes in played.items():
+            result.policies[name] = PolicyResult(
+                starts=[episode.start for episode in episodes],
+                success=[int(episode.succeeded) for episode in episodes],
+                finish_step=[episode.finish_step for episode in episodes],
+                temperature=recipe.evaluate.temperature,
+                disruption=recipe.evaluate.disruption,
+            )
+        base, final = played["base"], played[result.final]
+        replayed = [
+            replay(
+                world_model,
+                reward_model,
+                spec,
+                episodes,
+                chunk=recipe.policy.chunk,
+                device=run.device,
+                seed=run.seed(10),
+                stride=recipe.reward.stride,
+            )
+            for episodes in (base, final)
+        ]
+        both = Replay(replayed[0].images + replayed[1].images, replayed[0].scores + replayed[1].scores)
+        result.reward = measure.reward_quality(reward_model, base + final)
+        result.agreement = measure.agreement(both, reward_model, base + final)
+        result.fidelity = measure.fidelity(replayed[0], base)
+        before = load_policy(run.folder / "policies" / "base", run.device)
+        for name, who, episodes in (("base", before, base), (result.final, policy, final)):
+            imagined = measure.imagined_success(
+                world_model,
+                reward_model,
+                spec,
+                who,
+                episodes,
+                temperature=recipe.evaluate.temperature,
+                stride=recipe.reward.stride,
+                device=run.device,
+                seed=run.seed(11),
+            )
+            result.gaps[name] = measure.gap(imagined, episodes)
+        shown = [record for record in run.store.records() if record.source == "expert"]
+        tried = [record for record in run.store.records() if is_rollout(record)]
+        watched = recipe.grpo.iterations // recipe.evaluate.watch_every if recipe.evaluate.watch_every else 0
+        watched *= recipe.evaluate.watch_episodes * (recipe.rounds + recipe.control)
+        result.interactions = {
+            "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
+            "rollouts": Interactions(len(tried), sum(record.length for record in tried)),
+            "practice_resets": Interactions(recipe.grpo.starts * recipe.rounds, 0),
+            "evaluation": Interactions(
+                sum(map(len, played.values())),
+                sum(episode.length for episodes in played.values() for episode in episodes),
+            ),
+            "watching_practice": Interactions(watched, 0),
+        }
+        pictures = measure.media(reward_model, base, final, replayed[0], spec.fps)
+    result.read_logs(run.folder)
+    result.save(run.folder / "result.json")
+    write_report(result, pictures, run.folder / "report.html")
+    return result
+
+
+def load_policy(folder: Path, device: torch.device) -> MiniVLA:
+    return MiniVLA.from_pretrained(folder).to(device)
+
+
+def is_demonstration(record: EpisodeRecord) -> bool:
+    return record.source == "expert" and record.succeeded
+
+
+def is_rollout(record: EpisodeRecord) -> bool:
+    return record.source.startswith("round-")
+
+
+def is_held_out(run: Run, record: EpisodeRecord) -> bool:
+    return is_rollout(record) and held_out(record.start, run.recipe.collect.held_out)

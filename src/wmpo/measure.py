@@ -1,0 +1,184 @@
+"""What a finished run is worth: fidelity, agreement and honesty of the dream, and pictures of it all.
+
+Everything here looks at the real evaluation episodes, which no stage has learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmpo.imagination import ImaginedEnv, Replay, first_frames_of
+from wmpo.objectives.verdicts import auroc, expected_calibration_error, precision_recall_f1
+from wmpo.protocols import RewardModel, WorldModel
+from wmpo.report.media import Clip, Media, Pair, ScoreCurve
+from wmpo.results import Agreement, Fidelity, Gap, RewardQuality
+from wmpo.rollout import rollout
+from wmpo.types import EnvSpec, Episode
+from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
+
+HORIZONS = (8, 32)  # frames; the longest episodes' length comes on top
+SHOWN = 6  # videos of each kind in a report
+
+
+def score_video(reward_model: RewardModel, frames: np.ndarray, instruction: str) -> np.ndarray:
+    """(T+1,) scores of the clips that end at each frame of a real video (T+1, H, W, 3); the first frame has none."""
+    L = reward_model.clip_length
+    padded = np.concatenate([np.repeat(frames[:1], L - 1, axis=0), frames])
+    clips = np.lib.stride_tricks.sliding_window_view(padded, L, axis=0)[1:]  # (T, H, W, 3, L)
+    tensor = torch.from_numpy(np.ascontiguousarray(clips.transpose(0, 4, 3, 1, 2)))
+    scores = reward_model.score(tensor, (instruction,) * len(tensor)).cpu().numpy()
+    return np.concatenate([[np.nan], scores])
+
+
+def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> RewardQuality:
+    """The reward model on real videos: one verdict per episode, as imagination would give it."""
+    camera = next(iter(episodes[0].images))
+    best = torch.tensor([
+        float(np.nanmax(score_video(reward_model, episode.images[camera], episode.instruction)))
+        for episode in episodes
+    ])  # fmt: skip
+    label = torch.tensor([episode.succeeded for episode in episodes])
+    quality = precision_recall_f1(best > reward_model.threshold, label)
+    return RewardQuality(
+        threshold=reward_model.threshold,
+        precision=quality.precision,
+        recall=quality.recall,
+        f1=quality.f1,
+        accuracy=quality.accuracy,
+        calibration_error=expected_calibration_error(best, label)[0],
+        auroc=auroc(best, label),
+        episodes=len(episodes),
+        successes=int(label.sum()),
+    )
+
+
+def agreement(replayed: Replay, reward_model: RewardModel, episodes: Sequence[Episode]) -> Agreement:
+    """Imagined verdicts on the actions of real episodes, against what those actions really led to."""
+    label = torch.tensor([episode.succeeded for episode in episodes])
+    quality = precision_recall_f1(replayed.best_scores() > reward_model.threshold, label)
+    return Agreement(
+        accuracy=quality.accuracy,
+        precision=quality.precision,
+        recall=quality.recall,
+        f1=quality.f1,
+        episodes=len(episodes),
+        successes=int(label.sum()),
+    )
+
+
+def fidelity(replayed: Replay, episodes: Sequence[Episode]) -> list[Fidelity]:
+    """Imagined against real frames of the same actions, beside a still of the first frame."""
+    camera = next(iter(episodes[0].images))
+    longest = max(episode.length for episode in episodes)
+    result = []
+    for horizon in sorted({*(h for h in HORIZONS if h < longest), longest}):
+        rows = [i for i, episode in enumerate(episodes) if episode.length >= horizon]
+        if len(rows) < 2:
+            continue
+
+        def at(videos: Sequence[np.ndarray], frame: int, rows: list[int] = rows) -> Tensor:
+            return torch.from_numpy(np.stack([videos[i][frame] for i in rows])).permute(0, 3, 1, 2)
+
+        real_videos = [episode.images[camera] for episode in episodes]
+        real, dreamt, still = at(real_videos, horizon), at(replayed.images, horizon), at(real_videos, 0)
+        result.append(
+            Fidelity(
+                frames=horizon,
+                psnr=float(psnr(dreamt, real).mean()),
+                ssim=float(ssim(dreamt, real).mean()),
+                frechet=random_feature_frechet(dreamt, real),
+                still_psnr=float(psnr(still, real).mean()),
+                still_ssim=float(ssim(still, real).mean()),
+                still_frechet=random_feature_frechet(still, real),
+                episodes=len(rows),
+            )
+        )
+    return result
+
+
+def imagined_success(
+    world_model: WorldModel,
+    reward_model: RewardModel,
+    spec: EnvSpec,
+    policy: Any,
+    episodes: Sequence[Episode],
+    *,
+    temperature: float,
+    stride: int,
+    device: torch.device,
+    seed: int,
+) -> list[bool]:
+    """One imagined verdict per real episode: the policy dreams from the same first frame."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    numbers = range(len(episodes))
+    dream = ImaginedEnv(
+        world_model, reward_model, spec, first_frames_of(episodes, spec).to(device), numbers,
+        generator=generator, stride=stride,
+    )  # fmt: skip
+    return rollout(dream, policy, numbers, temperature=temperature, generator=generator).success.tolist()
+
+
+def gap(imagined: Sequence[bool], episodes: Sequence[Episode]) -> Gap:
+    return Gap(
+        imagined=sum(imagined) / len(imagined),
+        imagined_episodes=len(imagined),
+        real=sum(episode.succeeded for episode in episodes) / len(episodes),
+        real_episodes=len(episodes),
+    )
+
+
+def media(
+    reward_model: RewardModel, base: Sequence[Episode], final: Sequence[Episode], replayed: Replay, fps: int
+) -> Media:
+    """Videos and score curves for the report. `replayed` are the dreams of `base`; episodes pair up by place."""
+    camera = next(iter(base[0].images))
+    result = Media(fps=fps)
+    for i in _mixture([episode.succeeded for episode in base]):
+        episode = base[i]
+        scores = replayed.scores[i]
+        hits = np.flatnonzero(np.nan_to_num(scores) > reward_model.threshold)
+        verdict = "success" if len(hits) else "failure"
+        result.dreams.append(
+            Pair(
+                Clip.of(episode),
+                Clip(replayed.images[i], int(hits[0]) if len(hits) else None),
+                "real",
+                "imagined",
+                f"Really a {'success' if episode.succeeded else 'failure'}, imagined as a {verdict}.",
+            )
+        )
+        result.scores.append(
+            ScoreCurve(
+                score_video(reward_model, episode.images[camera], episode.instruction).tolist(),
+                episode.finish_step if episode.succeeded else None,
+                f"initial state {episode.start}",
+            )
+        )
+    order = {(False, True): 0, (True, False): 1, (True, True): 2, (False, False): 3}
+    kinds: dict[int, list[int]] = {}
+    for i, (before, after) in enumerate(zip(base, final, strict=True)):
+        kinds.setdefault(order[before.succeeded, after.succeeded], []).append(i)
+    picked = [i for kind, many in ((0, 3), (1, 1), (2, 1), (3, 1)) for i in kinds.get(kind, [])[:many]]
+    for i in picked:
+        outcome = [("success" if episode.succeeded else "failure") for episode in (base[i], final[i])]
+        result.policies.append(
+            Pair(
+                Clip.of(base[i]),
+                Clip.of(final[i]),
+                "before",
+                "after practice",
+                f"Same initial state: {outcome[0]} before, {outcome[1]} after.",
+            )
+        )
+    return result
+
+
+def _mixture(success: Sequence[bool]) -> list[int]:
+    """Some successes and some failures, in turn; the first ones, not the nicest."""
+    sides = [[i for i, hit in enumerate(success) if hit is want][: SHOWN // 2] for want in (True, False)]
+    return sorted(sides[0] + sides[1])
