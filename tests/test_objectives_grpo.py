@@ -93,6 +93,14 @@ def test_empty_episode_adds_nothing_but_counts():
     assert log_prob.grad[1].item() == 0
 
 
+def test_empty_batch_is_no_loss():
+    empty = torch.zeros(0, 2, 3, 4, requires_grad=True)
+    loss, metrics = clipped_policy_loss(empty, empty, group_advantage(torch.zeros(0, 8)).flatten(), empty[..., 0] > 0)
+    loss.backward()
+    assert loss.item() == 0
+    assert metrics == {"clip_fraction": 0, "approx_kl": 0, "ratio_mean": 0}
+
+
 @pytest.mark.parametrize("ratio", ["token", "chunk"])
 def test_parts_of_a_batch_add_up(ratio):
     generator = torch.Generator().manual_seed(0)

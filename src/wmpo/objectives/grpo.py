@@ -99,7 +99,7 @@ def clipped_policy_loss(
             "approx_kl": ((ratio_EJ - 1 - log_ratio_EJ) * weight_EJ).sum() / count,
             "ratio_mean": (ratio_EJ * weight_EJ).sum() / count,
         }
-    return loss_E.mean(), {name: value.item() for name, value in metrics.items()}
+    return loss_E.sum() / max(len(loss_E), 1), {name: value.item() for name, value in metrics.items()}
 
 
 def informative(reward_BG: Tensor, keep_low: float = 0.1, keep_high: float = 0.9) -> Tensor:
