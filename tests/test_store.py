@@ -247,7 +247,7 @@ def test_starts_repeat_and_extend() -> None:
     for wrong in (("nonsense", 0, 1, 0), ("collect", 0, 1 << 17, 0), ("collect", 0, 1, 32)):
         with pytest.raises(UserError):
             starts(*wrong)
-    assert split_of(2**31) == "other"
+    assert split_of(2**32) == split_of(-1) == "other"
 
 
 def test_held_out_share_is_exact_and_stable() -> None:
