@@ -23,20 +23,22 @@ from wmpo.envs.tabletop.settings import (
     OPENING,
     REACH,
     RING_HALF_HEIGHT,
+    SOLID,
     STATE_DIM,
-    TIMESTEP,
     check,
 )
 from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, task_named
 
 _STAGES = 4  # the target moves in this many steps, so that the gripper moves evenly
-_SUBSTEPS = round(1 / FPS / TIMESTEP / _STAGES)
 _LOWEST, _HIGHEST = np.transpose(REACH)
 # How far an object's centre must be from the fingertips' way to be out of reach: fingers, half an object's diagonal
-# (of its face for the sides, of its volume for the height), and room to spare.
+# (of its face for the sides, of its volume for the height), and room to spare; and how far from a moving object.
 _WIDE = OPENING + 0.01 + 1.42 * CUBE + 0.01
 _DEEP = 0.012 + 1.42 * CUBE + 0.01
 _HIGH = 1.74 * CUBE + 0.005
+_APART = STRIDE + 2 * 1.42 * CUBE + 0.01
+_MIDDLE = np.array([(low + high) / 2 for low, high in (*REACH, (0.0, OPENING))])
+_HALF_RANGE = np.array([(high - low) / 2 for low, high in (*REACH, (0.0, OPENING))])
 _FREE_FLIGHT = int(mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_GRAVITY)
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
@@ -70,6 +72,32 @@ class Snapshot:
     counters: Counters
 
 
+@dataclass(frozen=True)
+class Loose:
+    """Where an object that can move is found in MuJoCo's arrays."""
+
+    body: int
+    position: slice
+    """Of x, y, z in qpos."""
+    xy: slice
+    dofs: slice
+    """In qvel."""
+    geoms: slice
+    solid: np.ndarray
+    """Which of its geoms can be touched, 0 or 1."""
+    weight: float
+    """In newtons."""
+
+    @staticmethod
+    def of(m: mujoco.MjModel, body: int) -> Loose:
+        qpos, dof = int(m.jnt_qposadr[m.body_jntadr[body]]), int(m.jnt_dofadr[m.body_jntadr[body]])
+        geom = int(m.body_geomadr[body])
+        geoms = slice(geom, geom + int(m.body_geomnum[body]))
+        solid = (m.geom_group[geoms] == SOLID).astype(np.int32)
+        weight = float(m.body_mass[body] * -m.opt.gravity[2])
+        return Loose(body, slice(qpos, qpos + 3), slice(qpos, qpos + 2), slice(dof, dof + 6), geoms, solid, weight)
+
+
 class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A floating two-finger gripper over a table, 5 actions a second.
 
@@ -98,6 +126,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.model = model(self.task.layout, checked, image_size)
         self.renderer = render.renderer(self.model, image_size, display.choose(renderer))
         self.data = mujoco.MjData(self.model)
+        self._substeps = round(1 / FPS / self.model.opt.timestep / _STAGES)
         self.counters = Counters()
         self.start = 0
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -114,14 +143,14 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         # Object name -> address of its free joint in qpos, or of its mocap body.
         self._free: dict[str, int] = {}
         self._fixed: dict[str, int] = {}
-        self._loose: list[tuple[int, int]] = []  # addresses of free joints in qpos and in qvel
+        self._loose: list[Loose] = []
         for index in range(1, m.nbody):
             body = m.body(index)
             if body.mocapid[0] >= 0:
                 self._fixed[body.name] = int(body.mocapid[0])
             elif body.jntnum[0] and m.jnt_type[body.jntadr[0]] == mujoco.mjtJoint.mjJNT_FREE:
                 self._free[body.name] = int(m.jnt_qposadr[body.jntadr[0]])
-                self._loose.append((int(m.jnt_qposadr[body.jntadr[0]]), int(m.jnt_dofadr[body.jntadr[0]])))
+                self._loose.append(Loose.of(m, index))
         thing = m.body(self.task.thing).id
         self._moved_geoms = frozenset(np.flatnonzero(m.geom_bodyid == thing).tolist())
         self._left, self._right = int(m.geom("left").id), int(m.geom("right").id)
@@ -152,6 +181,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         d.qpos[self._slides] = (*where["grip"], HOVER, opening, opening)
         d.ctrl[:] = d.qpos[self._slides]
         self.model.opt.disableflags = 0
+        for loose in self._loose:
+            self.model.geom_contype[loose.geoms] = self.model.geom_conaffinity[loose.geoms] = loose.solid
         mujoco.mj_step(self.model, d, 10)  # objects settle by some hundredths of a millimetre
         self._refresh()
 
@@ -168,39 +199,52 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         begin = d.qpos[self._slides[:3]]
         target = np.minimum(np.maximum(begin + STRIDE * action[:3], _LOWEST), _HIGHEST)
         d.ctrl[3:] = OPENING * (1 - float(action[3])) / 2
-        away = self._away(begin, target)
-        self.model.opt.disableflags = _FREE_FLIGHT if away else 0  # the model is shared: always set, never assumed
+        asleep = self._sleep(begin.tolist(), target.tolist())
         left = right = False
-        for stage in range(1, _STAGES + 1):
-            # The target arrives before the last stage, which lets the gripper come to rest.
-            d.ctrl[:3] = begin + (target - begin) * min(stage / (_STAGES - 1), 1.0)
-            mujoco.mj_step(self.model, d, _SUBSTEPS)
-            for pair in () if away else d.contact.geom.tolist():
+        for stage in range(_STAGES):
+            if stage < _STAGES - 1:  # the last stage lets the gripper come to rest
+                d.ctrl[:3] = begin + (target - begin) * ((stage + 1) / (_STAGES - 1))
+            mujoco.mj_step(self.model, d, self._substeps)
+            for pair in () if asleep else d.contact.geom.tolist():
                 if self._moved_geoms.intersection(pair):
                     left, right = left or self._left in pair, right or self._right in pair
         self._refresh()
         return self._count(left or right, left and right)
 
-    def _away(self, begin: np.ndarray, target: np.ndarray) -> bool:
-        """Whether the objects rest and the gripper cannot reach them in this step.
+    def _sleep(self, begin: list[float], target: list[float]) -> bool:
+        """Put objects to sleep that lie still and that nothing can reach in this step; True if all of them are.
 
-        Most of the physics' time goes into objects that lie still. While this holds, gravity and contacts are
-        switched off, and nothing but the gripper moves.
+        Most of the physics' time would go into objects that lie still. A sleeping one has no contacts and its
+        weight is carried, so it stays exactly where it is.
         """
-        d = self.data
-        x, y, z = np.minimum(begin, target).tolist()
-        right, back, _ = np.maximum(begin, target).tolist()
-        for qpos, dof in self._loose:
-            thing = d.qpos[qpos : qpos + 3].tolist()
-            beside = max(x - thing[0], thing[0] - right) > _WIDE or max(y - thing[1], thing[1] - back) > _DEEP
-            if not beside and z < thing[2] + _HIGH:
-                return False
-            speed, force = d.qvel[dof : dof + 6], d.qacc_warmstart[dof : dof + 6]
-            if np.abs(speed).max() > 2e-3 or np.abs(force).max() > 0.1:
-                return False
-        for _, dof in self._loose:
-            d.qvel[dof : dof + 6] = 0.0
-        return True
+        d, m = self.data, self.model
+        awake = [thing for thing in self._loose if not self._rests(thing, begin, target)]
+        # What an awake object might be pushed against must be awake too.
+        asleep = [
+            thing
+            for thing in self._loose
+            if thing not in awake and all(np.abs(d.qpos[thing.xy] - d.qpos[other.xy]).max() > _APART for other in awake)
+        ]
+        # The model is shared by all episodes, so everything is set anew, and nothing assumed.
+        m.opt.disableflags = _FREE_FLIGHT if len(asleep) == len(self._loose) else 0
+        for thing in self._loose:
+            sleeps = thing in asleep
+            m.geom_contype[thing.geoms] = m.geom_conaffinity[thing.geoms] = 0 if sleeps else thing.solid
+            d.xfrc_applied[thing.body, 2] = thing.weight if sleeps and len(asleep) < len(self._loose) else 0.0
+            if sleeps:
+                d.qvel[thing.dofs] = 0.0
+        return len(asleep) == len(self._loose)
+
+    def _rests(self, thing: Loose, begin: list[float], target: list[float]) -> bool:
+        """Whether the object lies still and the gripper cannot reach it on its way from `begin` to `target`."""
+        x, y, z = self.data.qpos[thing.position].tolist()
+        beside = x < min(begin[0], target[0]) - _WIDE or x > max(begin[0], target[0]) + _WIDE
+        beside = beside or y < min(begin[1], target[1]) - _DEEP or y > max(begin[1], target[1]) + _DEEP
+        if not beside and min(begin[2], target[2]) < z + _HIGH:
+            return False
+        speed = self.data.qvel[thing.dofs].tolist()
+        acceleration = self.data.qacc_warmstart[thing.dofs].tolist()
+        return all(-2e-3 < value < 2e-3 for value in speed) and all(-0.1 < value < 0.1 for value in acceleration)
 
     def _refresh(self) -> None:
         """Positions as of now: mj_step leaves those of one time step ago. Changes nothing that the next step uses."""
@@ -239,14 +283,13 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         slides = d.qpos[self._slides]
         things = {name: d.qpos[address : address + 3].copy() for name, address in self._free.items()}
         things |= {name: d.mocap_pos[index].copy() for name, index in self._fixed.items()}
-        return View(slides[:3].copy(), float(slides[3:].mean()), things)
+        return View(slides[:3], float(slides[3] + slides[4]) / 2, things)
 
     def state(self) -> np.ndarray:
         """(4,) float32: x, y, z and opening of the gripper, each scaled to [-1, 1] over its range."""
         slides = self.data.qpos[self._slides]
-        low, high = np.transpose([*REACH, (0.0, OPENING)])
-        value = np.append(slides[:3], slides[3:].mean())
-        return ((2 * value - low - high) / (high - low)).astype(np.float32)
+        slides[3] = (slides[3] + slides[4]) / 2
+        return ((slides[:4] - _MIDDLE) / _HALF_RANGE).astype(np.float32)
 
     def draw(self, camera: str) -> np.ndarray:
         """(H, W, 3) uint8. Valid until the next call in this process."""

@@ -20,7 +20,7 @@ from wmpo.envs.tabletop.settings import (
     RING_HALF_HEIGHT,
     RING_INNER,
     RING_OUTER,
-    TIMESTEP,
+    SEEN_ONLY,
     TRAY,
     TRAY_HEIGHT,
     UNSEEN,
@@ -45,7 +45,7 @@ def _box(
     numbers = " ".join(f"{value:.5g}" for value in position)
     sizes = " ".join(f"{value:.5g}" for value in size)
     rgba = " ".join(f"{value:.3g}" for value in colour)
-    solidity = "" if solid else ' contype="0" conaffinity="0" mass="0"'
+    solidity = "" if solid else f' contype="0" conaffinity="0" mass="0" group="{SEEN_ONLY}"'
     return f'<geom type="box" pos="{numbers}" size="{sizes}" rgba="{rgba} 1"{solidity} {extra}/>'
 
 
@@ -136,9 +136,11 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         things = f"""
         <body name="peg" mocap="true">{base}{peg}</body>
         {_ring()}{_cube("blue", blue, patterned)}"""
+    # The thin walls of the ring need smaller steps and exact friction.
+    timestep, cone = (0.0125, "pyramidal") if layout == BLOCKS else (0.01, "elliptic")
     xml = f"""
     <mujoco model="tabletop">
-      <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="5"
+      <option timestep="{timestep}" cone="{cone}" integrator="implicitfast" impratio="5"
         iterations="20" tolerance="1e-6"/>
       <size memory="2M"/>
       <visual>
@@ -148,7 +150,7 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         <map znear="0.01" zfar="10"/>
       </visual>
       <statistic extent="1" center="0 0 0"/>
-      <default><geom friction="0.7 0.005 0.0001" condim="3" solref="0.02 1"/></default>
+      <default><geom friction="0.7 0.005 0.0001" condim="3" solref="{2 * timestep} 1"/></default>
       <worldbody>
         <light pos="0 0 2" dir="0.3 0.35 -1" directional="true" castshadow="false"
           diffuse="0.3 0.3 0.3" specular="0 0 0"/>

@@ -28,9 +28,8 @@ PEG, PEG_HEIGHT = 0.012, 0.05
 OPENING = 0.05  # largest distance of a finger from the middle
 REACH = ((-0.22, 0.22), (-0.20, 0.20), (0.004, 0.15))  # where the point between the fingertips may go
 
-TIMESTEP = 0.01
 
-UNSEEN = 3  # the geom group that no renderer draws
+SOLID, SEEN_ONLY, UNSEEN = 0, 1, 3  # geom groups: what can be touched and seen, only seen, only touched
 
 BLOCKS, RING = "blocks", "ring"  # the two layouts of objects
 

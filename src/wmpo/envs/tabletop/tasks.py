@@ -55,7 +55,8 @@ class Task:
     def accomplished(self, view: View) -> bool:
         """Whether this frame alone looks accomplished: the object lies in its place and nothing holds it."""
         thing, goal = view.things[self.thing], view.things[self.goal]
-        inside = bool(np.abs(thing[:2] - goal[:2]).max() <= self.tolerance)
+        x, y, _ = (thing - goal).tolist()
+        inside = max(abs(x), abs(y)) <= self.tolerance
         lies = abs(float(thing[2]) - self.rest) < 0.006
         if self.skill == "push":
             return inside and lies
