@@ -1,0 +1,33 @@
+"""Named experiments as Python values. `wmpo run NAME` runs one; `--field value` changes a setting of it.
+
+A recipe of your own is a value like these: add it to `RECIPES`, or pass it to `wmpo.commands.opening.open_run`.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.recipes.paper import PAPER
+from wmpo.recipes.smoke import SMOKE
+from wmpo.recipes.tabletop import INSERT, PLACE, PUSH, STACK
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PUSH, PLACE, STACK, INSERT, SMOKE, PAPER)}
+
+ABOUT: dict[str, str] = {
+    "push": "Push a block into a zone: the default, a laptop's CPU in minutes.",
+    "place": "Pick a block up and put it into a tray.",
+    "stack": "Put one block on another.",
+    "insert": "Put a ring on a peg.",
+    "smoke": "All stages of push, tiny: shows within minutes that everything works, learns nothing much.",
+    "paper": "The paper's numbers: a large transformer on SDXL latents of 256-pixel images; needs GPUs.",
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    if name in RECIPES:
+        return RECIPES[name]
+    close = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {close[0]}? There are" if close else "there are"
+    raise UserError(f"There is no recipe {name!r}: {hint} {', '.join(RECIPES)}.")

@@ -1,0 +1,101 @@
+"""Opening the folder of a run: one process at a time, one recipe for its whole life."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmpo.algorithm import Run
+from wmpo.config import Recipe
+from wmpo.data.store import EpisodeStore
+from wmpo.envs import make_env
+from wmpo.errors import UserError
+from wmpo.recipes.checks import check_recipe
+from wmpo.training.files import read_json, write_json
+from wmpo.training.log import RunLog
+from wmpo.training.plain import from_plain, to_plain
+
+RECIPE = "recipe.json"
+CHANGES_NO_NUMBER = ("env.workers",)  # settings that a run may be continued with other values of
+
+
+@contextmanager
+def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]:
+    """A new run in `folder`, or the one that is there, if it is of the same recipe."""
+    check_recipe(recipe)
+    use_all_cores()
+    device = pick_device(recipe.device)
+    with closing(make_env(recipe.env)) as env, locked(folder):
+        keep_recipe(recipe, folder)
+        with RunLog(folder, quiet) as log:
+            store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
+            evaluation = EpisodeStore.open_or_create(folder / "evaluation", env.spec)
+            yield Run(recipe, folder, log, device, env, store, evaluation)
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """The recipe of the run in `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: give that of a run, such as runs/push-seed0.")
+    if not (folder / RECIPE).exists():
+        raise UserError(f"{folder} holds no run, since it has no {RECIPE}: give the folder that `wmpo run` made.")
+    return from_plain(Recipe, read_json(folder / RECIPE), str(folder / RECIPE))
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.json, or make sure that it says the same."""
+    if not (folder / RECIPE).exists():
+        write_json(folder / RECIPE, to_plain(recipe))
+        return
+    old, new = flat(load_recipe(folder)), flat(recipe)
+    for name, value in new.items():
+        if old[name] != value and name not in CHANGES_NO_NUMBER:
+            raise UserError(
+                f"{folder} holds a run with {name} = {old[name]}, not {value}: "
+                "give the same settings to continue it, or another folder with --out."
+            )
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted field -> value of nested dataclasses."""
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        found |= flat(value, f"{prefix}{name}.") if is_dataclass(value) else {f"{prefix}{name}": value}
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run. The lock dies with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is at work in {folder}: wait for it, or use another folder.") from None
+        yield
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
+    return device
+
+
+def use_all_cores() -> None:
+    """Compute on every core that this process may use, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))

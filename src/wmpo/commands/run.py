@@ -1,0 +1,69 @@
+"""`wmpo run` and `wmpo report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from wmpo.commands.parse import parse
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.recipes import RECIPES, recipe_named
+
+
+@dataclass(frozen=True)
+class Run:
+    """The whole loop, from nothing to a report. The same command continues a run that was stopped."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; default runs/RECIPE-seedN."""
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> Run:
+        """The first argument names the recipe, whose values are the defaults of all options."""
+        if not args:
+            raise UserError(f"Which recipe? wmpo run {'|'.join(RECIPES)}")
+        if args[0].startswith("-"):
+            if args[0] not in ("-h", "--help"):
+                raise UserError("Name the recipe before its options, as in: wmpo run push --seed 1.")
+            return parse(cls, args, "wmpo run RECIPE", cls(RECIPES["push"]))
+        recipe = recipe_named(args[0])
+        return parse(cls, args[1:], f"wmpo run {args[0]}", cls(recipe))
+
+    def execute(self) -> None:
+        from wmpo.algorithm import optimise
+        from wmpo.commands.opening import open_run
+        from wmpo.report.terminal import terminal_table
+
+        folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
+        with open_run(self.recipe, folder) as run:
+            run.log.say(f"{folder}: on {run.device}")
+            result = optimise(run)
+            run.log.console.print(terminal_table(result))
+            run.log.say(f"Report: {folder / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measure the dream of a finished run again, and rewrite its result.json and report.html."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+    def execute(self) -> None:
+        from wmpo.algorithm import optimise
+        from wmpo.commands.opening import load_recipe, open_run
+        from wmpo.report.terminal import terminal_table
+
+        recipe = load_recipe(self.folder)
+        if not (self.folder / "result.json").exists():
+            raise UserError(f"The run in {self.folder} is not finished: continue it with wmpo run {recipe.name}.")
+        with open_run(recipe, self.folder) as run:
+            result = optimise(run)  # every stage is there, so that only the report is made
+            run.log.console.print(terminal_table(result))
+            run.log.say(f"Report: {self.folder / 'report.html'}")

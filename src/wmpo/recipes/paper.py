@@ -1,0 +1,64 @@
+"""The paper's numbers, where this package has a setting for them. It needs GPUs, and an SDXL autoencoder on disk.
+
+Where the paper and its code disagree this follows the paper. The policy is MiniVLA in place of a 7B OpenVLA-OFT, so
+its width and learning rates are ours.
+"""
+
+from __future__ import annotations
+
+from wmpo.config import (
+    CollectConfig,
+    DemonstrationConfig,
+    EnvConfig,
+    EvaluateConfig,
+    FitConfig,
+    GRPOConfig,
+    PolicyConfig,
+    Recipe,
+    RewardConfig,
+    WorldModelConfig,
+)
+
+PAPER = Recipe(
+    name="paper",
+    env=EnvConfig(task="stack", image_size=256, workers=16),
+    demonstrations=DemonstrationConfig(episodes=300, noise=0.2),
+    policy=PolicyConfig(
+        chunk=8, bins=256, width=128, hidden=1024, fit=FitConfig(steps=20_000, batch_size=128, lr=5e-4, warmup=500)
+    ),
+    collect=CollectConfig(episodes=128, temperature=1.6),
+    world_model=WorldModelConfig(
+        backbone="transformer",
+        codec="diffusers",
+        context=4,
+        anchor=False,
+        action_conditioning="frame",
+        objective="epsilon",
+        context_noise=0.05,
+        sampling_steps=30,
+        width=1152,
+        depth=28,
+        heads=16,
+        fit=FitConfig(steps=100_000, batch_size=128, lr=1e-4, warmup=1000, grad_clip=0.1, ema=0.9999),
+        align=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=0, grad_clip=0.1, ema=0.9999),
+        align_share=1.0,
+    ),
+    reward=RewardConfig(
+        backbone="videomae", clip_length=8, width=768, fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500)
+    ),
+    grpo=GRPOConfig(
+        iterations=100,
+        groups=64,
+        group_size=8,
+        lr=5e-6,
+        minibatches=4,
+        clip_low=0.20,
+        clip_high=0.28,
+        ratio="chunk",
+        temperature=1.6,
+        keep_low=0.01,  # only groups that all fail or all succeed are dropped
+        keep_high=0.99,
+        refill=8,
+    ),
+    evaluate=EvaluateConfig(episodes=128),
+)

@@ -1,0 +1,35 @@
+"""All stages of `push`, as small as they can be: minutes on two slow cores. It shows that everything works together,
+not that anything is learned.
+"""
+
+from __future__ import annotations
+
+from wmpo.config import (
+    CollectConfig,
+    DemonstrationConfig,
+    EnvConfig,
+    EvaluateConfig,
+    FitConfig,
+    GRPOConfig,
+    PolicyConfig,
+    Recipe,
+    RewardConfig,
+    WorldModelConfig,
+)
+
+SMOKE = Recipe(
+    name="smoke",
+    env=EnvConfig(task="push", image_size=32),
+    demonstrations=DemonstrationConfig(episodes=48),
+    policy=PolicyConfig(width=32, hidden=128, fit=FitConfig(steps=120, batch_size=64)),
+    collect=CollectConfig(episodes=32),
+    world_model=WorldModelConfig(
+        width=32,
+        depth=1,
+        fit=FitConfig(steps=120, batch_size=16, ema=0.98),
+        align=FitConfig(steps=40, batch_size=16, lr=5e-4, ema=0.98),
+    ),
+    reward=RewardConfig(width=16, fit=FitConfig(steps=80, batch_size=32)),
+    grpo=GRPOConfig(iterations=3, groups=4, group_size=4, starts=16, refill=1),
+    evaluate=EvaluateConfig(episodes=32, watch_every=2, watch_episodes=8),
+)

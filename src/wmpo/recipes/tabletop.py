@@ -1,0 +1,13 @@
+"""One recipe per task of the embedded simulator, for two CPU cores. Sizes not named here are the defaults."""
+
+from __future__ import annotations
+
+from wmpo.config import DemonstrationConfig, EnvConfig, Recipe
+
+PUSH = Recipe(name="push", env=EnvConfig(task="push"))
+
+PLACE = Recipe(name="place", env=EnvConfig(task="place"))
+
+STACK = Recipe(name="stack", env=EnvConfig(task="stack"), demonstrations=DemonstrationConfig(noise=0.2))
+
+INSERT = Recipe(name="insert", env=EnvConfig(task="insert"), demonstrations=DemonstrationConfig(noise=0.2))
