@@ -183,7 +183,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.model.opt.disableflags = 0
         for loose in self._loose:
             self.model.geom_contype[loose.geoms] = self.model.geom_conaffinity[loose.geoms] = loose.solid
-        mujoco.mj_step(self.model, d, 10)  # objects settle by some hundredths of a millimetre
+        mujoco.mj_step(self.model, d, 40)  # objects settle by a tenth of a millimetre
         self._refresh()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:

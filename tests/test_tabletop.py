@@ -1,0 +1,346 @@
+"""The tabletop simulator: tasks, success, experts, exact restore, renderers and disruptions."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from wmpo.envs.tabletop import display, experts, gymnasium_id
+from wmpo.envs.tabletop.env import TabletopEnv
+from wmpo.envs.tabletop.settings import CUBE, DISRUPTIONS, HOLD, LINGER, OPENING, REACH, TRAY_HEIGHT, ZONE
+from wmpo.envs.tabletop.tasks import HOVER, TASKS, View, initial_layout, task_named
+from wmpo.errors import UserError
+
+STILL = np.array([0, 0, 0, 1], np.float32)
+
+
+def make(task: str = "push", **settings: object) -> TabletopEnv:
+    return TabletopEnv(task, **{"renderer": "rays", "image_size": 32, **settings})  # type: ignore[arg-type]
+
+
+def put(env: TabletopEnv, name: str, xyz: tuple[float, float, float]) -> None:
+    """Move an object there, upright and at rest, and the gripper above the middle."""
+    address = env._free[name]
+    env.data.qpos[address : address + 7] = (*xyz, 1, 0, 0, 0)
+    env.data.qpos[env._slides[:3]] = (0, 0, HOVER)
+    env.data.qvel[:] = 0
+
+
+# --- moving ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_action_moves_the_gripper_by_four_centimetres(axis: int) -> None:
+    env = make()
+    env.restart(0)
+    before = env.view().grip
+    action = STILL.copy()
+    action[axis] = -0.5  # towards the middle of the table is always free
+    env.advance(action)
+    moved = env.view().grip - before
+    expected = np.zeros(3)
+    expected[axis] = -0.02
+    np.testing.assert_allclose(moved, expected, atol=1e-3)
+
+
+def test_the_gripper_stays_in_reach_and_opens() -> None:
+    env = make()
+    env.restart(0)
+    for _ in range(15):
+        env.advance(np.array([1, 1, 1, -1], np.float32))
+    view = env.view()
+    np.testing.assert_allclose(view.grip, [high for _, high in REACH], atol=1e-3)
+    assert view.opening == pytest.approx(OPENING, abs=1e-3)
+    np.testing.assert_allclose(env.state(), np.ones(4), atol=0.05)
+
+
+def test_objects_out_of_reach_do_not_move_at_all() -> None:
+    env = make()
+    env.restart(0)
+    before = env.view().things
+    for _ in range(4):
+        env.advance(STILL)
+    for name, position in env.view().things.items():
+        np.testing.assert_array_equal(position, before[name])
+
+
+def test_sleeping_objects_change_nothing_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> View:
+        env = make("place")
+        env.restart(5)
+        for _ in range(16):
+            env.advance(experts.act(env.task, env.view()))
+        return env.view()
+
+    asleep = run()
+    monkeypatch.setattr(TabletopEnv, "_rests", lambda *_: False)
+    awake = run()
+    for name in asleep.things:
+        np.testing.assert_allclose(asleep.things[name], awake.things[name], atol=2e-3)
+
+
+# --- initial states -------------------------------------------------------------------------------------------
+
+
+def test_equal_starts_are_equal_and_different_ones_differ() -> None:
+    env, other = make(), make()
+    first, _ = env.reset(seed=3)
+    second, _ = other.reset(seed=3)
+    third, _ = env.reset(seed=4)
+    np.testing.assert_array_equal(first["front"], second["front"])
+    np.testing.assert_array_equal(first["state"], second["state"])
+    assert (first["front"] != third["front"]).any()
+
+
+def test_push_place_and_stack_share_their_scene() -> None:
+    envs = [make(task) for task in ("push", "place", "stack", "push-blue")]
+    for env in envs:
+        env.restart(11)
+    for env in envs[1:]:
+        for name, position in envs[0].view().things.items():
+            np.testing.assert_allclose(env.view().things[name], position, atol=1e-6)
+    assert len({env.instruction for env in envs}) == 4
+
+
+@pytest.mark.parametrize("layout", ["blocks", "ring"])
+def test_layouts_keep_things_apart_and_use_the_table(layout: str) -> None:
+    drawn = [initial_layout(layout, start, wide=False) for start in range(200)]
+    for where in drawn:
+        things = [np.array(xy) for name, xy in where.items() if name != "grip"]
+        gaps = [np.abs(a - b).max() for i, a in enumerate(things) for b in things[:i]]
+        assert min(gaps) > 0.07
+    moved = "red" if layout == "blocks" else "ring"
+    spread = np.ptp([where[moved] for where in drawn], axis=0)
+    assert (spread > 0.18).all()
+
+
+def test_position_disruption_starts_where_training_never_did() -> None:
+    for start in range(50):
+        where = initial_layout("blocks", start, wide=True)
+        assert any(abs(where[cube][0]) > 0.165 or abs(where[cube][1]) > 0.125 for cube in ("red", "blue"))
+
+
+# --- success --------------------------------------------------------------------------------------------------
+
+
+def view(task: str, thing: tuple[float, float, float], opening: float = OPENING, grip_z: float = HOVER) -> View:
+    """A view with the task's goal at (0.1, 0.05) and its object at the given place relative to that."""
+    goal = np.array([0.1, 0.05, CUBE if task == "stack" else 0.0])
+    position = np.array([0.1, 0.05, 0.0]) + thing
+    names = task_named(task)
+    return View(np.array([*position[:2], grip_z]), opening, {names.goal: goal, names.thing: position})
+
+
+@pytest.mark.parametrize(
+    ("task", "thing", "opening", "grip_z", "accomplished"),
+    [
+        ("push", (0, 0, CUBE), 0.0, HOVER, True),
+        ("push", (ZONE - CUBE - 0.001, 0, CUBE), 0.0, HOVER, True),
+        ("push", (ZONE - CUBE + 0.001, 0, CUBE), 0.0, HOVER, False),  # sticks out of the zone
+        ("push", (0, -ZONE, CUBE), 0.0, HOVER, False),
+        ("push", (0, 0, CUBE + 0.02), 0.0, HOVER, False),  # in the air
+        ("place", (0, 0, TRAY_HEIGHT + CUBE), OPENING, 0.1, True),
+        ("place", (0, 0, TRAY_HEIGHT + CUBE), CUBE, TRAY_HEIGHT + 0.01, False),  # still held
+        ("place", (0, 0, CUBE), OPENING, 0.1, False),  # beside or inside, not upon
+        ("place", (0.04, 0, TRAY_HEIGHT + CUBE), OPENING, 0.1, False),
+        ("stack", (0, 0, 3 * CUBE), OPENING, 0.15, True),
+        ("stack", (0.03, 0, 3 * CUBE), OPENING, 0.15, False),
+        ("insert", (0, 0, 0.0125), OPENING, 0.05, True),
+        ("insert", (0, 0, 0.06), OPENING, 0.1, False),  # upon the peg, not around it
+    ],
+)
+def test_success_predicate(
+    task: str, thing: tuple[float, float, float], opening: float, grip_z: float, accomplished: bool
+) -> None:
+    assert task_named(task).accomplished(view(task, thing, opening, grip_z)) is accomplished
+
+
+def test_success_needs_three_frames_then_lingers_and_is_never_forgotten() -> None:
+    env = make()
+    env.restart(0)
+    zone = env.view().things["zone"]
+    put(env, "red", (zone[0], zone[1], CUBE))
+    flags, rewards, terminated = [], [], []
+    for _ in range(HOLD + LINGER):
+        _, reward, done, _, info = env.step(STILL)
+        flags.append(info["success"])
+        rewards.append(reward)
+        terminated.append(done)
+    assert flags == [False, False, True, True, True, True, True]
+    assert rewards == [0, 0, 1, 0, 0, 0, 0]
+    assert terminated == [False] * 6 + [True]
+    put(env, "red", (zone[0] + 0.1, zone[1], CUBE))
+    _, _, done, _, info = env.step(STILL)
+    assert not info["success"] and info["accomplished"] and done
+
+
+def test_an_episode_ends_at_its_horizon() -> None:
+    env = make()
+    env.restart(0)
+    truncated = [env.step(STILL)[3] for _ in range(env.task.horizon)]
+    assert truncated == [False] * 31 + [True]
+
+
+# --- experts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["push", "place", "stack", "insert", "push-blue"])
+def test_experts_succeed(task: str) -> None:
+    env = make(task)
+    succeeded, attempts = 0, 0
+    for start in range(10):
+        env.restart(start)
+        while not env.done:
+            env.advance(experts.act(env.task, env.view()))
+        succeeded += env.counters.accomplished_at > 0
+        attempts += env.counters.contacts
+    assert succeeded >= 9
+    assert attempts >= 10  # every episode touched its object
+
+
+def test_expert_leaves_the_distractor_alone() -> None:
+    env = make()
+    env.restart(1)
+    blue = env.view().things["blue"]
+    while not env.done:
+        env.advance(experts.act(env.task, env.view()))
+    np.testing.assert_allclose(env.view().things["blue"], blue, atol=1e-3)
+
+
+def test_noise_has_the_spread_and_memory_it_says() -> None:
+    noise = experts.Noise(0.2, np.random.default_rng(0))
+    draws = np.array([noise.disturb(np.zeros(4)) for _ in range(4000)])
+    np.testing.assert_allclose(draws.std(0), [0.2, 0.2, 0.2, 0.05], rtol=0.08)
+    assert np.corrcoef(draws[1:, 0], draws[:-1, 0])[0, 1] == pytest.approx(0.5, abs=0.06)
+    silent = experts.Noise(0.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(silent.disturb(np.full(4, 0.3, np.float32)), np.full(4, 0.3, np.float32))
+
+
+# --- saving ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["push", "insert"])
+def test_restoring_continues_bit_for_bit(task: str) -> None:
+    env, other = make(task), make(task)
+    env.restart(2)
+    rng = np.random.default_rng(0)
+    noise = experts.Noise(0.2, rng)
+    for _ in range(8):  # in contact by then
+        env.advance(noise.disturb(experts.act(env.task, env.view())))
+    saved = env.get_state()
+    actions = [noise.disturb(experts.act(env.task, env.view())) for _ in range(8)]
+
+    def go(episode: TabletopEnv) -> list[np.ndarray]:
+        return [np.append(episode.step(action)[0]["front"], episode.data.qpos.copy()) for action in actions]
+
+    first = go(env)
+    counters = env.counters
+    other.restart(7)
+    other.set_state(saved)
+    second = go(other)
+    assert other.counters == counters
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, two)
+    env.set_state(saved)
+    np.testing.assert_array_equal(go(env)[-1], first[-1])
+
+
+# --- pictures -------------------------------------------------------------------------------------------------
+
+
+def pixel(env: TabletopEnv, point: np.ndarray) -> np.ndarray:
+    """The colour at which the front camera sees a point, by the pinhole formula."""
+    camera = env.model.camera("front").id
+    turned = env.data.cam_xmat[camera].reshape(3, 3).T @ (point - env.data.cam_xpos[camera])
+    scale = 1 / np.tan(np.radians(env.model.cam_fovy[camera]) / 2) / -turned[2]
+    image = env.draw("front")
+    size = len(image)
+    column, row = (int((1 + sign * turned[axis] * scale) / 2 * size) for axis, sign in ((0, 1), (1, -1)))
+    return image[row, column].astype(int)
+
+
+RENDERERS = ["rays", pytest.param("egl", marks=pytest.mark.skipif(not display.egl_works(), reason="no EGL"))]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_things_are_drawn_where_they_are_in_their_colours(renderer: str) -> None:
+    env = make("push", renderer=renderer, image_size=64)
+    env.restart(0)
+    env.data.qpos[env._slides[:3]] = (0.2, 0.2, 0.15)  # out of the way
+    env._refresh()
+    things = env.view().things
+    red = pixel(env, things["red"] + (0, 0, CUBE))
+    blue = pixel(env, things["blue"] + (0, 0, CUBE))
+    green = pixel(env, things["zone"])
+    yellow = pixel(env, things["tray"] + (0, 0, TRAY_HEIGHT))
+    assert red[0] > 150 and max(red[1:]) < 60
+    assert blue[2] > 150 and blue[0] < 60
+    assert green[1] > 120 and max(green[0], green[2]) < 90
+    assert min(yellow[:2]) > 150 and yellow[2] < 90
+
+
+@pytest.mark.skipif(not display.egl_works(), reason="no EGL")
+@pytest.mark.parametrize("camera", ["front", "wrist"])
+def test_both_renderers_draw_nearly_the_same(camera: str) -> None:
+    images = []
+    for renderer in ("egl", "rays"):
+        env = make("place", renderer=renderer, image_size=64, cameras=(camera,))
+        images.append(env.reset(seed=1)[0][camera].astype(int))
+    difference = np.abs(images[0] - images[1])
+    assert np.median(difference) <= 12
+    assert difference.mean() < 15
+    assert images[0].std() > 20  # and it is not an empty picture
+
+
+def test_disruptions_change_what_they_say() -> None:
+    plain, _ = make().reset(seed=1)
+    background, _ = make(disruption="background").reset(seed=1)
+    texture, _ = make(disruption="texture").reset(seed=1)
+    position, _ = make(disruption="position").reset(seed=1)
+    assert (plain["front"] != background["front"]).any(2).mean() > 0.5
+    assert 0.01 < (plain["front"] != texture["front"]).any(2).mean() < 0.2
+    assert (plain["front"] != position["front"]).any(2).mean() > 0.02
+    np.testing.assert_array_equal(plain["state"], background["state"])
+    np.testing.assert_array_equal(plain["state"], texture["state"])
+    assert set(DISRUPTIONS) == {"none", "position", "background", "texture"}
+
+
+# --- Gymnasium and mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gymnasium_accepts_every_task(task: str) -> None:
+    env = gymnasium.make(gymnasium_id(task), renderer="rays", image_size=16, cameras=("front", "wrist"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(different from the unwrapped version|render_mode|render_fps).*")
+        check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+def test_gymnasium_names() -> None:
+    assert gymnasium_id("push") == "wmpo/TabletopPush-v0"
+    assert gymnasium_id("push-blue") == "wmpo/TabletopPushBlue-v0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task": "juggle"}, ["juggle", "push", "insert"]),
+        ({"cameras": ("top",)}, ["top", "front", "wrist"]),
+        ({"cameras": ()}, ["front, wrist"]),
+        ({"image_size": 4}, ["8", "1024", "4"]),
+        ({"disruption": "fog"}, ["fog", "texture"]),
+        ({"renderer": "vulkan"}, ["vulkan", "rays"]),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        make(**settings)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert all(word in message for word in words)
+    assert "\n" not in message
