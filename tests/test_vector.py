@@ -15,6 +15,7 @@ import torch
 
 from wmpo.config import EnvConfig
 from wmpo.envs import demonstrate, make_env
+from wmpo.envs.simulation import share
 from wmpo.envs.tabletop.env import TabletopEnv
 from wmpo.envs.vector import VectorEnv
 from wmpo.errors import UserError
@@ -118,6 +119,15 @@ def test_a_state_that_nobody_asked_for_is_empty() -> None:
     assert env.step([0], random_chunk(1, 2)).state.shape == (1, 2, 0)
 
 
+def test_frames_leave_no_file_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("wmpo.envs.vector.share", lambda size: made.append(share(size)) or made[-1])
+    env = make_env(config())
+    env.reset([0])
+    env.reset([0, 1, 2])
+    assert len(made) == 2 and not any(os.path.exists(path) for path in made)
+
+
 # --- demonstrations -------------------------------------------------------------------------------------------
 
 
@@ -209,7 +219,7 @@ from wmpo.config import EnvConfig
 from wmpo.envs import make_env
 env = make_env(EnvConfig(workers=1, renderer="rays", image_size=16))
 env.reset([0])
-print(env._pool.processes[0].pid, env._path, flush=True)
+print(env._pool.processes[0].pid, flush=True)
 {ending}
 """
 
@@ -234,7 +244,7 @@ def test_processes_end_with_their_parent(end: str) -> None:
         start_new_session=True,
     )
     assert parent.stdout is not None
-    worker, path = parent.stdout.readline().split()
+    worker = parent.stdout.readline()
     if end == "interrupt":
         os.killpg(parent.pid, signal.SIGINT)  # what a terminal does on Ctrl-C: everybody gets it
     elif end == "kill":
@@ -244,7 +254,3 @@ def test_processes_end_with_their_parent(end: str) -> None:
     while alive(int(worker)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(int(worker))
-    if end != "kill":
-        assert not os.path.exists(path)
-    elif os.path.exists(path):
-        os.unlink(path)

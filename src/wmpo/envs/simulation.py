@@ -49,6 +49,13 @@ def share(size: int) -> str:
 
 
 @dataclass(frozen=True)
+class Map:
+    """Map the board into memory; its file is removed after that."""
+
+    board: Board
+
+
+@dataclass(frozen=True)
 class Begin:
     """Start episodes: from start numbers or from saved states."""
 
@@ -119,12 +126,15 @@ class Simulation:
         self.demonstrator = self._make()
         self.spare: list[TabletopEnv] = []
         self.cameras = cameras
-        self.path, self.memory = "", np.empty(0, np.uint8)
+        self.memory = np.empty(0, np.uint8)
 
     def _make(self) -> TabletopEnv:
         return TabletopEnv(*self.settings)
 
     def __call__(self, request: object) -> Any:
+        if isinstance(request, Map):
+            self.memory = np.memmap(request.board.path, np.uint8, "r+").view(np.ndarray)
+            return None
         if isinstance(request, Begin):
             return self.begin(request)
         if isinstance(request, Advance):
@@ -140,15 +150,10 @@ class Simulation:
             return self.demonstrate(request)
         raise TypeError(f"unknown request {type(request)}")
 
-    def _arrays(self, board: Board) -> dict[str, np.ndarray]:
-        if board.path != self.path:
-            self.path, self.memory = board.path, np.memmap(board.path, np.uint8, "r+")
-        return board.arrays(self.memory)
-
     def begin(self, request: Begin) -> Answer:
         self.spare += self.episodes.values()
         self.episodes = {}
-        arrays = self._arrays(request.board)
+        arrays = request.board.arrays(self.memory)
         states = np.empty((len(request.rows), 1, STATE_DIM), np.float32)
         for index, (row, origin, slot) in enumerate(zip(request.rows, request.origins, request.slots, strict=True)):
             episode = self.episodes[row] = self.spare.pop() if self.spare else self._make()
@@ -163,7 +168,7 @@ class Simulation:
         return Answer(states, nothing, nothing[:, 0], self._events(request.rows))
 
     def advance(self, request: Advance) -> Answer:
-        arrays = self._arrays(request.board)
+        arrays = request.board.arrays(self.memory)
         count, frames = request.chunk.shape[:2]
         answer = Answer(
             np.empty((count, frames, STATE_DIM), np.float32), np.empty((count, frames), bool), np.empty(count, bool), []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +13,19 @@ from torch import Tensor
 
 from wmpo.config import EnvConfig
 from wmpo.envs.pool import Pool
-from wmpo.envs.simulation import Advance, Answer, Begin, Board, Demonstrate, Draw, Save, Scripted, Simulation, share
+from wmpo.envs.simulation import (
+    Advance,
+    Answer,
+    Begin,
+    Board,
+    Demonstrate,
+    Draw,
+    Map,
+    Save,
+    Scripted,
+    Simulation,
+    share,
+)
 from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.env import Snapshot
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
@@ -50,8 +60,6 @@ class VectorEnv:
         """Per row: how often the gripper began to touch ("contacts") and to grasp ("grasps") the object."""
         self._rows = 0
         self._memory = np.empty(0, np.uint8)
-        self._path = ""
-        self._forget: Callable[[], object] = lambda: None
         self._answer: Any = None
         arguments = (self.task.name, self.cameras, self.image_size, self.renderer, disruption)
         self._pool: Pool | None = None
@@ -200,13 +208,18 @@ class VectorEnv:
 
     def _board(self, slots: int, frames: int) -> Board:
         """Memory for the frames of a request, larger than the last if it must be."""
-        board = Board(self._path, slots, frames, self.cameras, self.image_size)
+        board = Board("", slots, frames, self.cameras, self.image_size)
         if board.bytes > len(self._memory):
-            self._forget()
-            self._path = share(board.bytes)
-            self._memory = np.memmap(self._path, np.uint8, "r+")
-            self._forget = weakref.finalize(self, _remove, self._path)
-            board = replace(board, path=self._path)
+            board = replace(board, path=share(board.bytes))
+            try:
+                self._memory = np.memmap(board.path, np.uint8, "r+").view(np.ndarray)
+                workers = range(len(self._pool) if self._pool else 1)
+                for worker in workers:
+                    self._send(worker, Map(board))
+                for worker in workers:
+                    self._receive(worker)
+            finally:
+                os.unlink(board.path)  # all have it mapped: nothing is left behind, however this process ends
         return board
 
     def close(self) -> None:
@@ -215,9 +228,3 @@ class VectorEnv:
             self._pool.close()
         self._local = None
         self._rows = 0
-        self._forget()
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

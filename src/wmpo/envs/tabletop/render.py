@@ -101,27 +101,37 @@ class RayRenderer:
         eye, turn = data.cam_xpos[cam], data.cam_xmat[cam].reshape(3, 3)
         rays = self.rays[camera] @ turn.T
         self._cast(data, eye, rays)
-        geom = self.geom
-        points = eye + rays * self.distance[:, None]
-        turns = data.geom_xmat[geom].reshape(-1, 3, 3)
-        local = np.einsum("nij,ni->nj", turns, points - data.geom_xpos[geom]) / self.model.geom_size[geom]
-        face = np.abs(local).argmax(1)  # every geom is a box: the face that was hit is the largest coordinate
-        rows = np.arange(len(geom))
-        normals = turns[rows, :, face] * np.sign(local[rows, face])[:, None]
-        shade = self.ambient + self.diffuse * np.maximum(normals @ self.light, 0)
-        shade += self.head * np.maximum(-np.einsum("ni,ni->n", normals, rays), 0)
-        colour = self.model.geom_rgba[geom, :3] * shade[:, None]
-        colour[geom < 0] = 0
-        return (np.clip(colour, 0, 1) * 255).astype(np.uint8).reshape(self.size, self.size, 3)
+        image = np.zeros((len(rays), 3), np.uint8)
+        for geom in np.flatnonzero(np.bincount(self.geom + 1, minlength=self.model.ngeom + 1)) - 1:
+            if geom >= 0:  # -1: the ray met nothing
+                seen = np.flatnonzero(self.geom == geom)
+                image[seen] = self._shade(data, int(geom), eye, rays[seen], self.distance[seen])
+        return image.reshape(self.size, self.size, 3)
+
+    def _shade(
+        self, data: mujoco.MjData, geom: int, eye: np.ndarray, rays: np.ndarray, distance: np.ndarray
+    ) -> np.ndarray:
+        """(n, 3) colours in [0, 255] of n rays that hit one box."""
+        turn = data.geom_xmat[geom].reshape(3, 3)
+        local = ((eye - data.geom_xpos[geom]) @ turn + (rays @ turn) * distance[:, None]) / self.model.geom_size[geom]
+        face = np.abs(local).argmax(1)  # the face that was hit is the one of the largest coordinate
+        outward = np.sign(local[np.arange(len(face)), face])
+        lit = np.maximum(outward * (self.light @ turn)[face], 0)
+        faced = np.maximum(-outward * np.take_along_axis(rays @ turn, face[:, None], 1)[:, 0], 0)
+        shade = self.ambient + self.diffuse * lit + self.head * faced
+        return np.minimum(shade[:, None] * self.model.geom_rgba[geom, :3], 1) * 255
 
     def _cast(self, data: mujoco.MjData, eye: np.ndarray, rays: np.ndarray) -> None:
         """Fill self.geom (which geom each ray hits) and self.distance."""
         flat, count = rays.reshape(-1), len(rays)
-        common = (self.model, data, eye, flat, self.groups, 1, -1, self.geom, self.distance)
-        try:
-            mujoco.mj_multiRay(*common, count, 50.0)
-        except TypeError:  # newer versions can return normals too
-            mujoco.mj_multiRay(*common, None, count, 50.0)
+        normals = (None,) if _RAYS_HAVE_NORMALS else ()
+        mujoco.mj_multiRay(
+            self.model, data, eye, flat, self.groups, 1, -1, self.geom, self.distance, *normals, count, 50.0
+        )
+
+
+# Newer versions of MuJoCo return the normals too, in an argument before the number of rays.
+_RAYS_HAVE_NORMALS = "normal" in (mujoco.mj_multiRay.__doc__ or "")
 
 
 @lru_cache(maxsize=8)
