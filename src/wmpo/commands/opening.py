@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wmpo.algorithm import Run
 from wmpo.config import Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
+from wmpo.protocols import Env
 from wmpo.recipes.checks import check_recipe
 from wmpo.training.files import read_json, write_json
 from wmpo.training.log import RunLog
 from wmpo.training.plain import from_plain, to_plain
+from wmpo.types import EnvSpec, Observation, Outcome
 
 RECIPE = "recipe.json"
 CHANGES_NO_NUMBER = ("env.workers",)  # settings that a run may be continued with other values of
@@ -38,6 +41,51 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]
             store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
             evaluation = EpisodeStore.open_or_create(folder / "evaluation", env.spec)
             yield Run(recipe, folder, log, device, env, store, evaluation)
+
+
+@contextmanager
+def open_stage(
+    recipe: Recipe, folder: Path, data: Path, env: Env | None = None, create: bool = False, quiet: bool = False
+) -> Iterator[Run]:
+    """One stage on its own: it works in `folder`, on the episode store in `data`.
+
+    With neither `env` nor `create` the store must exist, and the real environment is out of reach.
+    """
+    check_recipe(recipe)
+    use_all_cores()
+    device = pick_device(recipe.device)
+    if create:
+        with closing(make_env(recipe.env)) as made:
+            store = EpisodeStore.open_or_create(data, made.spec)
+    else:
+        store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
+    with locked(folder), RunLog(folder, quiet) as log:
+        yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
+
+
+@dataclass
+class Unreachable:
+    """Stands for the real environment where only its shape is needed."""
+
+    spec: EnvSpec
+
+    def reset(self, starts: Sequence[int]) -> Observation:
+        raise UserError("This stage has no real environment.")
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        raise UserError("This stage has no real environment.")
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def same_shape(one: EpisodeStore, other: EpisodeStore) -> None:
+    """Two stores that are learned from together must show and accept the same."""
+    if (one.spec.cameras, one.spec.action_dim) != (other.spec.cameras, other.spec.action_dim):
+        raise UserError(
+            f"{one.root} has {dict(one.spec.cameras)} and {one.spec.action_dim} action dimensions, but {other.root} "
+            f"has {dict(other.spec.cameras)} and {other.spec.action_dim}: collect both with the same settings."
+        )
 
 
 def load_recipe(folder: Path) -> Recipe:

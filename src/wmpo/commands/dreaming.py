@@ -1,0 +1,209 @@
+"""The stages that make a dream and practise in it, one by one: for your own data or policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmpo.config import CollectConfig, GRPOConfig, Recipe, RewardConfig, WorldModelConfig
+from wmpo.errors import UserError
+
+if TYPE_CHECKING:
+    from wmpo.data.cache import FrameCache
+    from wmpo.types import Observation
+
+
+@dataclass(frozen=True)
+class WorldModel:
+    """A video model from the episodes of a store, whoever acted in them; then aligned on the rollouts of a policy."""
+
+    data: Path
+    """Folder of an episode store to learn from."""
+    out: Path
+    """Folder for the training and for the model, in OUT/model. The same command continues it."""
+    align_data: Path | None = None
+    """Folder of an episode store with rollouts of the policy that will practise; without it there is no alignment."""
+    chunk: int = 4
+    """K: actions, and frames, imagined at once; as many as the policy decides."""
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    held_out: float = CollectConfig.held_out
+    """Share of the initial states whose episodes are kept out of training."""
+    seed: int = 0
+    """Of weights and batches."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+
+    def execute(self) -> None:
+        import torch
+
+        from wmpo.commands.opening import open_stage, same_shape
+        from wmpo.data.cache import FrameCache
+        from wmpo.data.clips import VideoBatch, VideoClips
+        from wmpo.data.store import EpisodeStore
+        from wmpo.training.fit import fit
+        from wmpo.world_models.flow import FlowWorldModel
+
+        cfg = self.world_model
+        recipe = Recipe(seed=self.seed, world_model=cfg, device=self.device)
+
+        def clips(cache: FrameCache) -> VideoClips:
+            return VideoClips(cache, split(cache, self.held_out)[0], cfg.context, self.chunk)
+
+        with open_stage(recipe, self.out, self.data) as run:
+            general = clips(FrameCache(run.store))
+            torch.manual_seed(run.seed(3))
+            model = FlowWorldModel.build(cfg, run.env.spec, self.chunk)
+            more: dict[str, Any] = {"folder": self.out, "log": run.log, "device": run.device, "seed": run.seed(3)}
+            with run.log.stage("world model"):
+                fit(model, lambda step: general.sample(cfg.fit.batch_size, run.seed(3), step), cfg.fit,
+                    name="world_model", **more)  # fmt: skip
+                if self.align_data is not None:
+                    store = EpisodeStore.open(self.align_data)
+                    same_shape(store, run.store)
+                    own = clips(FrameCache(store))
+                    n = round(cfg.align.batch_size * cfg.align_share)
+                    shares = [(own, n, run.seed(4)), (general, cfg.align.batch_size - n, run.seed(5))]
+                    shares = [share for share in shares if share[1]]
+
+                    def mixed(step: int) -> VideoBatch:
+                        return VideoBatch.cat([source.sample(size, seed, step) for source, size, seed in shares])
+
+                    fit(model, mixed, cfg.align, name="world_model_align", **more)
+            model.save_pretrained(self.out / "model")
+            run.log.say(f"World model: {self.out / 'model'}")
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A success classifier from the episodes of a store; its threshold from those that are kept out of training."""
+
+    data: Path
+    """Folder of an episode store with successes and failures."""
+    out: Path
+    """Folder for the training and for the model, in OUT/model. The same command continues it."""
+    world_model: Path | None = None
+    """Folder of a world model: the threshold is then chosen where it will be used, on imagined replays."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    held_out: float = CollectConfig.held_out
+    """Share of the initial states whose episodes are kept out of training, to choose the threshold on."""
+    seed: int = 0
+    """Of weights and batches."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+
+    def execute(self) -> None:
+        import numpy as np
+        import torch
+
+        from wmpo.commands.models import build_reward_model, load_world_model
+        from wmpo.commands.opening import open_stage
+        from wmpo.data.cache import FrameCache
+        from wmpo.data.clips import RewardClips
+        from wmpo.imagination import replay
+        from wmpo.measure import score_video
+        from wmpo.objectives.verdicts import best_f1_threshold
+        from wmpo.training.fit import fit
+
+        cfg = self.reward
+        recipe = Recipe(seed=self.seed, reward=cfg, device=self.device)
+        with open_stage(recipe, self.out, self.data) as run, run.log.stage("reward model"):
+            spec = run.env.spec
+            cache = FrameCache(run.store)
+            seen, kept = split(cache, self.held_out)
+            if not kept:
+                raise UserError(f"No episode of {self.data} is left to choose the threshold on: raise --held-out.")
+            clips = RewardClips(cache, seen, cfg.clip_length)
+            torch.manual_seed(run.seed(6))
+            model = build_reward_model(cfg, spec)
+            fit(model, lambda step: clips.sample(cfg.fit.batch_size, run.seed(6), step), cfg.fit,
+                folder=self.out, name="reward_model", log=run.log, device=run.device, seed=run.seed(6))  # fmt: skip
+            episodes = [run.store.episode(i) for i in kept]
+            camera = next(iter(spec.cameras))
+            if self.world_model is None:
+                videos = [score_video(model, episode.images[camera], episode.instruction) for episode in episodes]
+                best = torch.tensor([float(np.nanmax(scores)) for scores in videos])
+            else:
+                dream = load_world_model(self.world_model, spec, run.device)
+                best = replay(dream, model, spec, episodes, chunk=dream.config.chunk, device=run.device,
+                              stride=cfg.stride).best_scores()  # fmt: skip
+            label = torch.tensor([episode.succeeded for episode in episodes])
+            threshold, f1 = best_f1_threshold(best, label)
+            model.with_threshold(threshold).save_pretrained(self.out / "model")
+            run.log.say(f"Threshold {threshold:.3f}, F1 {f1:.2f} on {len(kept)} held-out episodes")
+            run.log.say(f"Reward model: {self.out / 'model'}")
+
+
+@dataclass(frozen=True)
+class Practise:
+    """Improve a policy by GRPO in imagination, from the first frames of the episodes in a store."""
+
+    policy: Path
+    """Folder of the policy to begin with; it is left as it is."""
+    world_model: Path
+    """Folder of the world model."""
+    reward_model: Path
+    """Folder of the reward model."""
+    data: Path
+    """Folder of an episode store: dreams begin with its first frames. Nothing else of it is used."""
+    out: Path
+    """Folder for the training and for the policy, in OUT/policy. The same command continues it."""
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    stride: int = RewardConfig.stride
+    """Frames between the ends of scored clips."""
+    seed: int = 0
+    """Of all sampling."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+
+    def execute(self) -> None:
+        import torch
+
+        from wmpo.commands.models import check_chunk, load_policy, load_reward_model, load_world_model
+        from wmpo.commands.opening import open_stage
+        from wmpo.data.cache import FrameCache
+        from wmpo.imagination import ImaginedEnv
+        from wmpo.practice import practise
+
+        reward = RewardConfig(stride=self.stride)
+        recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=reward, device=self.device)
+        with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
+            spec, device = run.env.spec, run.device
+            policy = load_policy(self.policy, spec, device)
+            dream = load_world_model(self.world_model, spec, device)
+            check_chunk(dream, policy)
+            judge = load_reward_model(self.reward_model, spec, device)
+            numbers, first = first_frames(FrameCache(run.store), self.grpo.starts)
+            generator = torch.Generator(device=device)
+            env = ImaginedEnv(dream, judge, spec, first.to(device), numbers, generator=generator, stride=self.stride)
+            practise(env, policy, numbers, self.grpo, seed=run.seed(7), generator=generator, folder=self.out,
+                     name="practice", log=run.log)  # fmt: skip
+            policy.save_pretrained(self.out / "policy")
+            run.log.say(f"Policy: {self.out / 'policy'}")
+
+
+def split(cache: FrameCache, share: float) -> tuple[list[int], list[int]]:
+    """Episodes to learn from, and those kept out: never one initial state on both sides."""
+    from wmpo.data.starts import held_out
+
+    sides: tuple[list[int], list[int]] = ([], [])
+    for record in cache.store.records():
+        sides[held_out(record.start, share)].append(record.index)
+    return sides
+
+
+def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:
+    """(start numbers, first frames) of the store's different initial states, at most so many."""
+    import numpy as np
+    import torch
+
+    from wmpo.types import Observation
+
+    number_of: dict[int, int] = {}
+    for record in cache.store.records():
+        number_of.setdefault(record.start, record.index)
+    numbers = list(number_of)[:most]
+    episodes = [number_of[start] for start in numbers]
+    frames = cache.first[episodes]
+    images = {name: torch.from_numpy(np.take(image, frames, axis=0)) for name, image in cache.images.items()}
+    return numbers, Observation(images, torch.from_numpy(cache.state[frames]), tuple(cache.instruction[episodes]))

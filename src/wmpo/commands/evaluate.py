@@ -1,0 +1,77 @@
+"""`wmpo evaluate`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from wmpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure policies of a run in the real environment, all on the same initial states, which nothing learned from.
+
+    Prints success with its Wilson interval and the paired gain over the base policy. Outcomes are kept in
+    FOLDER/evaluations, one file per setting, and compared with what is there already.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    policy: tuple[str, ...] = ()
+    """base, wmpo-1, control, or folders that hold a policy; default: base and the last one that practised."""
+    episodes: int | None = None
+    """Initial states; default as in the recipe."""
+    temperature: float | None = None
+    """Sampling temperature, 0 for the greedy choice; default as in the recipe."""
+    disruption: Literal["none", "position", "background", "texture"] = "none"
+    """Change the scene as the paper does: other positions, another background, other textures."""
+    seed: int = 0
+    """Of the sampling, where the temperature is above 0."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+
+    def execute(self) -> None:
+        from wmpo.commands.models import find_policy, latest, load_policy
+        from wmpo.commands.opening import load_recipe, pick_device, use_all_cores
+        from wmpo.data.starts import starts
+        from wmpo.envs import make_env
+        from wmpo.evaluate import evaluate
+        from wmpo.report.terminal import terminal_table
+        from wmpo.results import PolicyResult, RunResult
+        from wmpo.training.log import RunLog
+
+        recipe = load_recipe(self.folder)
+        episodes = recipe.evaluate.episodes if self.episodes is None else self.episodes
+        temperature = recipe.evaluate.temperature if self.temperature is None else self.temperature
+        if episodes < 1 or not 0 <= temperature < float("inf"):
+            raise UserError(f"{episodes} episodes at temperature {temperature}: ask for at least 1, at 0 or above.")
+        use_all_cores()
+        device = pick_device(self.device)
+        numbers = starts("evaluate", recipe.seed, episodes)
+        places = {name: find_policy(self.folder, name) for name in self.policy or latest(recipe, self.folder)}
+        name = f"{self.disruption}-t{temperature:g}-n{episodes}-s{self.seed}.json"
+        file = self.folder / "evaluations" / name
+        result = RunResult.begin(replace(recipe, evaluate=replace(recipe.evaluate, disruption=self.disruption)))
+        with closing(make_env(recipe.env, self.disruption)) as env:
+            policies = {place.name: load_policy(place, env.spec, device) for place in places.values()}
+            if file.exists():
+                result.policies = RunResult.load(file).policies
+            with RunLog(self.folder / "evaluations") as log:
+                for name, policy in policies.items():
+                    log.say(f"{name}: {episodes} real episodes, disruption {self.disruption}")
+                    measured = evaluate(env, policy, numbers, temperature=temperature, seed=self.seed)
+                    result.policies[name] = PolicyResult(
+                        starts=measured.starts,
+                        success=[int(success) for success in measured.success],
+                        finish_step=measured.finish_step,
+                        temperature=temperature,
+                        disruption=self.disruption,
+                    )
+                    result.save(file)
+                log.console.print(terminal_table(result))
+                log.say(f"Outcomes: {file}")

@@ -1,0 +1,105 @@
+"""Loading what a run saved, and making sure that it fits what it is used with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmpo.config import Recipe, RewardConfig
+from wmpo.errors import UserError
+from wmpo.training.checkpoint import CONFIG
+from wmpo.training.files import read_json
+from wmpo.types import EnvSpec
+
+
+def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+    from wmpo.policies.minivla import MiniVLA
+
+    policy = MiniVLA.from_pretrained(existing(folder, "policy")).to(device)
+    check_fits(policy.config, spec, folder)
+    return policy
+
+
+def load_world_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+    from wmpo.world_models.flow import FlowWorldModel
+
+    model = FlowWorldModel.from_pretrained(existing(folder, "world model")).to(device)
+    check_fits(model.config, spec, folder)
+    return model
+
+
+def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+    described = read_json(existing(folder, "reward model") / CONFIG)
+    if isinstance(described, dict) and described.get("config_type") == "VideoMAEConfig":
+        from wmpo.rewards.videomae import VideoMAEClassifier
+
+        return VideoMAEClassifier.from_pretrained(folder).to(device)  # resizes what it sees
+    from wmpo.rewards.clip_classifier import ClipClassifier
+
+    model = ClipClassifier.from_pretrained(folder).to(device)
+    check_fits(model.config, spec, folder)
+    return model
+
+
+def build_reward_model(config: RewardConfig, spec: EnvSpec) -> Any:
+    if config.backbone == "videomae":
+        from wmpo.rewards.videomae import VideoMAEClassifier
+
+        return VideoMAEClassifier.build(config, spec)
+    from wmpo.rewards.clip_classifier import ClipClassifier
+
+    return ClipClassifier.build(config, spec)
+
+
+def existing(folder: Path, what: str) -> Path:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no {what}, since it has no {CONFIG}: check the path, or train one first.")
+    return folder
+
+
+def check_fits(config: Any, spec: EnvSpec, where: Path) -> None:
+    """A network with settings `config` must see and do what `spec` shows and accepts."""
+    cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
+    if missing := [name for name in cameras if name not in spec.cameras]:
+        raise UserError(
+            f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
+        )
+    for name in cameras:
+        if spec.cameras[name] != tuple(config.image_size):
+            made, given = "x".join(map(str, config.image_size)), "x".join(map(str, spec.cameras[name]))
+            raise UserError(f"{where} was trained on images of {made} pixels, but camera {name!r} gives {given}.")
+    for field, unit in (("action_dim", "action"), ("state_dim", "state")):
+        wanted, given = getattr(config, field, getattr(spec, field)), getattr(spec, field)
+        if wanted != given:
+            raise UserError(f"{where} was trained with {wanted} {unit} dimensions, but here there are {given}.")
+
+
+def check_chunk(world_model: Any, policy: Any) -> None:
+    wanted = getattr(getattr(world_model, "config", None), "chunk", policy.chunk)
+    if wanted != policy.chunk:
+        raise UserError(
+            f"The world model imagines {wanted} frames at a time, but the policy decides {policy.chunk} actions at "
+            "once: train one of them with the other's chunk."
+        )
+
+
+def find_policy(folder: Path, name: str) -> Path:
+    """The folder of a policy that a run saved, by its name; or any folder that holds one."""
+    inside = folder / "policies" / name
+    if (inside / CONFIG).is_file():
+        return inside
+    if (Path(name) / CONFIG).is_file():
+        return Path(name)
+    known = ", ".join(sorted(path.name for path in (folder / "policies").glob("*"))) or "none yet"
+    raise UserError(f"There is no policy {name!r} in {folder} (policies: {known}), nor a folder of that name with one.")
+
+
+def latest(recipe: Recipe, folder: Path) -> list[str]:
+    """The base policy and the last one that practised, as far as the run has got."""
+    names = ["base", *(f"wmpo-{turn}" for turn in range(recipe.rounds, 0, -1))]
+    there = [name for name in names if (folder / "policies" / name / CONFIG).is_file()]
+    if not there:
+        raise UserError(f"The run in {folder} has no policy yet: continue it with wmpo run {recipe.name}.")
+    return there[:2]
