@@ -1,0 +1,322 @@
+"""Does an implementation keep the promises of `wmpo.protocols`? Each check answers with complaints in plain words.
+
+    for complaint in check_env(MyRobot(), starts=[0, 1]):
+        print(complaint)
+
+An empty list means that nothing was found. A check tries things out: it resets, acts and imagines a little.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+from wmpo.protocols import Env, Policy, RewardModel, WorldModel
+from wmpo.types import Decision, EnvSpec, Observation, Outcome
+
+P = ParamSpec("P")
+TOLERANCE = 1e-4  # of log-probabilities: the same numbers, up to the order of floating-point sums
+CHUNK = 3  # actions per chunk while an environment is tried out
+
+
+def complains(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
+    """An exception of the implementation is a complaint, and the end of the check."""
+
+    @wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> list[str]:
+        try:
+            return check(*args, **kwargs)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}, in {place.name}"
+            return [f"It raised {type(error).__name__}: {error} ({where})."]
+
+    return checked
+
+
+@complains
+def check_env(env: Env, starts: Sequence[int] = (0, 1, 2), seed: int = 0) -> list[str]:
+    """Complaints about an environment, tried from three or more different start numbers."""
+    if len(set(starts)) != len(starts) or len(starts) < 3:
+        return ["The check needs at least three different start numbers."]
+    spec = env.spec
+    said = _spec(spec)
+    if said:
+        return said
+    first = env.reset(starts)
+    said = _observation(first, spec, len(starts), "reset")
+    if said:
+        return said
+    if not _equal(first, env.reset(starts)):
+        said.append("Two resets from the same start numbers show different first frames; equal numbers must be equal.")
+    if not _equal(first[[1]], env.reset([starts[1], starts[0]])[[0]]):
+        said.append("The first frame of a start number depends on what else is in the batch or on its place there.")
+    generator = torch.Generator().manual_seed(seed)
+    actions = torch.rand(len(starts), 2 * CHUNK, spec.action_dim, generator=generator) * 2 - 1
+    env.reset(starts)
+    begun = env.step(range(len(starts)), actions[:, :CHUNK])
+    said += _outcome(begun, spec, len(starts), CHUNK)
+    if said:
+        return said
+    # Two of the rows go on; then all of it again.
+    rows = [0, 2]
+    ended = env.step(rows, actions[rows, CHUNK:])
+    said += _outcome(ended, spec, len(rows), CHUNK)
+    if said:
+        return said
+    env.reset(starts)
+    if not _equal(begun, env.step(range(len(starts)), actions[:, :CHUNK])):
+        said.append("The same actions from the same start numbers lead to different frames, states or successes.")
+    elif not _equal(ended, env.step(rows, actions[rows, CHUNK:])):
+        said.append("After a step with some of the rows, the same actions lead to different outcomes.")
+    env.reset(starts)
+    apart = torch.cat([actions[:1, :CHUNK], -actions[1:, :CHUNK]])
+    if not _equal(_row(begun, 0), _row(env.step(range(len(starts)), apart), 0)):
+        said.append("What one row does changes the outcome of another row.")
+    return said + _ends(env, starts, generator)
+
+
+def _ends(env: Env, starts: Sequence[int], generator: torch.Generator) -> list[str]:
+    """Does every episode say that it is done by the horizon?"""
+    env.reset(starts)
+    rows = list(range(len(starts)))
+    for _ in range(-(-env.spec.horizon // CHUNK)):
+        chunk = torch.rand(len(rows), CHUNK, env.spec.action_dim, generator=generator) * 2 - 1
+        outcome = env.step(rows, chunk)
+        rows = [row for row, done in zip(rows, outcome.done.tolist(), strict=True) if not done]
+        if not rows:
+            return []
+    return [f"After {env.spec.horizon} actions, the horizon, {len(rows)} episodes are not done."]
+
+
+@complains
+def check_policy(policy: Policy, observation: Observation, action_dim: int, seed: int = 0) -> list[str]:
+    """Complaints about a policy, tried on an observation of at least two episodes."""
+    if len(observation) < 2:
+        return ["The check needs an observation of at least two episodes."]
+    B, K = len(observation), policy.chunk
+    if not isinstance(K, int) or K < 1:
+        return [f"chunk must be a whole number of at least 1, not {K!r}."]
+    said: list[str] = []
+    for temperature in (0.0, 1.0, 1.6):
+        decision = policy.act(observation, temperature=temperature, generator=_generator(observation, seed))
+        said += [f"At temperature {temperature:g}: {text}" for text in _decision(decision, B, K, action_dim)]
+        if said:
+            return said
+        again = policy.act(observation, temperature=temperature, generator=_generator(observation, seed))
+        if not torch.equal(decision.chunk, again.chunk):
+            way = "the greedy choice differs" if temperature == 0 else "equal generators give different choices"
+            said.append(f"At temperature {temperature:g}: {way} from one call to the next.")
+        if temperature:
+            said += _log_prob(policy, observation, decision, temperature)
+    return said
+
+
+def _decision(decision: Decision, B: int, K: int, D: int) -> list[str]:
+    said = _tensor("chunk", decision.chunk, (B, K, D), torch.float32, (-1.0, 1.0))
+    if decision.log_prob.ndim != 3 or decision.log_prob.shape[:2] != (B, K):
+        said.append(f"log_prob has the shape {tuple(decision.log_prob.shape)}; it must be ({B}, {K}, U).")
+    elif not torch.isfinite(decision.log_prob).all():
+        said.append("log_prob holds NaN or infinity.")
+    elif decision.log_prob.max() > TOLERANCE:
+        said.append("log_prob is above 0: more likely than certain. Continuous densities must be in units of bins.")
+    if len(decision.trace) != B:
+        said.append(f"trace has {len(decision.trace)} rows for {B} observations.")
+    if decision.chunk.requires_grad or decision.log_prob.requires_grad:
+        said.append("act keeps gradients; decide under torch.no_grad().")
+    return said
+
+
+def _log_prob(policy: Policy, observation: Observation, decision: Decision, temperature: float) -> list[str]:
+    said = []
+    asked = policy.log_prob(observation, decision.trace, temperature=temperature)
+    if asked.shape != decision.log_prob.shape:
+        return [f"log_prob answers in the shape {tuple(asked.shape)}, act in {tuple(decision.log_prob.shape)}."]
+    error = float((asked.detach() - decision.log_prob).abs().max())
+    if not error <= TOLERANCE:
+        said.append(
+            f"At temperature {temperature:g}: log_prob differs by up to {error:.2g} from that at sampling; "
+            "look for dropout, for another temperature, or for batch statistics."
+        )
+    if not asked.requires_grad:
+        said.append("log_prob has no gradient, so that nothing can be learned.")
+    elif len(observation) > 1:
+        one = policy.log_prob(observation[[1]], decision.trace[1:2], temperature=temperature)
+        if not float((one.detach() - asked.detach()[1:2]).abs().max()) <= TOLERANCE:
+            said.append("The log-probability of one decision depends on what else is in the batch.")
+    return said
+
+
+@complains
+def check_world_model(
+    world_model: WorldModel, first: Observation, chunk_BKD: Tensor, spec: EnvSpec, seed: int = 0
+) -> list[str]:
+    """Complaints about a world model, tried on the first frames and one chunk of actions of at least three episodes."""
+    B, K, _ = chunk_BKD.shape
+    if B < 3 or len(first) != B:
+        return ["The check needs first frames and actions of at least three episodes."]
+    rows = list(range(B))
+
+    def dream(start: Any, chunk: Tensor, number: int) -> tuple[Any, Any]:
+        return world_model.imagine(start, chunk, _generator(first, seed + number))
+
+    memory = world_model.begin(first)
+    memory_1, latents_1 = dream(memory, chunk_BKD, 0)
+    frames_1 = world_model.decode(latents_1)
+    said = _frames(frames_1, spec, B, K)
+    if said:
+        return said
+    if not _same(frames_1, world_model.decode(dream(world_model.begin(first), chunk_BKD, 0)[1])):
+        said.append("Equal generators give different videos: draw all random numbers from the given generator.")
+        return said
+    if not _same(frames_1, world_model.decode(dream(memory, chunk_BKD, 0)[1])):
+        said.append("imagine changes the memory that it is given; it must return a new one.")
+        return said
+    memory_2, _ = dream(memory_1, chunk_BKD, 1)
+    going_on = world_model.decode(dream(memory_2, chunk_BKD, 2)[1])
+    whole = world_model.decode(dream(world_model.select(memory_2, rows), chunk_BKD, 2)[1])
+    if not _same(going_on, whole):
+        said.append("select with all rows changes the memory.")
+    # The first row keeps its place, and with it its noise; the others don't.
+    swapped = world_model.decode(dream(world_model.select(memory_2, [0, *rows[:0:-1]]), chunk_BKD, 2)[1])
+    if not _same(_first_row(going_on), _first_row(swapped), TOLERANCE_PIXELS):
+        said.append("select of rows in another order changes a row that kept its place.")
+    alone = world_model.select(memory_2, [B - 1])
+    twice = world_model.select(world_model.select(memory_2, rows[1:]), [B - 2])
+    once_on, twice_on = (world_model.decode(dream(kept, chunk_BKD[-1:], 2)[1]) for kept in (alone, twice))
+    if len(next(iter(once_on[0].values()))) != 1:
+        said.append("select of one row leaves more than one video.")
+    elif not _same(once_on, twice_on):
+        said.append("select twice is not the same as select once: row numbers count within the memory that is given.")
+    return said
+
+
+TOLERANCE_PIXELS = 2  # sums in another order may round a pixel to its neighbour
+
+
+def _frames(frames: tuple[dict[str, Tensor], Tensor], spec: EnvSpec, B: int, K: int) -> list[str]:
+    images, state = frames
+    said = _images(images, spec, (B, K), "decode")
+    if state.shape[:2] != (B, K):
+        said.append(f"decode gives states of the shape {tuple(state.shape)}; it must be ({B}, {K}, S).")
+    return said
+
+
+@complains
+def check_reward_model(reward_model: RewardModel, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> list[str]:
+    """Complaints about a reward model, tried on at least two clips of its length."""
+    B, L = clips_BLCHW.shape[:2]
+    if not isinstance(reward_model.clip_length, int) or reward_model.clip_length < 1:
+        return [f"clip_length must be a whole number of at least 1, not {reward_model.clip_length!r}."]
+    if B < 2 or len(instruction) != B or reward_model.clip_length != L or clips_BLCHW.dtype != torch.uint8:
+        return [f"The check needs two or more uint8 clips of {reward_model.clip_length} frames, a sentence for each."]
+    said = []
+    if not 0 <= reward_model.threshold <= 1:
+        said.append(f"threshold is {reward_model.threshold}; it must lie in [0, 1], as the scores do.")
+    before = clips_BLCHW.clone()
+    score = reward_model.score(clips_BLCHW, instruction)
+    said += _tensor("score", score, (B,), torch.float32, (0.0, 1.0))
+    if said:
+        return said
+    if not torch.equal(before, clips_BLCHW):
+        said.append("score changes the clips that it is given.")
+    if score.requires_grad:
+        said.append("score keeps gradients; judge under torch.no_grad().")
+    if not torch.equal(score, reward_model.score(before, instruction)):
+        said.append("The same clips get different scores from one call to the next; look for dropout.")
+    alone = torch.cat([reward_model.score(before[i : i + 1], instruction[i : i + 1]) for i in range(B)])
+    if not float((alone - score).abs().max()) <= TOLERANCE:
+        said.append("The score of a clip depends on what else is in the batch.")
+    return said
+
+
+def _spec(spec: EnvSpec) -> list[str]:
+    said = []
+    if not spec.cameras:
+        said.append("spec.cameras is empty; there must be at least one camera.")
+    for name in ("action_dim", "horizon", "fps"):
+        if getattr(spec, name) < 1:
+            said.append(f"spec.{name} is {getattr(spec, name)}; it must be at least 1.")
+    if spec.state_dim < 0:
+        said.append(f"spec.state_dim is {spec.state_dim}; it must be 0 or more.")
+    return said
+
+
+def _observation(seen: Observation, spec: EnvSpec, B: int, who: str) -> list[str]:
+    said = _images(seen.images, spec, (B,), who)
+    said += _tensor(f"the state from {who}", seen.state, (B, spec.state_dim), torch.float32, None)
+    if len(seen.instruction) != B:
+        said.append(f"{who} gives {len(seen.instruction)} instructions for {B} episodes.")
+    return said
+
+
+def _outcome(outcome: Outcome, spec: EnvSpec, A: int, K: int) -> list[str]:
+    said = _images(outcome.images, spec, (A, K), "step")
+    said += _tensor("the state from step", outcome.state, (A, K, spec.state_dim), torch.float32, None)
+    said += _tensor("success", outcome.success, (A, K), torch.bool, None)
+    return said + _tensor("done", outcome.done, (A,), torch.bool, None)
+
+
+def _images(images: Any, spec: EnvSpec, leading: tuple[int, ...], who: str) -> list[str]:
+    if set(images) != set(spec.cameras):
+        return [f"{who} gives the cameras {sorted(images)}, but spec names {sorted(spec.cameras)}."]
+    said = []
+    for name, (height, width) in spec.cameras.items():
+        said += _tensor(f"camera {name!r} from {who}", images[name], (*leading, 3, height, width), torch.uint8, None)
+    return said
+
+
+def _tensor(
+    name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, span: tuple[float, float] | None
+) -> list[str]:
+    if not isinstance(value, Tensor):
+        return [f"{name} is a {type(value).__name__}; it must be a tensor."]
+    if tuple(value.shape) != shape:
+        return [f"{name} has the shape {tuple(value.shape)}; it must be {shape}."]
+    if value.dtype != dtype:
+        return [f"{name} has the type {value.dtype}; it must be {dtype}."]
+    if dtype.is_floating_point and not torch.isfinite(value).all():
+        return [f"{name} holds NaN or infinity."]
+    if span and value.numel() and (value.min() < span[0] or value.max() > span[1]):
+        low, high = float(value.min()), float(value.max())
+        return [f"{name} goes from {low:.4g} to {high:.4g}; it must lie in [{span[0]:g}, {span[1]:g}]."]
+    return []
+
+
+def _parts(value: Any) -> list[Any]:
+    """All tensors and sentences of an observation or outcome, in one order."""
+    named = dict(vars(value))
+    images = named.pop("images")
+    return [images[name] for name in sorted(images)] + [named[name] for name in sorted(named)]
+
+
+def _equal(one: Observation | Outcome, other: Observation | Outcome) -> bool:
+    pairs = zip(_parts(one), _parts(other), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def _row(outcome: Outcome, row: int) -> Outcome:
+    images = {name: image[row : row + 1] for name, image in outcome.images.items()}
+    rows = slice(row, row + 1)
+    return Outcome(images, outcome.state[rows], outcome.success[rows], outcome.done[rows])
+
+
+def _same(one: tuple[dict[str, Tensor], Tensor], other: tuple[dict[str, Tensor], Tensor], pixels: int = 0) -> bool:
+    if any(one[0][name].shape != other[0][name].shape for name in one[0]):
+        return False
+    return all(int((one[0][name].int() - other[0][name].int()).abs().max()) <= pixels for name in one[0])
+
+
+def _first_row(frames: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    return {name: image[:1] for name, image in frames[0].items()}, frames[1][:1]
+
+
+def _generator(observation: Observation, seed: int) -> torch.Generator:
+    """On the device of the pictures, where models draw their noise."""
+    device = next(iter(observation.images.values())).device
+    return torch.Generator(device=device).manual_seed(seed)

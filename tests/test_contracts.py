@@ -1,0 +1,370 @@
+"""The checker finds nothing wrong with honest implementations, and the one thing that is wrong with each broken one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wmpo.config import EnvConfig, PolicyConfig, RewardConfig, WorldModelConfig
+from wmpo.contracts import check_env, check_policy, check_reward_model, check_world_model
+from wmpo.envs import make_env
+from wmpo.policies.minivla import MiniVLA
+from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.types import Decision, EnvSpec, Observation, Outcome
+from wmpo.world_models.flow import FlowWorldModel
+
+SPEC = EnvSpec(cameras={"front": (4, 4)}, state_dim=2, action_dim=2, horizon=7, fps=5)
+
+
+class DotEnv:
+    """A number that actions add to; the picture shows it."""
+
+    def __init__(self) -> None:
+        self.spec = SPEC
+
+    def show(self, position: Tensor) -> Tensor:
+        """(...,) -> (..., 3, 4, 4)"""
+        return (position * 10 + 100).clamp(0, 255).to(torch.uint8)[..., None, None, None].repeat(1, 3, 4, 4)
+
+    def reset(self, starts: Sequence[int]) -> Observation:
+        self.position = torch.tensor([float(start) for start in starts])
+        self.time = torch.zeros(len(starts))
+        state = torch.stack([self.position, self.time], -1)
+        return Observation({"front": self.show(self.position)}, state, ("move the dot",) * len(starts))
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        index = torch.as_tensor(list(rows))
+        path = self.position[index][:, None] + chunk_AKD.sum(-1).cumsum(1)
+        self.position[index] = path[:, -1]
+        self.time[index] += chunk_AKD.shape[1]
+        images = torch.stack([self.show(path[:, k]) for k in range(path.shape[1])], 1)
+        done = self.time[index] >= self.spec.horizon
+        return Outcome({"front": images}, torch.stack([path, path], -1), path > 5, done)
+
+    def close(self) -> None: ...
+
+
+class DotPolicy(nn.Module):
+    """Two tokens, minus and plus one, from the mean of the picture."""
+
+    chunk = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, self.chunk * 2 * 2)
+
+    def logits(self, observation: Observation) -> Tensor:
+        mean = observation.images["front"].float().mean((1, 2, 3))[:, None] / 255
+        return self.head(mean).view(-1, self.chunk, 2, 2)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        logits = self.logits(observation)
+        if temperature == 0:
+            tokens = logits.argmax(-1)
+            return Decision(2.0 * tokens - 1, tokens, torch.zeros(tokens.shape))
+        log_p = (logits / temperature).log_softmax(-1)
+        tokens = torch.multinomial(log_p.exp().flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])
+        return Decision(2.0 * tokens - 1, tokens, log_p.gather(-1, tokens[..., None])[..., 0])
+
+    def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
+        return (self.logits(observation) / temperature).log_softmax(-1).gather(-1, trace[..., None])[..., 0]
+
+
+class DotWorld:
+    """Imagines the dot's brightness: latents are (B, K) brightness, memory is the last one."""
+
+    def begin(self, first: Observation) -> Any:
+        return first.images["front"][:, 0, 0, 0].float()
+
+    def imagine(self, memory: Any, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Any, Any]:
+        noise = torch.randn(len(memory), generator=generator)
+        path = memory[:, None] + 10 * chunk_BKD.sum(-1).cumsum(1) + 5 * noise[:, None]
+        return path[:, -1], path
+
+    def decode(self, latents: Any) -> tuple[dict[str, Tensor], Tensor]:
+        frames = latents.clamp(0, 255).to(torch.uint8)[..., None, None, None].repeat(1, 1, 3, 4, 4)
+        return {"front": frames}, torch.zeros(*latents.shape, 0)
+
+    def select(self, memory: Any, rows: Sequence[int]) -> Any:
+        return memory[list(rows)]
+
+
+class DotJudge:
+    clip_length = 2
+    threshold = 0.5
+
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return clips_BLCHW[:, -1].float().mean((1, 2, 3)) / 255
+
+
+FIRST = Observation(
+    {"front": torch.tensor([90, 120, 150], dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4)},
+    torch.zeros(3, 2),
+    ("move the dot",) * 3,
+)
+CHUNK = torch.linspace(-1, 1, 18).view(3, 3, 2)
+CLIPS = torch.arange(2 * 2 * 48, dtype=torch.float32).view(2, 2, 3, 4, 4).to(torch.uint8)
+
+
+def test_honest_implementations_pass() -> None:
+    assert check_env(DotEnv()) == []
+    assert check_policy(DotPolicy(), FIRST, action_dim=2) == []
+    assert check_world_model(DotWorld(), FIRST, CHUNK, SPEC) == []
+    assert check_reward_model(DotJudge(), CLIPS, ("a", "b")) == []
+
+
+def test_our_own_implementations_pass() -> None:
+    config = EnvConfig(image_size=32, workers=0, renderer="rays")
+    with closing(make_env(config)) as env:
+        assert check_env(env) == []
+        first = env.reset([0, 1, 2])
+        torch.manual_seed(0)
+        policy = MiniVLA.build(PolicyConfig(chunk=2, width=8, hidden=16), env.spec).eval()
+        assert check_policy(policy, first, env.spec.action_dim) == []
+        dream = FlowWorldModel.build(WorldModelConfig(width=8, depth=1), env.spec, chunk=2).eval()
+        judge = ClipClassifier.build(RewardConfig(clip_length=2, width=8), env.spec).eval()
+        for module in (dream, judge):  # some layers begin at zero; nothing may hide behind that
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+        actions = torch.rand(3, 2, env.spec.action_dim) * 2 - 1
+        assert check_world_model(dream, first, actions, env.spec) == []
+        clips = torch.randint(0, 256, (3, 2, 3, 32, 32), dtype=torch.uint8)
+        assert check_reward_model(judge, clips, first.instruction) == []
+
+
+class FloatPictures(DotEnv):
+    def show(self, position: Tensor) -> Tensor:
+        return super().show(position).float() / 255
+
+
+class Moody(DotEnv):
+    """Begins elsewhere every time."""
+
+    resets = 0
+
+    def reset(self, starts: Sequence[int]) -> Observation:
+        self.resets += 1
+        return super().reset([start + self.resets for start in starts])
+
+
+class Positional(DotEnv):
+    """The place in the batch decides, not the start number."""
+
+    def reset(self, starts: Sequence[int]) -> Observation:
+        return super().reset(range(len(starts)))
+
+
+class Slippery(DotEnv):
+    """Its actions have effects that nobody asked for."""
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        return super().step(rows, chunk_AKD + torch.rand(1))
+
+
+class Entangled(DotEnv):
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        return super().step(rows, chunk_AKD + chunk_AKD.mean())
+
+
+class Forgetful(DotEnv):
+    """Answers with all rows where some were asked for."""
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        every = torch.zeros(len(self.position), *chunk_AKD.shape[1:])
+        every[list(rows)] = chunk_AKD
+        return super().step(range(len(self.position)), every)
+
+
+class Endless(DotEnv):
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        outcome = super().step(rows, chunk_AKD)
+        return replace(outcome, done=torch.zeros_like(outcome.done))
+
+
+class Nan(DotEnv):
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        outcome = super().step(rows, chunk_AKD)
+        return replace(outcome, state=outcome.state / 0)
+
+
+class OtherCamera(DotEnv):
+    def reset(self, starts: Sequence[int]) -> Observation:
+        seen = super().reset(starts)
+        return Observation({"side": seen.images["front"]}, seen.state, seen.instruction)
+
+
+class Broken(DotEnv):
+    def reset(self, starts: Sequence[int]) -> Observation:
+        raise RuntimeError("no power")
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        (FloatPictures(), "type torch.float32; it must be torch.uint8"),
+        (Moody(), "equal numbers must be equal"),
+        (Positional(), "depends on what else is in the batch"),
+        (Slippery(), "The same actions from the same start numbers lead to different"),
+        (Entangled(), "changes the outcome of another row"),
+        (Forgetful(), "shape"),
+        (Endless(), "3 episodes are not done"),
+        (Nan(), "NaN"),
+        (OtherCamera(), "gives the cameras ['side']"),
+        (Broken(), "It raised RuntimeError: no power"),
+    ],
+)
+def test_broken_environments_are_told(env: DotEnv, complaint: str) -> None:
+    assert complaint in " ".join(check_env(env))
+
+
+class OutOfRange(DotPolicy):
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        decision = super().act(observation, temperature=temperature, generator=generator)
+        return replace(decision, chunk=decision.chunk * 2)
+
+
+class OtherTemperature(DotPolicy):
+    def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
+        return super().log_prob(observation, trace, temperature=1.0)
+
+
+class Dropout(DotPolicy):
+    def logits(self, observation: Observation) -> Tensor:
+        return nn.functional.dropout(super().logits(observation), 0.5)
+
+
+class OwnDice(DotPolicy):
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        return super().act(observation, temperature=temperature, generator=torch.default_generator)
+
+
+class WithoutGradient(DotPolicy):
+    @torch.no_grad()
+    def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
+        return super().log_prob(observation, trace, temperature=temperature)
+
+
+class ShortChunk(DotPolicy):
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        decision = super().act(observation, temperature=temperature, generator=generator)
+        return replace(decision, chunk=decision.chunk[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        (OutOfRange(), "it must lie in [-1, 1]"),
+        (OtherTemperature(), "At temperature 1.6: log_prob differs"),
+        (Dropout(), "differs"),
+        (OwnDice(), "equal generators give different choices"),
+        (WithoutGradient(), "no gradient"),
+        (ShortChunk(), "it must be (3, 3, 2)"),
+    ],
+)
+def test_broken_policies_are_told(policy: DotPolicy, complaint: str) -> None:
+    torch.manual_seed(0)
+    assert complaint in " ".join(check_policy(policy, FIRST, action_dim=2))
+
+
+class InPlace(DotWorld):
+    def imagine(self, memory: Any, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Any, Any]:
+        new, path = super().imagine(memory, chunk_BKD, generator)
+        memory.copy_(new)
+        return memory, path
+
+
+class OwnNoise(DotWorld):
+    def imagine(self, memory: Any, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Any, Any]:
+        return super().imagine(memory, chunk_BKD, torch.default_generator)
+
+
+class SortedSelect(DotWorld):
+    def select(self, memory: Any, rows: Sequence[int]) -> Any:
+        return memory[sorted(rows, reverse=True)]
+
+
+class IgnoredSelect(DotWorld):
+    def select(self, memory: Any, rows: Sequence[int]) -> Any:
+        return memory
+
+
+class FromTheStart(DotWorld):
+    """Remembers which rows of the first batch it has, and counts rows from there."""
+
+    def begin(self, first: Observation) -> Any:
+        self.all = super().begin(first)
+        return self.all
+
+    def select(self, memory: Any, rows: Sequence[int]) -> Any:
+        if len(memory) == len(self.all):
+            self.now = memory
+        return self.now[list(rows)]
+
+
+class WrongSize(DotWorld):
+    def decode(self, latents: Any) -> tuple[dict[str, Tensor], Tensor]:
+        images, state = super().decode(latents)
+        return {"front": images["front"][..., :2]}, state
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (InPlace(), "imagine changes the memory"),
+        (OwnNoise(), "Equal generators give different videos"),
+        (SortedSelect(), "select"),
+        (IgnoredSelect(), "select of one row leaves more than one video"),
+        (FromTheStart(), "select twice is not the same"),
+        (WrongSize(), "it must be (3, 3, 3, 4, 4)"),
+    ],
+)
+def test_broken_world_models_are_told(model: DotWorld, complaint: str) -> None:
+    assert complaint in " ".join(check_world_model(model, FIRST, CHUNK, SPEC))
+
+
+class Logits(DotJudge):
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return 10 * super().score(clips_BLCHW, instruction) - 5
+
+
+class Column(DotJudge):
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return super().score(clips_BLCHW, instruction)[:, None]
+
+
+class Relative(DotJudge):
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        score = super().score(clips_BLCHW, instruction)
+        return score / score.max()
+
+
+class Vandal(DotJudge):
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        score = super().score(clips_BLCHW, instruction)
+        clips_BLCHW.zero_()
+        return score
+
+
+class Percent(DotJudge):
+    threshold = 50.0
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (Logits(), "it must lie in [0, 1]"),
+        (Column(), "score has the shape (2, 1); it must be (2,)"),
+        (Relative(), "depends on what else is in the batch"),
+        (Vandal(), "changes the clips"),
+        (Percent(), "threshold is 50.0"),
+    ],
+)
+def test_broken_reward_models_are_told(model: DotJudge, complaint: str) -> None:
+    assert complaint in " ".join(check_reward_model(model, CLIPS.clone(), ("a", "b")))
