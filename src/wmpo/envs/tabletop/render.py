@@ -48,9 +48,7 @@ class EglRenderer:
         atexit.register(self.close)  # before EGL itself is shut down, or freeing fails
 
     def draw(self, data: mujoco.MjData, camera: str) -> np.ndarray:
-        if _current[0] is not self:
-            self.gl.make_current()
-            _current[0] = self
+        self.gl.make_current()  # cheap, and nobody else in this process can then draw into our picture
         self.camera.fixedcamid = self.model.camera(camera).id
         every = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(self.model, data, self.option, self.perturb, self.camera, every, self.scene)
@@ -64,10 +62,6 @@ class EglRenderer:
             self.context.free()
             self.gl.free()
             self.gl = None
-            _current[0] = None
-
-
-_current: list[EglRenderer | None] = [None]  # whose OpenGL context is active in this process
 
 
 class RayRenderer:
