@@ -60,7 +60,7 @@ class PolicyConfig:
     """K: actions decided at once. [paper 8]"""
     bins: int = 33
     """Bins per action dimension. [paper 256]"""
-    width: int = 64
+    width: int = 48
     """Channels of the image encoder."""
     hidden: int = 256
     """Width of the action decoder."""
@@ -91,6 +91,8 @@ class WorldModelConfig:
     """c: frames of history given to the denoiser. [paper 4]"""
     anchor: bool = True
     """Also give it the episode's first frame. [paper: no]"""
+    motion_prior: bool = True
+    """Show the U-Net the last frame moved as the actions say, by a learned linear map from actions to image motion."""
     action_conditioning: Literal["frame", "chunk"] = "frame"
     """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
     objective: Literal["flow", "epsilon"] = "flow"
@@ -99,10 +101,10 @@ class WorldModelConfig:
     """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
     sampling_steps: int = 1
     """Euler steps per imagined chunk. [code 30]"""
-    width: int = 64
-    """Channels of the U-Net's first level, or width of the transformer."""
-    depth: int = 2
-    """Residual blocks per U-Net level, or pairs of blocks of the transformer."""
+    width: int = 32
+    """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
+    depth: int = 4
+    """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: int = 4
     """Attention heads of the transformer."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, batch_size=32, ema=0.995))

@@ -57,13 +57,13 @@ class MiniVLA(nn.Module):
         height, width = config.image_size
         c = config.width
         self.text = SentenceEncoder(TEXT_WIDTH)
-        self.stem = nn.Conv2d(3 * len(config.cameras), c, kernel_size=4, stride=2, padding=1)
+        self.stem = nn.Conv2d(3 * len(config.cameras), c, kernel_size=8, stride=4, padding=2)
         self.conv1, self.film1 = nn.Conv2d(c, c, 3, padding=1), Film(TEXT_WIDTH, c)
         self.norm1, self.norm2 = nn.GroupNorm(4, c), nn.GroupNorm(4, c)
         self.conv2, self.film2 = nn.Conv2d(c, c, 3, padding=1), Film(TEXT_WIDTH, c)
         # Where things are: the mean position of each channel's attention over the image, finer than a pixel.
         self.look = nn.Conv2d(c, KEYPOINTS, 1)
-        rows, columns = torch.linspace(-1, 1, height // 2), torch.linspace(-1, 1, width // 2)
+        rows, columns = torch.linspace(-1, 1, height // 4), torch.linspace(-1, 1, width // 4)
         self.register_buffer("grid", torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1))
         # What is roughly where, for all that is no single point.
         self.gist = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64 * c, 128), nn.SiLU())
@@ -115,7 +115,7 @@ class MiniVLA(nn.Module):
         x = F.silu(self.stem(images))
         x = F.silu(modulate(self.norm1(self.conv1(x)), self.film1(text)))
         x = F.silu(modulate(self.norm2(self.conv2(x)), self.film2(text)))
-        attention = F.softmax(SHARPNESS * self.look(x).flatten(2), dim=-1)  # (B, KEYPOINTS, H/2 * W/2)
+        attention = F.softmax(SHARPNESS * self.look(x).flatten(2), dim=-1)  # (B, KEYPOINTS, H/4 * W/4)
         points = (attention @ self.grid).flatten(1)
         state = (observation.state - self.state_mean) / self.state_std
         return self.head(self.fuse(torch.cat([points, self.gist(x), text, state], dim=1))).unflatten(
@@ -144,7 +144,7 @@ class MiniVLA(nn.Module):
     def decode_actions(self, tokens_BKD: Tensor) -> Tensor:
         """Bin centres, mapped back from [-1, 1] to the range of the demonstrated actions."""
         unit = (self.centers[tokens_BKD] + 1) / 2
-        return self.action_low + unit * (self.action_high - self.action_low)
+        return (self.action_low + unit * (self.action_high - self.action_low)).clamp(-1, 1)
 
     # Imitation
 

@@ -23,6 +23,15 @@ class Codec(Protocol):
         ...
 
 
+def shift(images_BCHW: Tensor, motion_B2: Tensor) -> Tensor:
+    """Images moved right and down by `motion`, in half image sizes; what comes in at the edge repeats it."""
+    B, _, H, W = images_BCHW.shape
+    theta = torch.eye(2, 3, device=images_BCHW.device).repeat(B, 1, 1)
+    theta = torch.cat([theta[:, :, :2], -motion_B2[:, :, None]], dim=-1)
+    grid = F.affine_grid(theta, [B, 1, H, W], align_corners=False)
+    return F.grid_sample(images_BCHW, grid, padding_mode="border", align_corners=False)
+
+
 class PixelCodec(nn.Module):
     """Pixels, rearranged: each patch of `patch` x `patch` pixels becomes one position with 3*patch^2 channels."""
 
@@ -41,3 +50,7 @@ class PixelCodec(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         pixels = F.pixel_shuffle(latents, self.patch)
         return pixels.add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+    def shift(self, latents: Tensor, motion_B2: Tensor) -> Tensor:
+        """Latents of the images moved right and down by `motion`, in half image sizes."""
+        return F.pixel_unshuffle(shift(F.pixel_shuffle(latents, self.patch), motion_B2), self.patch)

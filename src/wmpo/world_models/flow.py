@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.config import WorldModelConfig
+from wmpo.layers import zero_init
 from wmpo.objectives import flow
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec, Observation
@@ -28,6 +29,7 @@ from wmpo.world_models.codecs import Codec, PixelCodec
 from wmpo.world_models.unet import UNet
 
 LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
+SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective, yet sampling begins there
 PURE_NOISE_SHARE = 0.5
 
 
@@ -61,6 +63,9 @@ class FlowWorldModel(nn.Module):
         channels, height, width = self.codec.latent_shape(*config.image_size)
         self.latent = (channels * len(config.cameras), height, width)
         self.denoiser = build_denoiser(config, self.latent)
+        self.motion = None
+        if settings.motion_prior and settings.backbone == "unet":
+            self.motion = zero_init(nn.Linear(config.action_dim, 2 * len(config.cameras), bias=False))
 
     @classmethod
     def build(cls, settings: WorldModelConfig, spec: EnvSpec, chunk: int) -> FlowWorldModel:
@@ -94,13 +99,46 @@ class FlowWorldModel(nn.Module):
     # Learning
 
     def predict(self, noisy: Tensor, t_B: Tensor, memory: Memory, action_BKD: Tensor, context_t_B: Tensor) -> Tensor:
-        """The denoiser's estimate of the clean K frames, as a change of the last context frame."""
+        """The denoiser's estimate of the clean K frames, put together from what it sees.
+
+        estimate = last + mask * (moved - last) + change: most of a frame stands still, and most of what moves, moves as
+        the actions say. `moved` is the last frame shifted by a learned linear function of the actions so far.
+        """
         anchor = memory.anchor if self.config.settings.anchor else None
-        change = self.denoiser(noisy, t_B, memory.context, anchor, action_BKD, context_t_B)
-        return memory.context[:, -1:] + change
+        last = memory.context[:, -1:]
+        if self.motion is None:
+            return last + self.denoiser(noisy, t_B, memory.context, anchor, action_BKD, context_t_B)
+        moved = self.move(memory.context[:, -1], action_BKD)
+        seen = torch.cat([noisy, moved], dim=2)
+        mask, change = self.denoiser(seen, t_B, memory.context, anchor, action_BKD, context_t_B).chunk(2, dim=2)
+        return last + mask.sigmoid() * (moved - last) + change
+
+    def move(self, last_Bchw: Tensor, action_BKD: Tensor) -> Tensor:
+        """(B, K, c, h, w): the last frame, shifted as each prefix of the actions moves things in each camera."""
+        assert self.motion is not None
+        B, K = action_BKD.shape[:2]
+        motion = self.motion(action_BKD.cumsum(1)).unflatten(-1, (-1, 2))  # (B, K, cameras, 2)
+        parts = []
+        for n, camera in enumerate(last_Bchw.chunk(motion.shape[2], dim=1)):
+            copies = camera[:, None].expand(-1, K, -1, -1, -1).flatten(0, 1)
+            parts.append(self.codec.shift(copies, motion[:, :, n].flatten(0, 1)).unflatten(0, (B, K)))
+        return torch.cat(parts, dim=2)
+
+    def add_noise(self, data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        if self.config.settings.objective == "flow":
+            return flow.interpolate(data, noise, t_B)
+        return flow.diffuse(data, noise, t_B)
+
+    def loss_weight(self, t_B: Tensor) -> Tensor:
+        if self.config.settings.objective == "flow":
+            return flow.data_loss_weight(t_B, "velocity", LARGEST_WEIGHT)
+        signal, noise = flow.signal_and_noise(t_B)
+        return (signal / noise).square().clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
 
     def draw_times(self, batch: int) -> Tensor:
         """(B,) training times. Some are exactly 0, pure noise: the first sampling step always asks there."""
+        if self.config.settings.objective == "epsilon":
+            return flow.sample_steps(batch, torch.default_generator)
         t_B = flow.sample_times(batch, torch.default_generator, shift=3.0)
         pure = torch.rand(batch) < PURE_NOISE_SHARE
         return torch.where(pure, 0.0, t_B)
@@ -116,10 +154,11 @@ class FlowWorldModel(nn.Module):
         context = flow.interpolate(context, torch.randn_like(context), level)
         t_B = self.draw_times(B).to(future.device)
         noise = torch.randn_like(future)
-        noisy = flow.interpolate(future, noise, t_B)
+        noisy = self.add_noise(future, noise, t_B)
         estimate = self.predict(noisy, t_B, Memory(context, anchor), batch.action, level)
         error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
-        loss = (flow.data_loss_weight(t_B, "velocity", LARGEST_WEIGHT) * error_B).mean()
+        # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
+        loss = (self.loss_weight(t_B) * error_B).mean()
         with torch.no_grad():
             still = (context[:, -1:] - future).square().mean()
             metrics = {"loss": loss.detach(), "error": error_B.mean(), "error_of_standing_still": still}
@@ -143,7 +182,8 @@ class FlowWorldModel(nn.Module):
         def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
             return self.predict(noisy, t_B, memory, chunk_BKD, level)
 
-        latents = flow.euler_sample(denoise, noise, self.config.settings.sampling_steps)
+        sample = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
+        latents = sample(denoise, noise, self.config.settings.sampling_steps)
         context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
         return Memory(context, memory.anchor), latents
 
@@ -164,22 +204,29 @@ class FlowWorldModel(nn.Module):
 
 
 def build_codec(settings: WorldModelConfig) -> Any:
+    """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
     if settings.codec == "pixels":
         return PixelCodec()
-    raise NotImplementedError
+    from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
+
+    codec = Autoencoder() if settings.codec == "autoencoder" else DiffusersCodec(settings.codec_path)
+    return codec.requires_grad_(False)
 
 
 def build_denoiser(config: FlowWorldModelConfig, latent: tuple[int, int, int]) -> nn.Module:
     settings = config.settings
+    shared: dict[str, Any] = {
+        "latent": latent,
+        "context": settings.context,
+        "chunk": config.chunk,
+        "action_dim": config.action_dim,
+        "width": settings.width,
+        "depth": settings.depth,
+        "anchor": settings.anchor,
+        "action_conditioning": settings.action_conditioning,
+    }
     if settings.backbone == "unet":
-        return UNet(
-            latent=latent,
-            context=settings.context,
-            chunk=config.chunk,
-            action_dim=config.action_dim,
-            width=settings.width,
-            depth=settings.depth,
-            anchor=settings.anchor,
-            action_conditioning=settings.action_conditioning,
-        )
-    raise NotImplementedError
+        return UNet(**shared, motion_prior=settings.motion_prior)
+    from wmpo.world_models.transformer import SpaceTimeTransformer
+
+    return SpaceTimeTransformer(**shared, heads=settings.heads)

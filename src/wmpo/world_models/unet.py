@@ -37,7 +37,11 @@ class FrameFilm(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two levels, `depth` residual blocks on each side of each. Channels: `width`, then 2 * `width`."""
+    """A fine level of `width` channels that keeps detail, a coarse one of 4 * `width` that does the thinking.
+
+    `depth` residual blocks at the coarse level, where a convolution costs as much as one at the fine level but sees
+    twice as far and holds four times as much.
+    """
 
     def __init__(
         self,
@@ -46,13 +50,15 @@ class UNet(nn.Module):
         context: int,
         chunk: int,
         action_dim: int,
-        width: int = 64,
-        depth: int = 2,
+        width: int = 32,
+        depth: int = 4,
         anchor: bool = True,
         action_conditioning: str = "frame",
+        motion_prior: bool = False,  # each frame comes with a guess and leaves with a mask: twice the channels
     ) -> None:
         super().__init__()
         channels, height, breadth = latent
+        frame_channels = chunk * channels * (2 if motion_prior else 1)
         self.per_frame = action_conditioning == "frame"
         self.anchor = anchor
         self.embedding_width = 128
@@ -65,23 +71,18 @@ class UNet(nn.Module):
             nn.SiLU(),
         )
         frames_seen = context + int(anchor)
+        coarse = 4 * width
         self.look_back = nn.Conv2d(frames_seen * channels, width, 3, padding=1)
-        self.noisy_in = nn.Conv2d(chunk * channels, width, 1)
+        self.noisy_in = nn.Conv2d(frame_channels, width, 1)
         self.place = nn.Parameter(torch.zeros(width, height, breadth))
-
-        def film(level_channels: int) -> FrameFilm:
-            return FrameFilm(self.embedding_width, level_channels, chunk)
-
-        self.down1 = nn.ModuleList([ResidualBlock(width, width) for _ in range(depth)])
-        self.shrink = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList([ResidualBlock(2 * width, 2 * width) for _ in range(2 * depth)])
-        self.grow = nn.Conv2d(2 * width, width, 1)
-        self.up1 = nn.ModuleList([ResidualBlock(2 * width if i == 0 else width, width) for i in range(depth)])
-        self.films = nn.ModuleList([film(width) for _ in self.down1])
-        self.films_middle = nn.ModuleList([film(2 * width) for _ in self.middle])
-        self.films_up = nn.ModuleList([film(width) for _ in self.up1])
-        self.norm = nn.GroupNorm(8, width)
-        self.out = zero_init(nn.Conv2d(width, chunk * channels, 1))
+        self.shrink = nn.Conv2d(width, coarse, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList([ResidualBlock(coarse, coarse) for _ in range(depth)])
+        self.films = nn.ModuleList([FrameFilm(self.embedding_width, coarse, chunk) for _ in range(depth)])
+        self.grow = nn.Conv2d(coarse, 4 * width, 1)  # then each coarse position becomes 2 x 2 fine ones
+        self.merge = ResidualBlock(2 * width, 2 * width)
+        self.merge_film = FrameFilm(self.embedding_width, 2 * width, chunk)
+        self.norm = nn.GroupNorm(8, 2 * width)
+        self.out = zero_init(nn.Conv2d(2 * width, frame_channels, 1))
 
     def forward(
         self,
@@ -106,14 +107,10 @@ class UNet(nn.Module):
         if self.anchor:
             assert anchor_Bchw is not None
             seen = torch.cat([seen, anchor_Bchw], dim=1)
-        x = self.look_back(seen) + self.noisy_in(noisy_BKchw.flatten(1, 2)) + self.place
-        for block, film in zip(self.down1, self.films, strict=True):
+        fine = self.look_back(seen) + self.noisy_in(noisy_BKchw.flatten(1, 2)) + self.place
+        x = self.shrink(F.silu(fine))
+        for block, film in zip(self.blocks, self.films, strict=True):
             x = block(x, film(embedding_BKE))
-        y = self.shrink(x)
-        for block, film in zip(self.middle, self.films_middle, strict=True):
-            y = block(y, film(embedding_BKE))
-        y = F.interpolate(self.grow(y), size=x.shape[-2:], mode="nearest")
-        x = torch.cat([x, y], dim=1)
-        for block, film in zip(self.up1, self.films_up, strict=True):
-            x = block(x, film(embedding_BKE))
+        x = torch.cat([fine, F.pixel_shuffle(self.grow(x), 2)], dim=1)
+        x = self.merge(x, self.merge_film(embedding_BKE))
         return self.out(F.silu(self.norm(x))).unflatten(1, noisy_BKchw.shape[1:3])

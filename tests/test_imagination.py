@@ -1,0 +1,186 @@
+"""Imagination is an environment like the real one: with true dynamics behind it, nobody can tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from wmpo.config import EnvConfig, PolicyConfig
+from wmpo.envs import make_env
+from wmpo.envs.vector import VectorEnv
+from wmpo.imagination import ImaginedEnv, replay
+from wmpo.policies.minivla import MiniVLA
+from wmpo.rollout import rollout
+from wmpo.types import EnvSpec, Observation
+
+SPEC = EnvSpec({"front": (8, 8)}, 0, 2, 8, 5)
+
+
+class TrueDynamics:
+    """The simulator behind the WorldModel protocol. First frames tell it which initial state it is in."""
+
+    def __init__(self, env: VectorEnv, starts: Sequence[int]) -> None:
+        self.env = env
+        first = env.reset(starts).images["front"]
+        self.start_of = {frame.numpy().tobytes(): start for frame, start in zip(first, starts, strict=True)}
+
+    def begin(self, first: Observation) -> Any:
+        self.env.reset([self.start_of[frame.numpy().tobytes()] for frame in first.images["front"]])
+        return self.env.get_state(range(len(first)))
+
+    def imagine(self, memory: Any, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Any, Any]:
+        self.env.reset_to(memory)
+        rows = range(len(memory))
+        outcome = self.env.step(rows, chunk_BKD)
+        return self.env.get_state(rows), outcome
+
+    def decode(self, latents: Any) -> tuple[dict[str, Tensor], Tensor]:
+        return dict(latents.images), latents.state
+
+    def select(self, memory: Any, rows: Sequence[int]) -> Any:
+        return [memory[row] for row in rows]
+
+
+class Memorised:
+    """A referee that has seen which clips of real episodes ended in success."""
+
+    clip_length, threshold = 6, 0.5
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return torch.tensor([float(clip.numpy().tobytes() in self.seen) for clip in clips_BLCHW])
+
+
+@pytest.fixture(scope="module")
+def tabletop() -> Iterator[tuple[VectorEnv, VectorEnv]]:
+    config = EnvConfig(image_size=32, workers=0)
+    real, inside = make_env(config), make_env(config)
+    yield real, inside
+    real.close()
+    inside.close()
+
+
+def test_perfect_dream_equals_reality_frame_for_frame(tabletop: tuple[VectorEnv, VectorEnv]) -> None:
+    real, inside = tabletop
+    starts = [3, 4, 5, 3]
+    torch.manual_seed(0)
+    policy = MiniVLA.build(PolicyConfig(width=8, hidden=16), real.spec).eval()
+
+    lived = rollout(
+        real, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="real"
+    )
+    world = TrueDynamics(inside, sorted(set(starts)))
+    first = real.reset(starts)
+    dream = ImaginedEnv(
+        world, Memorised(), real.spec, first[[0, 1, 2]], [3, 4, 5], generator=torch.Generator().manual_seed(9)
+    )
+    dreamt = rollout(
+        dream, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="dream"
+    )
+    for a, b in zip(lived.episodes, dreamt.episodes, strict=True):
+        np.testing.assert_array_equal(a.actions, b.actions)
+        np.testing.assert_array_equal(a.images["front"], b.images["front"])
+        np.testing.assert_array_equal(a.state, b.state)
+    assert torch.equal(lived.log_prob, dreamt.log_prob)
+    # Equal starts, other dice: the batch is no copy of one episode.
+    assert not np.array_equal(lived.episodes[0].actions, lived.episodes[3].actions)
+
+
+def test_perfect_dream_gives_the_real_verdicts(tabletop: tuple[VectorEnv, VectorEnv]) -> None:
+    real, inside = tabletop
+    starts = [10, 11, 12, 13]
+    shown = real.demonstrate(starts, noise=0.0, seed=0)
+    assert any(episode.succeeded for episode in shown)
+    referee = Memorised()
+    L = referee.clip_length
+    for episode in shown:
+        frames = np.concatenate([np.repeat(episode.images["front"][:1], L - 1, 0), episode.images["front"]])
+        for t in np.flatnonzero(episode.success):
+            referee.seen.add(np.ascontiguousarray(frames[t : t + L].transpose(0, 3, 1, 2)).tobytes())
+    replayed = replay(TrueDynamics(inside, starts), referee, real.spec, shown, chunk=4)
+    for episode, images, scores in zip(shown, replayed.images, replayed.scores, strict=True):
+        np.testing.assert_array_equal(images, episode.images["front"])
+        hits = np.flatnonzero(np.nan_to_num(scores) > referee.threshold)
+        assert (int(hits[0]) if len(hits) else episode.length) == episode.finish_step
+
+
+class Counter:
+    """A world in which every action adds 1 to all pixels; the memory is the current frame."""
+
+    def __init__(self) -> None:
+        self.imagined = 0
+
+    def begin(self, first: Observation) -> Tensor:
+        return first.images["front"]
+
+    def imagine(self, memory: Tensor, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.imagined += len(memory)
+        frames = torch.stack([memory + k + 1 for k in range(chunk_BKD.shape[1])], dim=1)
+        return frames[:, -1], frames
+
+    def decode(self, latents: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {"front": latents}, torch.zeros(*latents.shape[:2], 0)
+
+    def select(self, memory: Tensor, rows: Sequence[int]) -> Tensor:
+        return memory[list(rows)]
+
+
+class AtLeast:
+    """Success where the clip's last frame has reached a value."""
+
+    clip_length, threshold = 3, 0.5
+
+    def __init__(self, value: int) -> None:
+        self.value, self.clips = value, []  # type: ignore[var-annotated]
+
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        self.clips.append(clips_BLCHW[:, :, 0, 0, 0].tolist())
+        return (clips_BLCHW[:, -1, 0, 0, 0] >= self.value).float()
+
+
+def counting_dream(value: int, *, stride: int = 1, stop: bool = True) -> tuple[ImaginedEnv, Counter, AtLeast]:
+    images = torch.tensor([0, 10], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8).clone()
+    first = Observation({"front": images}, torch.zeros(2, 0), ("count",) * 2)
+    world, referee = Counter(), AtLeast(value)
+    dream = ImaginedEnv(
+        world, referee, SPEC, first, [7, 8], generator=torch.Generator(), stride=stride, stop=stop
+    )
+    return dream, world, referee
+
+
+def test_success_ends_an_episode_and_it_costs_nothing_more() -> None:
+    dream, world, _ = counting_dream(12)
+    dream.reset([7, 8])  # they begin at 0 and 10
+    outcome = dream.step([0, 1], torch.zeros(2, 4, 2))
+    assert outcome.success.tolist() == [[False] * 4, [False, True, True, True]]  # stays a success once it was one
+    assert outcome.done.tolist() == [False, True]
+    outcome = dream.step([0], torch.zeros(1, 4, 2))
+    assert outcome.images["front"][0, :, 0, 0, 0].tolist() == [5, 6, 7, 8]  # row 0's own memory
+    assert outcome.done.tolist() == [True]  # the horizon
+    assert world.imagined == 3
+
+
+def test_clips_reach_back_across_chunks_and_repeat_the_first_frame() -> None:
+    dream, _, referee = counting_dream(255, stride=2)
+    dream.reset([7])
+    dream.step([0], torch.zeros(1, 4, 2))
+    dream.step([0], torch.zeros(1, 4, 2))
+    assert sorted(clip[0] for clip in referee.clips) == [[0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 7, 8]]
+    dream.reset([7])
+    referee.clips.clear()
+    dream.stride = 1
+    dream.step([0], torch.zeros(1, 1, 2))
+    assert referee.clips == [[[0, 0, 1]]]
+
+
+def test_a_replay_may_go_on_after_success() -> None:
+    dream, _, _ = counting_dream(1, stop=False)
+    dream.reset([7, 8])
+    assert dream.step([0, 1], torch.zeros(2, 4, 2)).done.tolist() == [False, False]

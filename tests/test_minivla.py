@@ -1,0 +1,134 @@
+"""The policy: what it says it did is what it did, and what is saved is what is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmpo.config import PolicyConfig
+from wmpo.data.clips import ImitationBatch
+from wmpo.errors import UserError
+from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.text import SentenceEncoder, word_ids
+from wmpo.types import EnvSpec, Observation
+
+SPEC = EnvSpec({"front": (32, 32), "wrist": (32, 32)}, 3, 4, 16, 5)
+CONFIG = PolicyConfig(chunk=3, bins=9, width=8, hidden=16)
+
+
+def observation(batch: int, seed: int = 0) -> Observation:
+    generator = torch.Generator().manual_seed(seed)
+    images = {
+        name: torch.randint(0, 256, (batch, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        for name in SPEC.cameras
+    }
+    state = torch.randn(batch, 3, generator=generator)
+    return Observation(images, state, tuple(f"push the {('red', 'blue')[i % 2]} cube" for i in range(batch)))
+
+
+def policy(seed: int = 0) -> MiniVLA:
+    torch.manual_seed(seed)
+    model = MiniVLA.build(CONFIG, SPEC).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.5)  # so that probabilities are far from uniform
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
+def test_log_prob_reproduces_that_of_sampling(temperature: float) -> None:
+    model = policy()
+    decision = model.act(observation(6), temperature=temperature, generator=torch.Generator().manual_seed(0))
+    again = model.log_prob(observation(6), decision.trace, temperature=temperature)
+    torch.testing.assert_close(again, decision.log_prob, rtol=1e-5, atol=1e-5)
+    assert decision.chunk.shape == (6, 3, 4) and decision.trace.shape == (6, 3, 4)
+    assert again.requires_grad and not decision.log_prob.requires_grad
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
+    model = policy()
+    one = observation(1)
+    many = one[[0] * 4000]
+    tokens = model.act(many, temperature=1.3, generator=torch.Generator().manual_seed(0)).trace[:, 0, 0]
+    share = torch.bincount(tokens, minlength=9) / 4000
+    expected = torch.softmax(model.logits(one)[0, 0, 0] / 1.3, -1)
+    assert expected.max() > 0.13  # not uniform: 1/9
+    torch.testing.assert_close(share, expected, rtol=0, atol=0.03)
+
+
+def test_temperature_zero_is_the_most_likely_token() -> None:
+    model = policy()
+    decision = model.act(observation(5), temperature=0.0, generator=torch.Generator())
+    assert torch.equal(decision.trace, model.logits(observation(5)).argmax(-1))
+
+
+def test_actions_map_to_the_demonstrated_range() -> None:
+    model = policy()
+    low, high = torch.tensor([-1.0, -0.5, 0.0, -1.0]), torch.tensor([1.0, 0.5, 0.2, 1.0])
+    model.set_statistics(low, high, torch.zeros(3), torch.ones(3))
+    ends = model.decode_actions(torch.tensor([0, 8]).view(2, 1, 1).expand(2, 1, 4))
+    torch.testing.assert_close(ends[0, 0], low)
+    torch.testing.assert_close(ends[1, 0], high)
+
+
+def test_imitation_loss_of_one_frame_by_hand() -> None:
+    """A head of zeros gives a uniform distribution: the cross-entropy to any soft label is log(bins)."""
+    model = policy()
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    batch = ImitationBatch(observation(2), torch.rand(2, 3, 4) * 2 - 1, torch.tensor([[True] * 3, [True, False, False]]))
+    loss, _ = model(batch)
+    assert float(loss.detach()) == pytest.approx(torch.log(torch.tensor(9.0)).item(), rel=1e-5)
+
+
+def test_actions_beyond_the_end_teach_nothing() -> None:
+    model = policy()
+    mask = torch.tensor([[True, True, False]] * 2)
+    action = torch.rand(2, 3, 4) * 2 - 1
+    other = action.clone()
+    other[:, 2] = -other[:, 2]
+    losses = [model(ImitationBatch(observation(2), a, mask))[0] for a in (action, other)]
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_the_sentence_the_state_and_every_camera_matter() -> None:
+    model = policy()
+    for film in (model.film1, model.film2):  # they begin at 0
+        torch.nn.init.normal_(film.linear.weight, std=0.1)
+    seen = observation(2)
+    base = model.logits(seen)
+    changes = [
+        replace(seen, instruction=("stack the red cube on the blue cube",) * 2),
+        replace(seen, state=seen.state + 1),
+        *(replace(seen, images={**seen.images, name: 255 - seen.images[name]}) for name in SPEC.cameras),
+    ]
+    for changed in changes:
+        assert not torch.allclose(model.logits(changed), base, atol=1e-4)
+
+
+def test_word_order_matters() -> None:
+    torch.manual_seed(0)
+    encoder = SentenceEncoder(16)
+    a, b, c = encoder(("red cube on the blue cube", "blue cube on the red cube", "red cube on the blue cube"))
+    assert torch.equal(a, c) and not torch.allclose(a, b, atol=1e-4)
+    assert word_ids("Red  CUBE!") == word_ids("red cube")
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    model = policy()
+    model.set_statistics(-torch.ones(4) / 2, torch.ones(4) / 2, torch.ones(3), 2 * torch.ones(3))
+    model.save_pretrained(tmp_path)
+    loaded = MiniVLA.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(loaded.logits(observation(3)), model.logits(observation(3)))
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    policy().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        MiniVLA.from_pretrained(tmp_path)
