@@ -132,9 +132,10 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         {_cube("red", red, patterned)}{_cube("blue", blue, patterned)}"""
     else:
         base = _box((0, 0, 0.0005), (0.05, 0.05, 0.0003), (0.80, 0.72, 0.86), solid=False)
+        # A body of its own: ray casting overlooks what is only seen on a body that can also be touched.
         peg = _box((0, 0, PEG_HEIGHT / 2), (PEG, PEG, PEG_HEIGHT / 2), PURPLE)
         things = f"""
-        <body name="peg" mocap="true">{base}{peg}</body>
+        <body name="peg" mocap="true">{peg}<body name="base">{base}</body></body>
         {_ring()}{_cube("blue", blue, patterned)}"""
     # The thin walls of the ring need smaller steps and exact friction.
     timestep, cone = (0.0125, "pyramidal") if layout == BLOCKS else (0.01, "elliptic")
