@@ -1,0 +1,125 @@
+"""The generated parts of the documentation: `python -m wmpo.pages` rewrites them.
+
+Explanations are the docstrings below the fields, where `--help` takes them from too.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from wmpo.cli import COMMANDS
+from wmpo.config import Recipe
+from wmpo.training.metrics import metrics_page
+
+BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
+PAPER = re.compile(r"\s*\[((?:paper|code)[^\]]*)\]")
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Field -> the docstring below it, in one line."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(cls.__module__)))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    found = {}
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            value = text.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                found[field.target.id] = " ".join(value.value.split())
+    return found
+
+
+def default_of(field: Field[Any]) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else MISSING
+
+
+def settings_rows(config: Any, prefix: str = "") -> list[tuple[str, Any, str, str]]:
+    """(dotted field, default, value in the paper or its code, explanation) of nested dataclasses."""
+    docs = field_docs(type(config))
+    rows = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            rows += settings_rows(value, f"{prefix}{field.name}.")
+        else:
+            text = docs.get(field.name, "")
+            match = PAPER.search(text)
+            rows.append((f"{prefix}{field.name}", value, match[1] if match else "", PAPER.sub("", text)))
+    return rows
+
+
+def settings_table() -> str:
+    lines = ["| setting | default | paper or its code | what it is |", "|---|---|---|---|"]
+    for name, value, paper, text in settings_rows(Recipe()):
+        lines.append(f"| `{name}` | {shown(value)} | {cell(paper)} | {cell(text)} |")
+    return "\n".join(lines)
+
+
+def cli_page() -> str:
+    """`docs/cli.md`."""
+    parts = [
+        "# The commands",
+        "This page is generated from the commands' own `--help`. Settings named by a section, such as `--grpo.*`, are\n"
+        "listed in [settings.md](settings.md).",
+    ]
+    for name, command in COMMANDS.items():
+        options = getattr(importlib.import_module(f"wmpo.commands.{command.module}"), command.name)
+        docs = field_docs(options)
+        parts += [f"## wmpo {name}", inspect.cleandoc(options.__doc__ or "")]
+        rows = [option_row(field, docs) for field in fields(options)]
+        if rows:
+            parts.append("\n".join(["| option | default | what it is |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def option_row(field: Field[Any], docs: dict[str, str]) -> str:
+    positional = "Positional" in str(field.type) or field.name == "recipe"
+    name = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
+    default = default_of(field)
+    if field.name == "recipe":
+        return "| `RECIPE` | must be given | One of `wmpo recipes`; every setting of it is an option. |"
+    if is_dataclass(default):
+        return f"| `{name}.*` | see settings | {cell((type(default).__doc__ or '').splitlines()[0])} |"
+    given = "must be given" if default is MISSING else shown(default)
+    return f"| `{name}` | {given} | {cell(docs.get(field.name, ''))} |"
+
+
+def shown(value: Any) -> str:
+    """A default, as a reader would write it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "–"
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def with_generated(page: str, text: str) -> str:
+    """The page with `text` between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def write(docs: Path) -> None:
+    (docs / "metrics.md").write_text(metrics_page(), encoding="utf-8")
+    (docs / "cli.md").write_text(cli_page(), encoding="utf-8")
+    settings = docs / "settings.md"
+    settings.write_text(with_generated(settings.read_text(encoding="utf-8"), settings_table()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(__file__).resolve().parents[2] / "docs")
