@@ -1,0 +1,84 @@
+"""Recipes: complete, sensible, and told apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmpo.commands.opening import flat, keep_recipe, load_recipe
+from wmpo.config import Recipe
+from wmpo.envs.tabletop.tasks import TASKS
+from wmpo.errors import UserError
+from wmpo.recipes import RECIPES, recipe_named
+from wmpo.recipes.checks import check_recipe
+
+
+def changed(recipe: Recipe, field: str, value: Any) -> Recipe:
+    """The recipe with one dotted field changed."""
+    name, _, rest = field.partition(".")
+    return replace(recipe, **{name: changed(getattr(recipe, name), rest, value) if rest else value})
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_named_recipes_make_sense(recipe: Recipe) -> None:
+    check_recipe(recipe)
+    assert recipe.env.task in TASKS
+    assert recipe.reward.clip_length >= 1
+
+
+def test_the_paper_recipe_has_the_papers_numbers() -> None:
+    paper = RECIPES["paper"]
+    assert (paper.grpo.groups, paper.grpo.group_size, paper.grpo.minibatches) == (64, 8, 4)
+    assert (paper.grpo.clip_low, paper.grpo.clip_high, paper.grpo.lr) == (0.20, 0.28, 5e-6)
+    assert (paper.world_model.depth, paper.world_model.width, paper.world_model.heads) == (28, 1152, 16)
+    assert (paper.world_model.context, paper.policy.chunk, paper.reward.clip_length) == (4, 8, 8)
+    G = paper.grpo.group_size  # only groups that all fail or all succeed are dropped
+    assert 0 < paper.grpo.keep_low < 1 / G and 1 - 1 / G < paper.grpo.keep_high < 1
+
+
+def test_unknown_recipe_names_the_closest() -> None:
+    with pytest.raises(UserError, match="did you mean stack"):
+        recipe_named("stac")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("grpo.groups", 0, "grpo.groups is 0; it must be at least 1"),
+        ("grpo.group_size", 1, "at least 2"),
+        ("grpo.iterations", -1, "at least 0"),
+        ("grpo.lr", float("nan"), "finite"),
+        ("grpo.temperature", 0.0, "above 0"),
+        ("grpo.keep_low", 0.95, "below grpo.keep_high"),
+        ("collect.held_out", 0.0, "leave some"),
+        ("collect.held_out", 1.5, "between 0 and 1"),
+        ("policy.fit.steps", 0, "policy.fit.steps is 0"),
+        ("world_model.align.lr", 0.0, "above 0"),
+        ("world_model.fit.ema", 1.0, "below 1"),
+        ("policy.bins", 1, "at least 2"),
+        ("evaluate.temperature", -1.0, "at least 0"),
+    ],
+)
+def test_senseless_settings_are_told(field: str, value: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_recipe(changed(Recipe(), field, value))
+
+
+def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
+    recipe = changed(RECIPES["smoke"], "grpo.iterations", 7)
+    keep_recipe(recipe, tmp_path)
+    assert load_recipe(tmp_path) == recipe
+    keep_recipe(recipe, tmp_path)
+    keep_recipe(changed(recipe, "env.workers", 1), tmp_path)  # changes no number
+    with pytest.raises(UserError, match=r"grpo.iterations = 7, not 8: .*--out"):
+        keep_recipe(changed(recipe, "grpo.iterations", 8), tmp_path)
+    assert load_recipe(tmp_path) == recipe
+
+
+def test_flat_names_every_field() -> None:
+    names = flat(Recipe())
+    assert names["world_model.align.lr"] == Recipe().world_model.align.lr
+    assert "grpo" not in names and len(names) > 60
