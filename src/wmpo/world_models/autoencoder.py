@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wmpo.errors import UserError
 from wmpo.layers import ResidualBlock
 from wmpo.training.checkpoint import load_config, load_module, save_module
+from wmpo.world_models.codecs import shift_image
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ class Autoencoder(nn.Module):
         raw = torch.cat([self._encode(_unit(part.to(self.latent_mean.device))) for part in images_NCHW.split(batch)])
         self._observe(raw, rate=1.0)
 
+    def translate(self, latents_Bchw: Tensor, motion_B2: Tensor) -> Tensor:
+        """Latents shift much as their images do, since the autoencoder is convolutional."""
+        return shift_image(latents_Bchw, motion_B2)
+
     def save_pretrained(self, folder: Path) -> None:
         save_module(folder, self, self.config)
 
@@ -188,6 +193,9 @@ class DiffusersCodec(nn.Module):
         """(B, c, h, w) -> (B, 3, H, W) uint8."""
         latents = (latents_Bchw.float() / self.scale + self.shift).to(self.network.dtype)
         return _uint8(self.network.decode(latents).sample.float())
+
+    def translate(self, latents_Bchw: Tensor, motion_B2: Tensor) -> Tensor:
+        return shift_image(latents_Bchw, motion_B2)
 
 
 def _unit(images: Tensor) -> Tensor:

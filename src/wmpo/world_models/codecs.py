@@ -22,8 +22,12 @@ class Codec(Protocol):
         """(B, c, h, w) -> (B, C, H, W) uint8."""
         ...
 
+    def translate(self, latents: Tensor, motion_B2: Tensor) -> Tensor:
+        """Latents of the images moved right and down by `motion` (B, 2), in half image sizes."""
+        ...
 
-def shift(images_BCHW: Tensor, motion_B2: Tensor) -> Tensor:
+
+def shift_image(images_BCHW: Tensor, motion_B2: Tensor) -> Tensor:
     """Images moved right and down by `motion`, in half image sizes; what comes in at the edge repeats it."""
     B, _, H, W = images_BCHW.shape
     theta = torch.eye(2, 3, device=images_BCHW.device).repeat(B, 1, 1)
@@ -51,6 +55,6 @@ class PixelCodec(nn.Module):
         pixels = F.pixel_shuffle(latents, self.patch)
         return pixels.add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-    def shift(self, latents: Tensor, motion_B2: Tensor) -> Tensor:
+    def translate(self, latents: Tensor, motion_B2: Tensor) -> Tensor:
         """Latents of the images moved right and down by `motion`, in half image sizes."""
-        return F.pixel_unshuffle(shift(F.pixel_shuffle(latents, self.patch), motion_B2), self.patch)
+        return F.pixel_unshuffle(shift_image(F.pixel_shuffle(latents, self.patch), motion_B2), self.patch)

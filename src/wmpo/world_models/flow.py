@@ -12,12 +12,13 @@ Departures from the paper, each a setting in `WorldModelConfig`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import WorldModelConfig
@@ -25,12 +26,12 @@ from wmpo.layers import zero_init
 from wmpo.objectives import flow
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec, Observation
-from wmpo.world_models.codecs import Codec, PixelCodec
+from wmpo.world_models.codecs import Codec, PixelCodec, shift_image
 from wmpo.world_models.unet import UNet
 
+MOTION_SCALE = 10.0  # the motion prior has few weights and far to go: let it learn faster than the rest
 LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
 SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective, yet sampling begins there
-PURE_NOISE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -108,21 +109,35 @@ class FlowWorldModel(nn.Module):
         last = memory.context[:, -1:]
         if self.motion is None:
             return last + self.denoiser(noisy, t_B, memory.context, anchor, action_BKD, context_t_B)
-        moved = self.move(memory.context[:, -1], action_BKD)
+        moved = self.move(memory.context[:, -1], action_BKD, self.codec.translate).detach()
         seen = torch.cat([noisy, moved], dim=2)
         mask, change = self.denoiser(seen, t_B, memory.context, anchor, action_BKD, context_t_B).chunk(2, dim=2)
         return last + mask.sigmoid() * (moved - last) + change
 
-    def move(self, last_Bchw: Tensor, action_BKD: Tensor) -> Tensor:
+    def move(self, last_Bchw: Tensor, action_BKD: Tensor, shift: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(B, K, c, h, w): the last frame, shifted as each prefix of the actions moves things in each camera."""
         assert self.motion is not None
         B, K = action_BKD.shape[:2]
-        motion = self.motion(action_BKD.cumsum(1)).unflatten(-1, (-1, 2))  # (B, K, cameras, 2)
+        motion = MOTION_SCALE * self.motion(action_BKD.cumsum(1)).unflatten(-1, (-1, 2))  # (B, K, cameras, 2)
         parts = []
         for n, camera in enumerate(last_Bchw.chunk(motion.shape[2], dim=1)):
             copies = camera[:, None].expand(-1, K, -1, -1, -1).flatten(0, 1)
-            parts.append(self.codec.shift(copies, motion[:, :, n].flatten(0, 1)).unflatten(0, (B, K)))
+            parts.append(shift(copies, motion[:, :, n].flatten(0, 1)).unflatten(0, (B, K)))
         return torch.cat(parts, dim=2)
+
+    def motion_loss(self, last_Bchw: Tensor, future: Tensor, action_BKD: Tensor) -> Tensor:
+        """Teaches the motion prior alone: each position either stood still or moved along.
+
+        Blurred latents are compared too, since they still overlap where the guess is far off.
+        """
+        losses = []
+        for blur, shift in ((3, shift_image), (1, self.codec.translate)):
+            last = F.avg_pool2d(last_Bchw, blur, 1, blur // 2)
+            true = F.avg_pool2d(future.flatten(0, 1), blur, 1, blur // 2).unflatten(0, future.shape[:2])
+            guesses = (self.move(last, action_BKD, shift), last[:, None])
+            stay, go = ((guess - true).square().mean(2) for guess in guesses)
+            losses.append(torch.minimum(stay, go).mean())
+        return losses[0] + losses[1]
 
     def add_noise(self, data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         if self.config.settings.objective == "flow":
@@ -136,12 +151,13 @@ class FlowWorldModel(nn.Module):
         return (signal / noise).square().clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
 
     def draw_times(self, batch: int) -> Tensor:
-        """(B,) training times. Some are exactly 0, pure noise: the first sampling step always asks there."""
-        if self.config.settings.objective == "epsilon":
+        """(B,) training times: all that there are, or only those at which the sampler will ask."""
+        settings = self.config.settings
+        if settings.times == "sampler":
+            return torch.randint(settings.sampling_steps, (batch,)) / settings.sampling_steps
+        if settings.objective == "epsilon":
             return flow.sample_steps(batch, torch.default_generator)
-        t_B = flow.sample_times(batch, torch.default_generator, shift=3.0)
-        pure = torch.rand(batch) < PURE_NOISE_SHARE
-        return torch.where(pure, 0.0, t_B)
+        return flow.sample_times(batch, torch.default_generator)
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """`batch`: `wmpo.data.clips.VideoBatch`. The loss is on the K future frames only."""
@@ -159,6 +175,8 @@ class FlowWorldModel(nn.Module):
         error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
         # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
         loss = (self.loss_weight(t_B) * error_B).mean()
+        if self.motion is not None:
+            loss = loss + self.motion_loss(context[:, -1], future, batch.action)
         with torch.no_grad():
             still = (context[:, -1:] - future).square().mean()
             metrics = {"loss": loss.detach(), "error": error_B.mean(), "error_of_standing_still": still}
