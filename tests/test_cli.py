@@ -21,6 +21,7 @@ from wmpo.commands.parse import sentence
 from wmpo.config import PolicyConfig, Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.policies.minivla import MiniVLA
+from wmpo.recipes import RECIPES
 from wmpo.training.files import write_json
 from wmpo.training.plain import to_plain
 from wmpo.types import EnvSpec
@@ -220,6 +221,23 @@ def start(out: Path) -> subprocess.Popen[bytes]:
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "wmpo.cli", *TINY, "--out", str(out)]
     return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_runs_to_its_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["run", "smoke", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert "Report:" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result["policies"]) == ["base", "wmpo-1", "control"]
+    assert result["interactions"]["rollouts"]["episodes"] == RECIPES["smoke"].collect.episodes
+    assert result["fidelity"] and result["gaps"] and result["curves"]["practice-1"]["success"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:video/mp4") >= 2 and "http://" not in page.replace("http://www.w3.org", "")
+    assert main(["report", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "result.json").read_text())
+    assert again["fidelity"] == result["fidelity"] and again["policies"] == result["policies"]
+    capsys.readouterr()
+    assert "not 9" in refused(capsys, "run", "smoke", "--out", tmp_path, "--device", "cpu", "--grpo.iterations", 9)
 
 
 @pytest.mark.slow
