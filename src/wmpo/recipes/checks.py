@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from wmpo.config import Recipe
@@ -35,6 +37,35 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(
             f"collect.held_out is {recipe.collect.held_out}; of {recipe.collect.episodes} rollouts it must leave some "
             "to learn from and some to choose thresholds on."
+        )
+    _networks(recipe)
+
+
+def _networks(recipe: Recipe) -> None:
+    """What the networks could only tell once it is their turn, which may be hours later."""
+    world, reward = recipe.world_model, recipe.reward
+    unet, size = world.backbone == "unet", recipe.env.image_size
+    multiples = [
+        ("policy.width", recipe.policy.width, 4),
+        ("world_model.width", world.width, 8 if unet else math.lcm(4, 2 * world.heads)),
+        ("reward.width", reward.width, 8 if reward.backbone == "conv" else 32),
+        ("reward.clip_length", reward.clip_length, 1 if reward.backbone == "conv" else 2),
+        ("env.image_size", size, 8 if unet or world.codec != "pixels" else 4),
+    ]
+    for field, value, divisor in multiples:
+        if value % divisor:
+            raise UserError(f"{field} is {value}; with the other settings it must be a multiple of {divisor}.")
+    needs = [
+        ("world_model.codec", world.codec, "diffusers", "diffusers"),
+        ("reward.backbone", reward.backbone, "videomae", "transformers"),
+    ]
+    for field, chosen, name, package in needs:
+        if chosen == name and find_spec(package) is None:
+            raise UserError(f"{field} is {name}, which needs {package}: pip install 'wmpo[hub]'.")
+    if world.codec == "diffusers" and not (Path(world.codec_path) / "config.json").is_file():
+        raise UserError(
+            f"world_model.codec is diffusers, but world_model.codec_path, {world.codec_path!r}, is no folder with the "
+            "config.json and weights of an AutoencoderKL: download one, the SDXL VAE for example."
         )
 
 
