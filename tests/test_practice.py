@@ -62,7 +62,7 @@ class Coin(nn.Module):
         return self.log_probs(observation).gather(-1, trace)
 
 
-CONFIG = GRPOConfig(iterations=12, groups=8, group_size=6, lr=0.2, minibatches=2, refill=1, temperature=1.0)
+CONFIG = GRPOConfig(iterations=12, groups=8, group_size=6, lr=0.2, warmup=0, minibatches=2, refill=1, temperature=1.0)
 STARTS = list(range(20))
 
 
@@ -147,7 +147,7 @@ def test_first_update_has_ratio_one_and_the_gradient_of_reinforce() -> None:
     lr = 1e-3
     optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
     before = policy.linear.weight.detach().clone()
-    config = GRPOConfig(minibatches=1, grad_clip=1e9)
+    config = GRPOConfig(lr=lr, warmup=0, minibatches=1, grad_clip=1e9)
     metrics = update(policy, optimizer, groups, config, torch.Generator())
     assert metrics["ratio_mean"] == pytest.approx(1.0) and metrics["clip_fraction"] == 0
     moved = (before - policy.linear.weight.detach()) / lr

@@ -64,7 +64,7 @@ class PolicyConfig:
     """Channels of the image encoder."""
     hidden: int = 256
     """Width of the action decoder."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1200, batch_size=128))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1000, batch_size=128, lr=2e-3))
     """Supervised training on the demonstrations."""
 
 
@@ -99,6 +99,9 @@ class WorldModelConfig:
     """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
     context_noise: float = 0.015
     """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
+    times: Literal["sampler", "all"] = "sampler"
+    """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
+    work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
     sampling_steps: int = 1
     """Euler steps per imagined chunk. [code 30]"""
     width: int = 32
@@ -107,9 +110,9 @@ class WorldModelConfig:
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: int = 4
     """Attention heads of the transformer."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, batch_size=32, ema=0.995))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, batch_size=32, lr=2e-3, ema=0.995))
     """Pretraining on the demonstrations."""
-    align: FitConfig = field(default_factory=lambda: FitConfig(steps=800, batch_size=32, lr=5e-4, ema=0.995))
+    align: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, ema=0.995))
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
     align_share: float = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
@@ -121,11 +124,11 @@ class RewardConfig:
     """The clip classifier: a small convolutional one, or VideoMAE. [paper: VideoMAE-base]"""
     clip_length: int = 4
     """L: frames per clip. [paper 8]"""
-    stride: int = 1
-    """Frames between the ends of scored clips. [paper 1]"""
+    stride: int = 2
+    """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
     width: int = 32
     """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=64))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=500, batch_size=64))
     """Training on balanced clips. [paper lr 1e-4]"""
 
 
@@ -139,8 +142,10 @@ class GRPOConfig:
     """G: imagined rollouts from one initial frame. [paper 8]"""
     starts: int = 256
     """Real initial frames to practise from (resets of the real environment, no actions)."""
-    lr: float = 2e-4
-    """Constant AdamW learning rate. [paper 5e-6, 7B parameters]"""
+    lr: float = 6e-4
+    """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
+    warmup: int = 8
+    """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
     minibatches: int = 4
     """Optimiser steps per iteration, one pass over the batch. [paper 4]"""
     clip_low: float = 0.20

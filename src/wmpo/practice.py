@@ -75,9 +75,17 @@ def play_groups(
 
 
 def update(
-    policy: Any, optimizer: torch.optim.Optimizer, groups: Groups, cfg: GRPOConfig, generator: torch.Generator
+    policy: Any,
+    optimizer: torch.optim.Optimizer,
+    groups: Groups,
+    cfg: GRPOConfig,
+    generator: torch.Generator,
+    taken: int = 0,
 ) -> dict[str, float]:
-    """One pass over the batch in `cfg.minibatches` clipped steps. Returns the mean of each metric over the steps."""
+    """One pass over the batch in `cfg.minibatches` clipped steps. Returns the mean of each metric over the steps.
+
+    `taken` optimiser steps have been taken before, which places this call in the warm-up.
+    """
     batch = groups.rollout
     reward_BG = groups.reward_BG
     if cfg.shuffle_rewards:
@@ -88,6 +96,8 @@ def update(
     order = torch.randperm(len(batch), generator=generator)
     steps = 0
     for rows in order.chunk(cfg.minibatches):
+        for group in optimizer.param_groups:
+            group["lr"] = cfg.lr * min(1.0, (taken + steps + 1) / max(cfg.warmup, 1))
         optimizer.zero_grad(set_to_none=True)
         observation, trace, index = batch.decisions(rows)
         old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
@@ -133,7 +143,7 @@ def practise(
         load_weights(policy, load_tensors(finished)[0], finished)
         return policy
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
     begin = 0
     if checkpoint.exists():
         tensors, facts = load_tensors(checkpoint)
@@ -148,7 +158,8 @@ def practise(
             generator.manual_seed(step_seed(seed, iteration))
             groups = play_groups(env, policy, starts, cfg, generator=generator, temperature=cfg.temperature)
             imagined = time.monotonic()
-            metrics = update(policy, optimizer, groups, cfg, generator) if groups.kept else {}
+            taken = iteration * cfg.minibatches
+            metrics = update(policy, optimizer, groups, cfg, generator, taken) if groups.kept else {}
             metrics |= {
                 "success": groups.success_rate,
                 "groups_played": groups.played,
