@@ -87,7 +87,7 @@ def option_row(field: Field[Any], docs: dict[str, str]) -> str:
     if field.name == "recipe":
         return "| `RECIPE` | must be given | One of `wmpo recipes`; every setting of it is an option. |"
     if is_dataclass(default):
-        return f"| `{name}.*` | see settings | {cell((type(default).__doc__ or '').splitlines()[0])} |"
+        return f"| `{name}.*` | see [settings.md](settings.md) | The settings of this section. |"
     given = "must be given" if default is MISSING else shown(default)
     return f"| `{name}` | {given} | {cell(docs.get(field.name, ''))} |"
 
