@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wmpo import measure
 from wmpo.config import GRPOConfig, Recipe
@@ -33,10 +34,10 @@ from wmpo.imagination import ImaginedEnv, Replay, replay
 from wmpo.objectives.verdicts import best_f1_threshold
 from wmpo.policies.minivla import MiniVLA
 from wmpo.practice import frozen_copy, practise
-from wmpo.protocols import Env
+from wmpo.protocols import Env, RewardModel
 from wmpo.report.page import write_report
 from wmpo.results import Interactions, PolicyResult, RunResult
-from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rewards import build_reward_model
 from wmpo.rollout import rollout
 from wmpo.training.fit import fit, step_seed
 from wmpo.training.log import RunLog
@@ -159,7 +160,23 @@ def model_the_world(run: Run, turn: int) -> FlowWorldModel:
         parts = [(aligned, n, run.seed(4, turn)), (general, cfg.align.batch_size - n, run.seed(5, turn))]
         return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
 
+    def frames(step: int) -> Tensor:
+        shots = general.sample(cfg.codec_fit.batch_size, run.seed(12), step).future
+        return torch.cat([camera[:, 0] for camera in shots.values()])
+
     with run.log.stage("world model"):
+        if cfg.codec == "autoencoder":  # the other codecs come ready-made
+            fit(
+                model.codec.requires_grad_(True),
+                frames,
+                cfg.codec_fit,
+                folder=run.folder,
+                name="autoencoder",
+                log=run.log,
+                device=run.device,
+                seed=run.seed(12),
+            )
+            model.codec.requires_grad_(False)
         fit(
             model,
             lambda step: general.sample(cfg.fit.batch_size, run.seed(3), step),
@@ -185,7 +202,7 @@ def model_the_world(run: Run, turn: int) -> FlowWorldModel:
     return model
 
 
-def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> ClipClassifier:
+def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardModel:
     """Train the classifier on real clips, then choose its threshold where it will be used: in imagination."""
     cfg = run.recipe.reward
     with run.log.stage("reward model"):
@@ -193,7 +210,7 @@ def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> ClipClass
         seen = run.episodes(lambda record: not is_held_out(run, record))
         clips = RewardClips(cache, seen, cfg.clip_length)
         torch.manual_seed(run.seed(6, turn))
-        model = ClipClassifier.build(cfg, run.env.spec)
+        model = build_reward_model(cfg, run.env.spec)
         fit(
             model,
             lambda step: clips.sample(cfg.fit.batch_size, run.seed(6, turn), step),
@@ -220,7 +237,7 @@ def practise_in_dream(
     run: Run,
     policy: Any,
     world_model: FlowWorldModel,
-    reward_model: ClipClassifier,
+    reward_model: RewardModel,
     turn: int,
     name: str,
     cfg: GRPOConfig,
@@ -280,7 +297,7 @@ def evaluate_policy(run: Run, policy: Any, name: str) -> None:
         run.log.say(f"{name}: real success {result.rate:.1%} of {len(numbers)}")
 
 
-def report(run: Run, policy: Any, world_model: FlowWorldModel, reward_model: ClipClassifier) -> RunResult:
+def report(run: Run, policy: Any, world_model: FlowWorldModel, reward_model: RewardModel) -> RunResult:
     """Measure the dream, then write result.json and report.html."""
     recipe = run.recipe
     result = RunResult.begin(recipe)

@@ -87,6 +87,8 @@ class WorldModelConfig:
     AutoencoderKL from a local folder. [paper: SDXL VAE]"""
     codec_path: str = ""
     """Folder of the diffusers autoencoder."""
+    codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
+    """Training of the small autoencoder."""
     context: int = 2
     """c: frames of history given to the denoiser. [paper 4]"""
     anchor: bool = True

@@ -26,7 +26,7 @@ from wmpo.layers import zero_init
 from wmpo.objectives import flow
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec, Observation
-from wmpo.world_models.codecs import Codec, PixelCodec, shift_image
+from wmpo.world_models.codecs import PixelCodec, shift_image
 from wmpo.world_models.unet import UNet
 
 MOTION_SCALE = 10.0  # the motion prior has few weights and far to go: let it learn faster than the rest
@@ -60,7 +60,7 @@ class FlowWorldModel(nn.Module):
         super().__init__()
         self.config = config
         settings = config.settings
-        self.codec: Codec = build_codec(settings)
+        self.codec = build_codec(settings)
         channels, height, width = self.codec.latent_shape(*config.image_size)
         self.latent = (channels * len(config.cameras), height, width)
         self.denoiser = build_denoiser(config, self.latent)
