@@ -80,7 +80,7 @@ def _check(config: Any, prefix: str) -> None:
 
 def _number(field: str, value: float) -> None:
     owner, _, name = field.rpartition(".")
-    in_fit = owner.endswith((".fit", ".align"))
+    in_fit = owner.endswith(("fit", ".align"))
     if not math.isfinite(value):
         raise UserError(f"{field} is {value}; it must be a finite number.")
     least = 1 if field in AT_LEAST_ONE else 2 if field in AT_LEAST_TWO else 0
