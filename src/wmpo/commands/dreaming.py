@@ -36,6 +36,7 @@ class WorldModel:
 
     def execute(self) -> None:
         import torch
+        from torch import Tensor
 
         from wmpo.commands.opening import open_stage, same_shape
         from wmpo.data.cache import FrameCache
@@ -56,6 +57,14 @@ class WorldModel:
             model = FlowWorldModel.build(cfg, run.env.spec, self.chunk)
             more: dict[str, Any] = {"folder": self.out, "log": run.log, "device": run.device, "seed": run.seed(3)}
             with run.log.stage("world model"):
+                if cfg.codec == "autoencoder":  # the other codecs come ready-made
+
+                    def frames(step: int) -> Tensor:
+                        shots = general.sample(cfg.codec_fit.batch_size, run.seed(12), step).future
+                        return torch.cat([camera[:, 0] for camera in shots.values()])
+
+                    fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, name="autoencoder", **more)
+                    model.codec.requires_grad_(False)
                 fit(model, lambda step: general.sample(cfg.fit.batch_size, run.seed(3), step), cfg.fit,
                     name="world_model", **more)  # fmt: skip
                 if self.align_data is not None:
