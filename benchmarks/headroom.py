@@ -2,7 +2,7 @@
 
     python benchmarks/headroom.py RUN_FOLDER [--iterations 60] [--out results/headroom-push.json]
 
-Starts from a run's base policy and settings, but practises in the real environment, as often as it likes, and is evaluated
+Starts from a run's base policy and settings, but practises in the real environment, as often as it likes. Evaluated
 on the same held-out initial states as the run. Resumable: progress is kept in RUN_FOLDER/headroom.
 """
 

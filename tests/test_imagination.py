@@ -73,17 +73,13 @@ def test_perfect_dream_equals_reality_frame_for_frame(tabletop: tuple[VectorEnv,
     torch.manual_seed(0)
     policy = MiniVLA.build(PolicyConfig(width=8, hidden=16), real.spec).eval()
 
-    lived = rollout(
-        real, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="real"
-    )
+    lived = rollout(real, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="real")
     world = TrueDynamics(inside, sorted(set(starts)))
     first = real.reset(starts)
     dream = ImaginedEnv(
         world, Memorised(), real.spec, first[[0, 1, 2]], [3, 4, 5], generator=torch.Generator().manual_seed(9)
     )
-    dreamt = rollout(
-        dream, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="dream"
-    )
+    dreamt = rollout(dream, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="dream")
     for a, b in zip(lived.episodes, dreamt.episodes, strict=True):
         np.testing.assert_array_equal(a.actions, b.actions)
         np.testing.assert_array_equal(a.images["front"], b.images["front"])
@@ -149,9 +145,7 @@ def counting_dream(value: int, *, stride: int = 1, stop: bool = True) -> tuple[I
     images = torch.tensor([0, 10], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8).clone()
     first = Observation({"front": images}, torch.zeros(2, 0), ("count",) * 2)
     world, referee = Counter(), AtLeast(value)
-    dream = ImaginedEnv(
-        world, referee, SPEC, first, [7, 8], generator=torch.Generator(), stride=stride, stop=stop
-    )
+    dream = ImaginedEnv(world, referee, SPEC, first, [7, 8], generator=torch.Generator(), stride=stride, stop=stop)
     return dream, world, referee
 
 

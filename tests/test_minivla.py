@@ -12,7 +12,7 @@ from wmpo.config import PolicyConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
-from wmpo.policies.text import SentenceEncoder, word_ids
+from wmpo.text import SentenceEncoder, word_ids
 from wmpo.types import EnvSpec, Observation
 
 SPEC = EnvSpec({"front": (32, 32), "wrist": (32, 32)}, 3, 4, 16, 5)
@@ -22,8 +22,7 @@ CONFIG = PolicyConfig(chunk=3, bins=9, width=8, hidden=16)
 def observation(batch: int, seed: int = 0) -> Observation:
     generator = torch.Generator().manual_seed(seed)
     images = {
-        name: torch.randint(0, 256, (batch, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        for name in SPEC.cameras
+        name: torch.randint(0, 256, (batch, 3, 32, 32), generator=generator, dtype=torch.uint8) for name in SPEC.cameras
     }
     state = torch.randn(batch, 3, generator=generator)
     return Observation(images, state, tuple(f"push the {('red', 'blue')[i % 2]} cube" for i in range(batch)))
@@ -77,7 +76,9 @@ def test_imitation_loss_of_one_frame_by_hand() -> None:
     model = policy()
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
-    batch = ImitationBatch(observation(2), torch.rand(2, 3, 4) * 2 - 1, torch.tensor([[True] * 3, [True, False, False]]))
+    batch = ImitationBatch(
+        observation(2), torch.rand(2, 3, 4) * 2 - 1, torch.tensor([[True] * 3, [True, False, False]])
+    )
     loss, _ = model(batch)
     assert float(loss.detach()) == pytest.approx(torch.log(torch.tensor(9.0)).item(), rel=1e-5)
 

@@ -32,7 +32,9 @@ class Guess:
         right = chunk_AKD[:, 0, 0] == self.parity[list(rows)]
         success = torch.stack([right, right], dim=1)
         images = torch.zeros(len(rows), 2, 3, 2, 2, dtype=torch.uint8)
-        return Outcome({"front": images}, torch.zeros(len(rows), 2, 0), success, torch.ones(len(rows), dtype=torch.bool))
+        return Outcome(
+            {"front": images}, torch.zeros(len(rows), 2, 0), success, torch.ones(len(rows), dtype=torch.bool)
+        )
 
     def close(self) -> None: ...
 
@@ -199,7 +201,12 @@ class Late(Guess):
 
 def test_masks_end_with_the_action_that_succeeds() -> None:
     played = rollout(
-        Late(), Scripted(), [0, 1, 7], temperature=1.0, generator=torch.Generator(), record="x"  # type: ignore[arg-type]
+        Late(),
+        Scripted(),
+        [0, 1, 7],
+        temperature=1.0,
+        generator=torch.Generator(),
+        record="x",  # type: ignore[arg-type]
     )
     assert played.finish_step.tolist() == [2, 3, 4]
     assert played.mask.flatten(1).int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]

@@ -98,7 +98,7 @@ def demonstrations(run: Run) -> None:
             ticker.skip(done)
             tried = len(run.episodes(lambda record: record.source == "expert"))
             numbers = run.starts("demonstrate", tried + min(BATCH, cfg.episodes - done))[tried:]
-            run.store.append(demonstrate(run.recipe.env, numbers, noise=cfg.noise, seed=run.seed(0, tried)))
+            run.store.append(demonstrate(run.recipe.env, numbers, cfg.noise, run.seed(0, tried), cfg.slowest))
 
 
 def imitate(run: Run) -> MiniVLA:
@@ -311,7 +311,6 @@ def report(run: Run, policy: Any, world_model: FlowWorldModel, reward_model: Rew
                 success=[int(episode.succeeded) for episode in episodes],
                 finish_step=[episode.finish_step for episode in episodes],
                 temperature=recipe.evaluate.temperature,
-                disruption=recipe.evaluate.disruption,
             )
         base, final = played["base"], played[result.final]
         replayed = [

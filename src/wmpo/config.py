@@ -52,6 +52,9 @@ class DemonstrationConfig:
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
     noise: float = 0.3
     """Spread of the noise on the executed actions; the clean action is the label."""
+    slowest: float = 0.4
+    """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
+    time they need; a policy that dawdles as they do runs out of it."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,6 @@ class EvaluateConfig:
     """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
     watch_episodes: int = 64
     """Episodes of each such measurement; their initial states are used for nothing else."""
-    disruption: Literal["none", "position", "background", "texture"] = "none"
-    """Evaluate under one of the paper's disruptions."""
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,14 @@ class RewardModel:
         import numpy as np
         import torch
 
-        from wmpo.commands.models import build_reward_model, load_world_model
+        from wmpo.commands.models import load_world_model
         from wmpo.commands.opening import open_stage
         from wmpo.data.cache import FrameCache
         from wmpo.data.clips import RewardClips
         from wmpo.imagination import replay
         from wmpo.measure import score_video
         from wmpo.objectives.verdicts import best_f1_threshold
+        from wmpo.rewards import build_reward_model
         from wmpo.training.fit import fit
 
         cfg = self.reward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -56,7 +56,7 @@ class Evaluate:
         places = {name: find_policy(self.folder, name) for name in self.policy or latest(recipe, self.folder)}
         name = f"{self.disruption}-t{temperature:g}-n{episodes}-s{self.seed}.json"
         file = self.folder / "evaluations" / name
-        result = RunResult.begin(replace(recipe, evaluate=replace(recipe.evaluate, disruption=self.disruption)))
+        result = RunResult.begin(recipe)
         with closing(make_env(recipe.env, self.disruption)) as env:
             policies = {place.name: load_policy(place, env.spec, device) for place in places.values()}
             if file.exists():

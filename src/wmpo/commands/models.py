@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from wmpo.config import Recipe, RewardConfig
+from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.training.checkpoint import CONFIG
 from wmpo.training.files import read_json
@@ -41,16 +41,6 @@ def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
     model = ClipClassifier.from_pretrained(folder).to(device)
     check_fits(model.config, spec, folder)
     return model
-
-
-def build_reward_model(config: RewardConfig, spec: EnvSpec) -> Any:
-    if config.backbone == "videomae":
-        from wmpo.rewards.videomae import VideoMAEClassifier
-
-        return VideoMAEClassifier.build(config, spec)
-    from wmpo.rewards.clip_classifier import ClipClassifier
-
-    return ClipClassifier.build(config, spec)
 
 
 def existing(folder: Path, what: str) -> Path:

@@ -18,14 +18,16 @@ def make_env(config: EnvConfig, disruption: str = "none") -> VectorEnv:
     return VectorEnv(config, disruption)
 
 
-def demonstrate(config: EnvConfig, starts: Sequence[int], noise: float, seed: int) -> list[Episode]:
+def demonstrate(
+    config: EnvConfig, starts: Sequence[int], noise: float, seed: int, slowest: float = 1.0
+) -> list[Episode]:
     """One episode of the scripted expert per start number, failures included: see `Episode.succeeded`.
 
     `noise` is the spread of the noise on the executed actions, which `Episode.actions` holds; `Episode.labels`
-    holds what the expert meant to do.
+    holds what the expert meant to do. Each episode has a pace of its own, drawn from [`slowest`, 1].
     """
     env = make_env(config)
     try:
-        return env.demonstrate(starts, noise, seed)
+        return env.demonstrate(starts, noise, seed, slowest)
     finally:
         env.close()

@@ -93,6 +93,7 @@ class Demonstrate:
     start: int
     noise: float
     seed: int
+    slowest: float
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,14 @@ class Simulation:
         """The scripted expert acts until the episode is done; noise depends on seed and start number only."""
         episode = self.demonstrator
         episode.restart(request.start)
-        noise = Noise(request.noise * episode.task.noise, np.random.default_rng([request.seed, request.start]))
+        rng = np.random.default_rng([request.seed, request.start])
+        noise = Noise(request.noise * episode.task.noise, rng)
+        pace = rng.uniform(request.slowest, 1.0)
+        patience = episode.task.horizon / request.slowest  # a demonstrator takes the time that they need
         images = {camera: [episode.draw(camera).copy()] for camera in self.cameras}
         state, success, actions, labels = [episode.state()], [False], [], []
-        while not episode.done:
-            labels.append(act(episode.task, episode.view()))
+        while not episode.lingered and episode.counters.frame < patience:
+            labels.append(act(episode.task, episode.view(), pace))
             actions.append(noise.disturb(labels[-1]))
             success.append(episode.advance(actions[-1]))
             state.append(episode.state())

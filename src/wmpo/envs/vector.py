@@ -129,11 +129,13 @@ class VectorEnv:
             found |= zip(mine, self._receive(worker), strict=True)
         return [found[int(row)] for row in rows]
 
-    def demonstrate(self, starts: Sequence[int], noise: float, seed: int) -> list[Episode]:
+    def demonstrate(self, starts: Sequence[int], noise: float, seed: int, slowest: float = 1.0) -> list[Episode]:
         """One expert episode per start number, in their order; the batch of `reset` is left as it was."""
         if not np.isfinite(noise) or noise < 0:
             raise UserError(f"The noise of demonstrations must be 0 or more, not {noise}.")
-        requests = [Demonstrate(int(start), float(noise), int(seed)) for start in starts]
+        if not 0 < slowest <= 1:
+            raise UserError(f"The slowest pace of demonstrations must be above 0 and at most 1, not {slowest}.")
+        requests = [Demonstrate(int(start), float(noise), int(seed), float(slowest)) for start in starts]
         answers = self._pool.map(requests) if self._pool else map(self._simulate, requests)
         return [self._episode(start, answer) for start, answer in zip(starts, answers, strict=True)]
 

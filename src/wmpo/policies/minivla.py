@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wmpo.config import PolicyConfig
 from wmpo.layers import Film, modulate, stack_cameras
-from wmpo.policies.text import SentenceEncoder
+from wmpo.text import SentenceEncoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
 
@@ -126,7 +126,9 @@ class MiniVLA(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
-        logits = self.logits(observation)
+        """The decision lies on the observation's device, wherever the policy itself computes."""
+        there = observation.state.device
+        logits = self.logits(observation.to(self.centers.device)).to(there)
         if temperature == 0:
             tokens = logits.argmax(-1)
             log_prob = torch.zeros_like(tokens, dtype=torch.float32)  # the greedy choice is certain
@@ -135,7 +137,8 @@ class MiniVLA(nn.Module):
             flat = log_probs.exp().flatten(0, -2)
             tokens = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
             log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return Decision(chunk=self.decode_actions(tokens), trace=tokens, log_prob=log_prob)
+        chunk = self.decode_actions(tokens.to(self.centers.device)).to(there)
+        return Decision(chunk=chunk, trace=tokens, log_prob=log_prob)
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
         log_probs = F.log_softmax(self.logits(observation) / temperature, dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
 from wmpo.layers import Film, ResidualBlock
-from wmpo.policies.text import SentenceEncoder
+from wmpo.text import SentenceEncoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 

@@ -19,9 +19,10 @@ LOW = 0.012  # fingertip height for pushing and grasping
 CARRY = 0.105  # fingertip height above which a held object passes over everything
 
 
-def act(task: Task, view: View) -> np.ndarray:
-    """The expert's action: (4,) float32 in [-1, 1]."""
+def act(task: Task, view: View, pace: float = 1.0) -> np.ndarray:
+    """The expert's action: (4,) float32 in [-1, 1]. `pace` in (0, 1] slows every movement of the hand."""
     action = _push(task, view) if task.skill == "push" else _pick_and_place(task, view)
+    action[:3] *= pace
     return action.astype(np.float32)
 
 
