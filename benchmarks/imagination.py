@@ -3,7 +3,7 @@
     python benchmarks/imagination.py RUN_FOLDER [--episodes 64] [--repeats 3] [--out results/imagination.json]
 
 Naive means what the reference code does, with the same weights: every episode to the horizon, 30 Euler steps a
-chunk, every frame decoded, and all clips scored only when the video is complete. Both are measured in turns, in this process.
+chunk, every frame decoded, and all clips scored only when the video is complete. Both are measured in turns.
 """
 
 from __future__ import annotations

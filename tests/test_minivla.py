@@ -76,9 +76,8 @@ def test_imitation_loss_of_one_frame_by_hand() -> None:
     model = policy()
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
-    batch = ImitationBatch(
-        observation(2), torch.rand(2, 3, 4) * 2 - 1, torch.tensor([[True] * 3, [True, False, False]])
-    )
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    batch = ImitationBatch(observation(2), torch.rand(2, 3, 4) * 2 - 1, mask)
     loss, _ = model(batch)
     assert float(loss.detach()) == pytest.approx(torch.log(torch.tensor(9.0)).item(), rel=1e-5)
 

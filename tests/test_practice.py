@@ -32,9 +32,8 @@ class Guess:
         right = chunk_AKD[:, 0, 0] == self.parity[list(rows)]
         success = torch.stack([right, right], dim=1)
         images = torch.zeros(len(rows), 2, 3, 2, 2, dtype=torch.uint8)
-        return Outcome(
-            {"front": images}, torch.zeros(len(rows), 2, 0), success, torch.ones(len(rows), dtype=torch.bool)
-        )
+        done = torch.ones(len(rows), dtype=torch.bool)
+        return Outcome({"front": images}, torch.zeros(len(rows), 2, 0), success, done)
 
     def close(self) -> None: ...
 

@@ -254,3 +254,13 @@ def test_processes_end_with_their_parent(end: str) -> None:
     while alive(int(worker)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(int(worker))
+
+
+def test_demonstrators_differ_in_pace_and_take_their_time() -> None:
+    brisk = demonstrate(config(), range(6), noise=0.0, seed=0)
+    mixed = demonstrate(config(), range(6), noise=0.0, seed=0, slowest=0.3)
+    reach = [max(float(np.abs(episode.actions[:, :3]).max()) for episode in group) for group in (brisk, mixed)]
+    assert reach[0] == 1.0 > reach[1]
+    assert all(slow.length > fast.length for slow, fast in zip(mixed, brisk, strict=True))
+    assert all(episode.succeeded for episode in mixed)
+    assert max(episode.length for episode in mixed) > 32  # longer than a policy is given

@@ -145,61 +145,61 @@ def collect(run: Run, policy: Any, turn: int) -> None:
 
 def model_the_world(run: Run, turn: int) -> FlowWorldModel:
     """Pretrain on demonstrations once; then, each round, align on the policy's own rollouts, failures included."""
-    cfg = run.recipe.world_model
+    context, chunk = run.recipe.world_model.context, run.recipe.policy.chunk
     cache = FrameCache(run.store)
     shown = run.episodes(lambda record: record.source == "expert")
-    own = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
-    chunk = run.recipe.policy.chunk
-    torch.manual_seed(run.seed(3))
-    model = FlowWorldModel.build(cfg, run.env.spec, chunk)
-    general = VideoClips(cache, shown, cfg.context, chunk)
-    aligned = VideoClips(cache, own, cfg.context, chunk)
+    with run.log.stage("world model"):
+        general = VideoClips(cache, shown, context, chunk)
+        model = pretrain_world_model(run, general)
+        for past in range(1, turn + 1):  # what earlier rounds have learned is only loaded
 
-    def mixed(step: int) -> VideoBatch:
-        n = round(cfg.align.batch_size * cfg.align_share)
-        parts = [(aligned, n, run.seed(4, turn)), (general, cfg.align.batch_size - n, run.seed(5, turn))]
-        return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
+            def tried(record: EpisodeRecord, past: int = past) -> bool:
+                return is_rollout(record) and round_of(record) <= past and not is_held_out(run, record)
+
+            align_world_model(run, model, general, VideoClips(cache, run.episodes(tried), context, chunk), past)
+        model.save_pretrained(run.folder / f"world_model-{turn}")
+    return model
+
+
+def pretrain_world_model(run: Run, general: VideoClips) -> FlowWorldModel:
+    cfg = run.recipe.world_model
+    torch.manual_seed(run.seed(3))
+    model = FlowWorldModel.build(cfg, run.env.spec, general.chunk)
 
     def frames(step: int) -> Tensor:
         shots = general.sample(cfg.codec_fit.batch_size, run.seed(12), step).future
         return torch.cat([camera[:, 0] for camera in shots.values()])
 
-    with run.log.stage("world model"):
-        if cfg.codec == "autoencoder":  # the other codecs come ready-made
-            fit(
-                model.codec.requires_grad_(True),
-                frames,
-                cfg.codec_fit,
-                folder=run.folder,
-                name="autoencoder",
-                log=run.log,
-                device=run.device,
-                seed=run.seed(12),
-            )
-            model.codec.requires_grad_(False)
-        fit(
-            model,
-            lambda step: general.sample(cfg.fit.batch_size, run.seed(3), step),
-            cfg.fit,
-            folder=run.folder,
-            name="world_model",
-            log=run.log,
-            device=run.device,
-            seed=run.seed(3),
-        )
-        for past in range(1, turn + 1):  # earlier rounds only load
-            fit(
-                model,
-                mixed,
-                cfg.align,
-                folder=run.folder,
-                name=f"world_model_align-{past}",
-                log=run.log,
-                device=run.device,
-                seed=run.seed(4, past),
-            )
-        model.save_pretrained(run.folder / f"world_model-{turn}")
+    def clips(step: int) -> VideoBatch:
+        return general.sample(cfg.fit.batch_size, run.seed(3), step)
+
+    shared: dict[str, Any] = {"folder": run.folder, "log": run.log, "device": run.device}
+    if cfg.codec == "autoencoder":  # the other codecs come ready-made
+        fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, name="autoencoder", seed=run.seed(12), **shared)
+        model.codec.requires_grad_(False)
+    fit(model, clips, cfg.fit, name="world_model", seed=run.seed(3), **shared)
     return model
+
+
+def align_world_model(run: Run, model: FlowWorldModel, general: VideoClips, own: VideoClips, turn: int = 1) -> None:
+    """Policy behaviour alignment: a share of each batch shows what the policy itself does, failures included."""
+    cfg = run.recipe.world_model
+    n = round(cfg.align.batch_size * cfg.align_share)
+    parts = [(own, n, run.seed(4, turn)), (general, cfg.align.batch_size - n, run.seed(5, turn))]
+
+    def mixed(step: int) -> VideoBatch:
+        return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
+
+    fit(
+        model,
+        mixed,
+        cfg.align,
+        folder=run.folder,
+        name=f"world_model_align-{turn}",
+        log=run.log,
+        device=run.device,
+        seed=run.seed(4, turn),
+    )
 
 
 def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardModel:
@@ -375,6 +375,10 @@ def is_demonstration(record: EpisodeRecord) -> bool:
 
 def is_rollout(record: EpisodeRecord) -> bool:
     return record.source.startswith("round-")
+
+
+def round_of(record: EpisodeRecord) -> int:
+    return int(record.source.removeprefix("round-"))
 
 
 def is_held_out(run: Run, record: EpisodeRecord) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wmpo.config import CollectConfig, GRPOConfig, Recipe, RewardConfig, WorldModelConfig
 from wmpo.errors import UserError
@@ -35,50 +35,26 @@ class WorldModel:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        import torch
-        from torch import Tensor
-
+        from wmpo.algorithm import align_world_model, pretrain_world_model
         from wmpo.commands.opening import open_stage, same_shape
         from wmpo.data.cache import FrameCache
-        from wmpo.data.clips import VideoBatch, VideoClips
+        from wmpo.data.clips import VideoClips
         from wmpo.data.store import EpisodeStore
-        from wmpo.training.fit import fit
-        from wmpo.world_models.flow import FlowWorldModel
 
-        cfg = self.world_model
-        recipe = Recipe(seed=self.seed, world_model=cfg, device=self.device)
+        recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device)
 
-        def clips(cache: FrameCache) -> VideoClips:
-            return VideoClips(cache, split(cache, self.held_out)[0], cfg.context, self.chunk)
+        def clips(store: EpisodeStore) -> VideoClips:
+            cache = FrameCache(store)
+            return VideoClips(cache, split(cache, self.held_out)[0], self.world_model.context, self.chunk)
 
         with open_stage(recipe, self.out, self.data) as run:
-            general = clips(FrameCache(run.store))
-            torch.manual_seed(run.seed(3))
-            model = FlowWorldModel.build(cfg, run.env.spec, self.chunk)
-            more: dict[str, Any] = {"folder": self.out, "log": run.log, "device": run.device, "seed": run.seed(3)}
+            general = clips(run.store)
             with run.log.stage("world model"):
-                if cfg.codec == "autoencoder":  # the other codecs come ready-made
-
-                    def frames(step: int) -> Tensor:
-                        shots = general.sample(cfg.codec_fit.batch_size, run.seed(12), step).future
-                        return torch.cat([camera[:, 0] for camera in shots.values()])
-
-                    fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, name="autoencoder", **more)
-                    model.codec.requires_grad_(False)
-                fit(model, lambda step: general.sample(cfg.fit.batch_size, run.seed(3), step), cfg.fit,
-                    name="world_model", **more)  # fmt: skip
+                model = pretrain_world_model(run, general)
                 if self.align_data is not None:
                     store = EpisodeStore.open(self.align_data)
                     same_shape(store, run.store)
-                    own = clips(FrameCache(store))
-                    n = round(cfg.align.batch_size * cfg.align_share)
-                    shares = [(own, n, run.seed(4)), (general, cfg.align.batch_size - n, run.seed(5))]
-                    shares = [share for share in shares if share[1]]
-
-                    def mixed(step: int) -> VideoBatch:
-                        return VideoBatch.cat([source.sample(size, seed, step) for source, size, seed in shares])
-
-                    fit(model, mixed, cfg.align, name="world_model_align", **more)
+                    align_world_model(run, model, general, clips(store))
             model.save_pretrained(self.out / "model")
             run.log.say(f"World model: {self.out / 'model'}")
 
