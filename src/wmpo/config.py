@@ -52,7 +52,7 @@ class DemonstrationConfig:
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
     noise: float = 0.3
     """Spread of the noise on the executed actions; the clean action is the label."""
-    slowest: float = 0.4
+    slowest: float = 1.0
     """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
     time they need; a policy that dawdles as they do runs out of it."""
 
@@ -115,9 +115,9 @@ class WorldModelConfig:
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: int = 4
     """Attention heads of the transformer."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, batch_size=32, lr=2e-3, ema=0.995))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1500, batch_size=32, lr=2e-3, ema=0.995))
     """Pretraining on the demonstrations."""
-    align: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, ema=0.995))
+    align: FitConfig = field(default_factory=lambda: FitConfig(steps=500, batch_size=32, ema=0.995))
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
     align_share: float = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
@@ -133,13 +133,13 @@ class RewardConfig:
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
     width: int = 32
     """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=500, batch_size=64))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64))
     """Training on balanced clips. [paper lr 1e-4]"""
 
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    iterations: int = 30
+    iterations: int = 24
     """Policy iterations: imagine groups, then a few clipped updates."""
     groups: int = 16
     """Informative groups per iteration. [paper 64]"""
@@ -147,7 +147,7 @@ class GRPOConfig:
     """G: imagined rollouts from one initial frame. [paper 8]"""
     starts: int = 256
     """Real initial frames to practise from (resets of the real environment, no actions)."""
-    lr: float = 6e-4
+    lr: float = 3e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
     warmup: int = 8
     """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
