@@ -50,7 +50,7 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["--grpo.iterations", "many"], "--grpo.iterations"),
         (["--grpo.iterations"], "Missing value"),
         (["--grpo.iteration", "3"], "--grpo.iteration"),
-        (["--evaluate.disruption", "fire"], "Expected one of ('none', 'position', 'background', 'texture')"),
+        (["--grpo.ratio", "word"], "Expected one of ('chunk', 'token')"),
         (["--grpo.lr", "-1"], "grpo.lr is -1.0; it must be at least 0"),
         (["--env.task", "fly"], "There is no task 'fly'"),
         (["--env.cameras", "rear"], "There is no camera 'rear'"),

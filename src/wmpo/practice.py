@@ -55,7 +55,7 @@ def play_groups(
     rewards: list[torch.Tensor] = []
     played, successes, kept = 0, 0.0, 0
     for _ in range(1 + cfg.refill):
-        drawn = torch.randint(len(starts), (cfg.groups,), generator=generator).tolist()
+        drawn = torch.randint(len(starts), (cfg.groups,), generator=generator, device=generator.device).tolist()
         batch = [starts[i] for i in drawn for _ in range(G)]
         played_now = rollout(env, policy, batch, temperature=temperature, generator=generator)
         reward_BG = played_now.success.float().view(-1, G)
@@ -93,7 +93,7 @@ def update(
     advantage_E = group_advantage(reward_BG).flatten()
     device = next(policy.parameters()).device
     sums: dict[str, float] = {}
-    order = torch.randperm(len(batch), generator=generator)
+    order = torch.randperm(len(batch), generator=generator, device=generator.device).cpu()
     steps = 0
     for rows in order.chunk(cfg.minibatches):
         for group in optimizer.param_groups:

@@ -63,7 +63,7 @@ class ClipClassifier(nn.Module):
 
     def logits(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         """(B,) logits of success."""
-        x = clips_BLCHW.flatten(1, 2).float().div_(127.5).sub_(1.0)
+        x = clips_BLCHW.to(self.stem.weight.device).flatten(1, 2).float().div_(127.5).sub_(1.0)
         x = self.block1(self.stem(x))
         x = self.block2(self.down(x), self.film(self.text(instruction)))
         return self.head(F.silu(x).amax(dim=(2, 3))).squeeze(-1)
