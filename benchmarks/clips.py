@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardClips, VideoClips
 from wmpo.data.store import EpisodeStore
 from wmpo.types import EnvSpec, Episode
@@ -72,7 +73,7 @@ def main(cfg: Settings) -> None:
         store.append(episodes)
         print(f"append      {frames / (time.perf_counter() - begin):10.0f} frames/s")
         begin = time.perf_counter()
-        cache = store.cache()
+        cache = FrameCache(store)
         print(f"decode      {frames / (time.perf_counter() - begin):10.0f} frames/s")
         size = sum(path.stat().st_size for path in Path(folder, "videos").rglob("*.mp4"))
         print(f"on disk     {size / frames:10.0f} bytes/frame")

@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
     """Three failures of 2, 6 and 9 actions, then a success of 12 declared at frame 8."""
     episodes = [make_episode(i, length, labels=i == 1) for i, length in enumerate(LENGTHS)]
     episodes.append(make_episode(3, 12, success=(8, 9, 10, 11, 12)))
-    return make_store(tmp_path_factory.mktemp("store"), episodes).cache()
+    return FrameCache(make_store(tmp_path_factory.mktemp("store"), episodes))
 
 
 def where(image: torch.Tensor) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_hard_negatives_end_late(cache: FrameCache) -> None:
 def test_reward_clips_need_both_kinds(cache: FrameCache, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="None of the 3 episodes succeeds"):
         RewardClips(cache, [0, 1, 2], 4)
-    at_once = make_store(tmp_path, [make_episode(0, 3, success=(1, 2, 3))]).cache()
+    at_once = FrameCache(make_store(tmp_path, [make_episode(0, 3, success=(1, 2, 3))]))
     with pytest.raises(UserError, match="no clip without success"):
         RewardClips(at_once, [0], 4)
 
@@ -146,13 +146,13 @@ def test_no_episodes(cache: FrameCache, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 actions of one chunk"):
         VideoClips(cache, [0, 1, 2], 2, 10)
     with pytest.raises(UserError, match="empty"):
-        EpisodeStore.create(tmp_path, SPEC).cache()
+        FrameCache(EpisodeStore.create(tmp_path, SPEC))
 
 
 def test_statistics_by_hand(tmp_path: Path) -> None:
     """Labels of 101 frames run from 0 to 1: their quantiles are known; the 101 repeats of the last one don't count."""
     episode = make_episode(0, 101)
-    cache = make_store(tmp_path, [make_episode(5, 2), episode]).cache()
+    cache = FrameCache(make_store(tmp_path, [make_episode(5, 2), episode]))
     statistics = cache.statistics([1])
     assert torch.allclose(statistics.action_low, torch.full((3,), 0.01))
     assert torch.allclose(statistics.action_high, torch.full((3,), 0.99))
@@ -178,9 +178,9 @@ def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert sorted(set(decoded)) == expected
         decoded.clear()
 
-    old = store.cache()
+    old = FrameCache(store)
     check(old, [0, 1], [4, 5], [0])
-    check(store.cache(), [0, 1], [4, 5], [])
+    check(FrameCache(store), [0, 1], [4, 5], [])
     store.append([make_episode(2, 6)])
     check(old, [0, 1], [4, 5], [])  # what was opened before stays as it is
     old.refresh()
@@ -191,23 +191,23 @@ def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with (folder / "front.rgb").open("r+b") as file:
         file.truncate(1000)
     decoded.clear()
-    check(store.cache(), *everything)
+    check(FrameCache(store), *everything)
     (folder / "front.json").write_text("{ nonsense")
-    check(store.cache(), *everything)
+    check(FrameCache(store), *everything)
     for path in folder.iterdir():
         path.unlink()
-    check(store.cache(), *everything)
+    check(FrameCache(store), *everything)
     video = tmp_path / "videos/observation.images.front/chunk-000/file-000.mp4"
     os.utime(video, (1, 1))  # another file by the same name
-    check(store.cache(), *everything)
+    check(FrameCache(store), *everything)
 
 
 def test_a_killed_build_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path, [make_episode(0, 4)])
-    store.cache()
+    FrameCache(store)
     store.append([make_episode(1, 5)])
     with monkeypatch.context() as patch:
         patch.setattr(cache_module.json, "dumps", lambda _: 1 / 0)  # after the frames, before the note of them
         with pytest.raises(ZeroDivisionError):
-            store.cache()
-    assert np.array_equal(store.cache().images["wrist"][5:, 1, 0, 0], np.arange(6))
+            FrameCache(store)
+    assert np.array_equal(FrameCache(store).images["wrist"][5:, 1, 0, 0], np.arange(6))

@@ -10,6 +10,7 @@ import pytest
 
 from episodes_by_hand import SPEC, assert_same, make_episode, make_store
 from wmpo.data import files, layout
+from wmpo.data.cache import FrameCache
 from wmpo.data.starts import SPLITS, held_out, split_of, starts
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import lossy
@@ -36,8 +37,8 @@ def test_any_number_of_dimensions(tmp_path: Path) -> None:
         store = make_store(tmp_path / str(state_dim), [episode], spec)
         assert EpisodeStore.open(store.root).spec == spec
         assert_same(store.episode(0), episode)
-        assert store.cache().state.shape == (5, state_dim)
-        assert store.cache().statistics([0]).state_std.shape == (state_dim,)
+        assert FrameCache(store).state.shape == (5, state_dim)
+        assert FrameCache(store).statistics([0]).state_std.shape == (state_dim,)
 
 
 def test_labels_are_kept(tmp_path: Path) -> None:

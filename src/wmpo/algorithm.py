@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -245,7 +246,11 @@ def practise_in_dream(
     """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
     with run.log.stage(name):
         numbers = run.starts("practise", cfg.starts, turn)
-        first = first_frames(run.env, numbers).to(run.device)
+        first = first_frames(run.env, numbers)
+        if cfg.keyframes:
+            first = Observation.cat([first, keyframes(run, cfg.keyframes, turn)])
+            numbers = [*numbers, *range(-cfg.keyframes, 0)]  # start numbers of no initial state
+        first = first.to(run.device)
         generator = torch.Generator(device=run.device)
         dream = ImaginedEnv(
             world_model,
@@ -275,6 +280,20 @@ def practise_in_dream(
 def first_frames(env: Env, numbers: list[int]) -> Observation:
     """What the real environment shows at each start; nothing is done there."""
     return Observation.cat([env.reset(numbers[begin : begin + BATCH]) for begin in range(0, len(numbers), BATCH)])
+
+
+def keyframes(run: Run, n: int, turn: int) -> Observation:
+    """Real frames from the middle of this round's rollouts, before any success; those held out stay out."""
+    cache = FrameCache(run.store)
+    chosen = run.episodes(lambda record: record.source == f"round-{turn}" and not is_held_out(run, record))
+    dice = np.random.default_rng(run.seed(13, turn))
+    rows = []
+    for episode in dice.choice(chosen, n):
+        frames = cache.first[episode] + np.arange(1, cache.length[episode])
+        rows.append(dice.choice(frames[~cache.success[frames]]))
+    owners = np.searchsorted(cache.first, rows, side="right") - 1
+    images = {name: torch.from_numpy(np.take(frames, rows, axis=0)) for name, frames in cache.images.items()}
+    return Observation(images, torch.from_numpy(cache.state[rows]), tuple(cache.instruction[owners]))
 
 
 def watch_real(run: Run, policy: Any, name: str, iteration: int) -> None:

@@ -147,6 +147,9 @@ class GRPOConfig:
     """G: imagined rollouts from one initial frame. [paper 8]"""
     starts: int = 256
     """Real initial frames to practise from (resets of the real environment, no actions)."""
+    keyframes: int = 0
+    """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
+    what matters is easier to tell. [paper: 0]"""
     lr: float = 3e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
     warmup: int = 8

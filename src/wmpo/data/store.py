@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,6 @@ from wmpo.data.stats import Stats, image_stats, merge_stats, vector_stats
 from wmpo.data.video import LOSSLESS, Codec, read_video, take, write_video
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode
-
-if TYPE_CHECKING:
-    from wmpo.data.cache import FrameCache
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,6 @@ class EpisodeStore:
     def records(self) -> Sequence[EpisodeRecord]:
         """What is known of each episode, in order, without reading frames."""
         return tuple(self._records)
-
-    def cache(self) -> FrameCache:
-        """The frames, decoded; brought up to date first."""
-        from wmpo.data.cache import FrameCache  # the cache is built on the store
-
-        return FrameCache(self)
 
     def select(
         self, source: str | None = None, split: str | None = None, task: str | None = None, success: bool | None = None
