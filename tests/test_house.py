@@ -128,6 +128,7 @@ def test_no_path_of_one_machine() -> None:
     [
         ("metrics.md", metrics_page),
         ("cli.md", pages.cli_page),
+        ("results.md", lambda: pages.results_page(ROOT / "results")),
         ("settings.md", lambda: pages.with_generated((ROOT / "docs/settings.md").read_text(), pages.settings_table())),
     ],
 )
