@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.config import GRPOConfig
+from wmpo.errors import UserError
 from wmpo.practice import play_groups, practise, update
 from wmpo.rollout import rollout
 from wmpo.training.log import RunLog
@@ -63,7 +64,9 @@ class Coin(nn.Module):
         return self.log_probs(observation).gather(-1, trace)
 
 
-CONFIG = GRPOConfig(iterations=12, groups=8, group_size=6, lr=0.2, warmup=0, minibatches=2, refill=1, temperature=1.0)
+CONFIG = GRPOConfig(
+    iterations=12, groups=8, group_size=6, lr=0.2, freeze=(), warmup=0, minibatches=2, refill=1, temperature=1.0
+)
 STARTS = list(range(20))
 
 
@@ -119,6 +122,13 @@ def test_groups_share_their_start_and_are_informative() -> None:
     assert ((means >= 0.1) & (means <= 0.9)).all()
     assert torch.equal(groups.reward_BG.flatten().bool(), groups.rollout.success)
     assert groups.kept == len(means) <= 8 and groups.played >= groups.kept
+
+
+def test_frozen_parts_stay(tmp_path: Path) -> None:
+    policy = run(tmp_path, Coin(), replace(CONFIG, freeze=("linear.bias",)))
+    assert torch.equal(policy.linear.bias, torch.zeros(4)) and policy.linear.weight.abs().max() > 0.1
+    with pytest.raises(UserError, match="leaves no part"):
+        run(tmp_path / "other", Coin(), replace(CONFIG, freeze=("linear",)))
 
 
 class Certain(Coin):

@@ -150,8 +150,12 @@ class GRPOConfig:
     keyframes: int = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""
-    lr: float = 3e-4
+    lr: float = 6e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
+    freeze: tuple[str, ...] = ("head", "fuse", "gist")
+    """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names. In its large dense
+    layers a small batch's gradient is nearly all noise; what it says well, it says to the few shared weights that
+    look at the image. [paper: none]"""
     warmup: int = 8
     """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
     minibatches: int = 4

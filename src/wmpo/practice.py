@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from wmpo.config import GRPOConfig
+from wmpo.errors import UserError
 from wmpo.objectives.grpo import clipped_policy_loss, group_advantage, informative, shuffle_within_groups
 from wmpo.protocols import Env
 from wmpo.rollout import Rollout, rollout
@@ -111,7 +112,7 @@ def update(
             full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio
         )
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(policy.parameters(), cfg.grad_clip)
+        norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], cfg.grad_clip)
         optimizer.step()
         steps += 1
         for name, value in {**metrics, "loss": float(loss.detach()), "grad_norm": float(norm)}.items():
@@ -142,7 +143,7 @@ def practise(
     if finished.exists():
         load_weights(policy, load_tensors(finished)[0], finished)
         return policy
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    parameters = trained_parameters(policy, cfg.freeze)
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
     begin = 0
     if checkpoint.exists():
@@ -182,6 +183,15 @@ def practise(
     save_tensors(finished, policy.state_dict())
     checkpoint.unlink(missing_ok=True)
     return policy
+
+
+def trained_parameters(policy: nn.Module, freeze: Sequence[str]) -> list[nn.Parameter]:
+    """What practice changes. Raises UserError where nothing is left."""
+    named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    kept = [parameter for name, parameter in named if not name.startswith(tuple(freeze))]
+    if not kept:
+        raise UserError(f"grpo.freeze ({', '.join(freeze)}) leaves no part of the policy to practise: freeze less.")
+    return kept
 
 
 def frozen_copy(policy: Any) -> Any:
