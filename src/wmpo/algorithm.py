@@ -26,7 +26,7 @@ from torch import Tensor
 from wmpo import measure
 from wmpo.config import GRPOConfig, Recipe
 from wmpo.data.cache import FrameCache
-from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips
+from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
 from wmpo.data.starts import held_out, starts
 from wmpo.data.store import EpisodeRecord, EpisodeStore
 from wmpo.envs import demonstrate
@@ -209,12 +209,21 @@ def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardMod
     with run.log.stage("reward model"):
         cache = FrameCache(run.store)
         seen = run.episodes(lambda record: not is_held_out(run, record))
-        clips = RewardClips(cache, seen, cfg.clip_length)
         torch.manual_seed(run.seed(6, turn))
         model = build_reward_model(cfg, run.env.spec)
+        n = round(cfg.fit.batch_size * cfg.dream_share)
+        parts = [(RewardClips(cache, seen, cfg.clip_length), cfg.fit.batch_size - n)]
+        if n:
+            dreams = FrameCache(dream_again(run, world_model, model, turn))
+            parts.append((RewardClips(dreams, range(len(dreams)), cfg.clip_length), n))
+
+        def clips(step: int) -> RewardBatch:
+            draws = [(part, size, run.seed(6, turn, place)) for place, (part, size) in enumerate(parts) if size]
+            return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in draws])
+
         fit(
             model,
-            lambda step: clips.sample(cfg.fit.batch_size, run.seed(6, turn), step),
+            clips,
             cfg.fit,
             folder=run.folder,
             name=f"reward_model_fit-{turn}",
@@ -232,6 +241,26 @@ def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardMod
         model = model.with_threshold(threshold)
         model.save_pretrained(run.folder / f"reward_model-{turn}")
     return model
+
+
+def dream_again(run: Run, world_model: FlowWorldModel, referee: RewardModel, turn: int) -> EpisodeStore:
+    """Imagined replays of the rollouts to learn from, and of as many demonstrations; labels stay the real ones."""
+    spec = run.env.spec
+    camera = next(iter(spec.cameras))  # the one that the reward model watches
+    store = EpisodeStore.open_or_create(
+        run.folder / f"dreams-{turn}", replace(spec, cameras={camera: spec.cameras[camera]})
+    )
+    if not len(store):
+        tried = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
+        shown = run.episodes(lambda record: record.source == "expert")[: len(tried)]
+        real = [run.store.episode(i) for i in tried + shown]
+        chunk = run.recipe.policy.chunk
+        dreamt = replay(
+            world_model, referee, spec, real, chunk=chunk, device=run.device, stride=chunk, seed=run.seed(14)
+        )
+        pairs = zip(real, dreamt.images, strict=True)
+        store.append([replace(episode, images={camera: frames}, source="dream") for episode, frames in pairs])
+    return store
 
 
 def practise_in_dream(

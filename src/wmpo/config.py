@@ -131,6 +131,9 @@ class RewardConfig:
     """L: frames per clip. [paper 8]"""
     stride: int = 2
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
+    dream_share: float = 0.5
+    """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
+    classifier judges dreams, so it should have seen some. [paper: 0]"""
     width: int = 32
     """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64))

@@ -47,6 +47,11 @@ class RewardBatch:
     label: Tensor  # (B,) float32, 1 where the last frame shows the accomplished task
     instruction: tuple[str, ...]
 
+    @staticmethod
+    def cat(parts: Sequence[RewardBatch]) -> RewardBatch:
+        sentences = tuple(sentence for part in parts for sentence in part.instruction)
+        return RewardBatch(torch.cat([part.clips for part in parts]), torch.cat([p.label for p in parts]), sentences)
+
 
 @dataclass(frozen=True)
 class ImitationBatch:
