@@ -28,6 +28,11 @@ def test_episodes_come_back_bit_for_bit(tmp_path: Path) -> None:
             assert_same(kept, given)
         for i in (4, 0, 2, 3, 1):
             assert_same(opened.episode(i), episodes[i])
+        for kept, i in zip(opened.episodes([4, 0, 3, 0]), [4, 0, 3, 0], strict=True):
+            assert_same(kept, episodes[i])
+        assert opened.episodes([]) == []
+        with pytest.raises(UserError, match="no episode 5"):
+            opened.episodes([1, 5])
 
 
 def test_any_number_of_dimensions(tmp_path: Path) -> None:

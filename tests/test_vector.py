@@ -214,7 +214,8 @@ def test_a_killed_process_is_an_error_and_not_a_hang() -> None:
 # --- ends with its parent -------------------------------------------------------------------------------------
 
 _PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
 from wmpo.config import EnvConfig
 from wmpo.envs import make_env
 env = make_env(EnvConfig(workers=1, renderer="rays", image_size=16))

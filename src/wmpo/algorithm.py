@@ -14,61 +14,34 @@ Departures from the paper (settings name the rest, see `wmpo.config`):
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo import measure
-from wmpo.config import GRPOConfig, Recipe
+from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
-from wmpo.data.starts import held_out, starts
 from wmpo.data.store import EpisodeRecord, EpisodeStore
 from wmpo.envs import demonstrate
 from wmpo.evaluate import evaluate
-from wmpo.imagination import ImaginedEnv, Replay, replay
+from wmpo.imagination import ImaginedEnv, replay
+from wmpo.measure import measure_run
 from wmpo.objectives.verdicts import best_f1_threshold
 from wmpo.policies.minivla import MiniVLA
 from wmpo.practice import frozen_copy, practise
 from wmpo.protocols import Env, RewardModel
-from wmpo.report.page import write_report
-from wmpo.results import Interactions, PolicyResult, RunResult
+from wmpo.results import RunResult
 from wmpo.rewards import build_reward_model
 from wmpo.rollout import rollout
-from wmpo.training.fit import fit, step_seed
-from wmpo.training.log import RunLog
+from wmpo.run import Run, is_demonstration, is_held_out, is_rollout, round_of
+from wmpo.training.fit import fit
 from wmpo.types import Observation
 from wmpo.world_models.flow import FlowWorldModel
 
 BATCH = 128  # episodes that advance together
-
-
-@dataclass
-class Run:
-    """Where a run lives and what it may use."""
-
-    recipe: Recipe
-    folder: Path
-    log: RunLog
-    device: torch.device
-    env: Env  # the real environment
-    store: EpisodeStore  # what is learned from
-    evaluation: EpisodeStore  # what is only measured on
-
-    def seed(self, *purpose: int) -> int:
-        return step_seed(self.recipe.seed, *purpose)
-
-    def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
-        return starts(split, self.recipe.seed, n, turn)
-
-    def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
-        """Indices of stored episodes."""
-        return [i for i, record in enumerate(self.store.records()) if wanted(record)]
 
 
 def optimise(run: Run) -> RunResult:
@@ -88,7 +61,7 @@ def optimise(run: Run) -> RunResult:
             shuffled = replace(recipe.grpo, shuffle_rewards=True)
             control = practise_in_dream(run, base, world_model, reward_model, turn, "control", shuffled)
             evaluate_policy(run, control, "control")
-    return report(run, policy, world_model, reward_model)
+    return measure_run(run, policy, world_model, reward_model)
 
 
 def demonstrations(run: Run) -> None:
@@ -231,7 +204,7 @@ def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardMod
             device=run.device,
             seed=run.seed(6, turn),
         )
-        held = [run.store.episode(i) for i in run.episodes(lambda r: is_rollout(r) and is_held_out(run, r))]
+        held = run.store.episodes(run.episodes(lambda record: is_held_out(run, record)))
         dreamt = replay(
             world_model, model, run.env.spec, held, chunk=run.recipe.policy.chunk, device=run.device, stride=cfg.stride
         )
@@ -253,7 +226,7 @@ def dream_again(run: Run, world_model: FlowWorldModel, referee: RewardModel, tur
     if not len(store):
         tried = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
         shown = run.episodes(lambda record: record.source == "expert")[: len(tried)]
-        real = [run.store.episode(i) for i in tried + shown]
+        real = run.store.episodes(tried + shown)
         chunk = run.recipe.policy.chunk
         dreamt = replay(
             world_model, referee, spec, real, chunk=chunk, device=run.device, stride=chunk, seed=run.seed(14)
@@ -343,91 +316,3 @@ def evaluate_policy(run: Run, policy: Any, name: str) -> None:
         result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8), record=name)
         run.evaluation.append(result.episodes)
         run.log.say(f"{name}: real success {result.rate:.1%} of {len(numbers)}")
-
-
-def report(run: Run, policy: Any, world_model: FlowWorldModel, reward_model: RewardModel) -> RunResult:
-    """Measure the dream, then write result.json and report.html."""
-    recipe = run.recipe
-    result = RunResult.begin(recipe)
-    spec = run.env.spec
-    with run.log.stage("report"):
-        names = dict.fromkeys(record.source for record in run.evaluation.records())
-        played = {name: [run.evaluation.episode(i) for i in run.evaluation.select(source=name)] for name in names}
-        for name, episodes in played.items():
-            result.policies[name] = PolicyResult(
-                starts=[episode.start for episode in episodes],
-                success=[int(episode.succeeded) for episode in episodes],
-                finish_step=[episode.finish_step for episode in episodes],
-                temperature=recipe.evaluate.temperature,
-            )
-        base, final = played["base"], played[result.final]
-        replayed = [
-            replay(
-                world_model,
-                reward_model,
-                spec,
-                episodes,
-                chunk=recipe.policy.chunk,
-                device=run.device,
-                seed=run.seed(10),
-                stride=recipe.reward.stride,
-            )
-            for episodes in (base, final)
-        ]
-        both = Replay(replayed[0].images + replayed[1].images, replayed[0].scores + replayed[1].scores)
-        result.reward = measure.reward_quality(reward_model, base + final)
-        result.agreement = measure.agreement(both, reward_model, base + final)
-        result.fidelity = measure.fidelity(replayed[0], base)
-        before = load_policy(run.folder / "policies" / "base", run.device)
-        for name, who, episodes in (("base", before, base), (result.final, policy, final)):
-            imagined = measure.imagined_success(
-                world_model,
-                reward_model,
-                spec,
-                who,
-                episodes,
-                temperature=recipe.evaluate.temperature,
-                stride=recipe.reward.stride,
-                device=run.device,
-                seed=run.seed(11),
-            )
-            result.gaps[name] = measure.gap(imagined, episodes)
-        shown = [record for record in run.store.records() if record.source == "expert"]
-        tried = [record for record in run.store.records() if is_rollout(record)]
-        watched = recipe.grpo.iterations // recipe.evaluate.watch_every if recipe.evaluate.watch_every else 0
-        watched *= recipe.evaluate.watch_episodes * (recipe.rounds + recipe.control)
-        result.interactions = {
-            "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
-            "rollouts": Interactions(len(tried), sum(record.length for record in tried)),
-            "practice_resets": Interactions(recipe.grpo.starts * recipe.rounds, 0),
-            "evaluation": Interactions(
-                sum(map(len, played.values())),
-                sum(episode.length for episodes in played.values() for episode in episodes),
-            ),
-            "watching_practice": Interactions(watched, 0),
-        }
-        pictures = measure.media(reward_model, base, final, replayed[0], spec.fps)
-    result.read_logs(run.folder)
-    result.save(run.folder / "result.json")
-    write_report(result, pictures, run.folder / "report.html")
-    return result
-
-
-def load_policy(folder: Path, device: torch.device) -> MiniVLA:
-    return MiniVLA.from_pretrained(folder).to(device)
-
-
-def is_demonstration(record: EpisodeRecord) -> bool:
-    return record.source == "expert" and record.succeeded
-
-
-def is_rollout(record: EpisodeRecord) -> bool:
-    return record.source.startswith("round-")
-
-
-def round_of(record: EpisodeRecord) -> int:
-    return int(record.source.removeprefix("round-"))
-
-
-def is_held_out(run: Run, record: EpisodeRecord) -> bool:
-    return is_rollout(record) and held_out(record.start, run.recipe.collect.held_out)

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.imagination import ImaginedEnv, Replay, first_frames_of
+from wmpo.imagination import ImaginedEnv, Replay, first_frames_of, replay
 from wmpo.objectives.verdicts import auroc, expected_calibration_error, precision_recall_f1
+from wmpo.policies.minivla import MiniVLA
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.media import Clip, Media, Pair, ScoreCurve
-from wmpo.results import Agreement, Fidelity, Gap, RewardQuality
+from wmpo.report.page import write_report
+from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult
 from wmpo.rollout import rollout
+from wmpo.run import Run, is_rollout
 from wmpo.types import EnvSpec, Episode
 from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
 
@@ -132,7 +135,7 @@ def gap(imagined: Sequence[bool], episodes: Sequence[Episode]) -> Gap:
     )
 
 
-def media(
+def pictures_of(
     reward_model: RewardModel, base: Sequence[Episode], final: Sequence[Episode], replayed: Replay, fps: int
 ) -> Media:
     """Videos and score curves for the report. `replayed` are the dreams of `base`; episodes pair up by place."""
@@ -182,3 +185,71 @@ def _mixture(success: Sequence[bool]) -> list[int]:
     """Some successes and some failures, in turn; the first ones, not the nicest."""
     sides = [[i for i, hit in enumerate(success) if hit is want][: SHOWN // 2] for want in (True, False)]
     return sorted(sides[0] + sides[1])
+
+
+def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
+    """Measure the dream, then write result.json and report.html."""
+    recipe = run.recipe
+    result = RunResult.begin(recipe)
+    spec = run.env.spec
+    with run.log.stage("report"):
+        names = dict.fromkeys(record.source for record in run.evaluation.records())
+        played = {name: run.evaluation.episodes(run.evaluation.select(source=name)) for name in names}
+        for name, episodes in played.items():
+            result.policies[name] = PolicyResult(
+                starts=[episode.start for episode in episodes],
+                success=[int(episode.succeeded) for episode in episodes],
+                finish_step=[episode.finish_step for episode in episodes],
+                temperature=recipe.evaluate.temperature,
+            )
+        base, final = played["base"], played[result.final]
+        replayed = [
+            replay(
+                world_model,
+                reward_model,
+                spec,
+                episodes,
+                chunk=recipe.policy.chunk,
+                device=run.device,
+                seed=run.seed(10),
+                stride=recipe.reward.stride,
+            )
+            for episodes in (base, final)
+        ]
+        both = Replay(replayed[0].images + replayed[1].images, replayed[0].scores + replayed[1].scores)
+        result.reward = reward_quality(reward_model, base + final)
+        result.agreement = agreement(both, reward_model, base + final)
+        result.fidelity = fidelity(replayed[0], base)
+        before = MiniVLA.from_pretrained(run.folder / "policies" / "base").to(run.device)
+        for name, who, episodes in (("base", before, base), (result.final, policy, final)):
+            imagined = imagined_success(
+                world_model,
+                reward_model,
+                spec,
+                who,
+                episodes,
+                temperature=recipe.evaluate.temperature,
+                stride=recipe.reward.stride,
+                device=run.device,
+                seed=run.seed(11),
+            )
+            result.gaps[name] = gap(imagined, episodes)
+        shown = [record for record in run.store.records() if record.source == "expert"]
+        tried = [record for record in run.store.records() if is_rollout(record)]
+        watched = recipe.grpo.iterations // recipe.evaluate.watch_every if recipe.evaluate.watch_every else 0
+        watched *= recipe.evaluate.watch_episodes * (recipe.rounds + recipe.control)
+        result.interactions = {
+            "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
+            "rollouts": Interactions(len(tried), sum(record.length for record in tried)),
+            "practice_resets": Interactions(recipe.grpo.starts * recipe.rounds, 0),
+            "evaluation": Interactions(
+                sum(map(len, played.values())),
+                sum(episode.length for episodes in played.values() for episode in episodes),
+            ),
+            "watching_practice": Interactions(watched, 0),
+        }
+        pictures = pictures_of(reward_model, base, final, replayed[0], spec.fps)
+    result.read_logs(run.folder)
+    result.save(run.folder / "result.json")
+    write_report(result, pictures, run.folder / "report.html")
+    return result

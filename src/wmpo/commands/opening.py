@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmpo.algorithm import Run
 from wmpo.config import Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
 from wmpo.protocols import Env
 from wmpo.recipes.checks import check_recipe
+from wmpo.run import Run
 from wmpo.training.files import read_json, write_json
 from wmpo.training.log import RunLog
 from wmpo.training.plain import from_plain, to_plain

@@ -114,18 +114,37 @@ class EpisodeStore:
 
     def __iter__(self) -> Iterator[Episode]:
         """All episodes in order; each video is decoded once, one episode is in memory at a time."""
+        return self._walk(range(len(self)))
+
+    def episodes(self, indices: Sequence[int]) -> list[Episode]:
+        """Some episodes, in the order asked for: far quicker than one by one, since each video is decoded once."""
+        wanted = sorted({self._record(index).index for index in indices})
+        found = dict(zip(wanted, self._walk(wanted), strict=True))
+        return [found[index] for index in indices]
+
+    def _walk(self, indices: Sequence[int]) -> Iterator[Episode]:
+        """The episodes with these numbers, which ascend."""
+        wanted = set(indices)
         for part, rows in itertools.groupby(self._records, lambda row: row.part):
+            group = list(rows)
+            if wanted.isdisjoint(row.index for row in group):
+                continue
             videos = {name: self._video(part, name) for name in self.spec.cameras}
-            for row in rows:
-                yield self._episode(row, {name: self._take(frames, row, name) for name, frames in videos.items()})
+            for row in group:
+                images = {name: self._take(frames, row, name) for name, frames in videos.items()}
+                if row.index in wanted:
+                    yield self._episode(row, images)
 
     def episode(self, index: int) -> Episode:
         """One episode, frames and all."""
-        if not 0 <= index < len(self._records):
-            raise UserError(f"There is no episode {index} in {self.root}: it holds {len(self._records)}.")
-        row = self._records[index]
+        row = self._record(index)
         images = {name: self._take(self._video(row.part, name, row.offset), row, name) for name in self.spec.cameras}
         return self._episode(row, images)
+
+    def _record(self, index: int) -> EpisodeRecord:
+        if not 0 <= index < len(self._records):
+            raise UserError(f"There is no episode {index} in {self.root}: it holds {len(self._records)}.")
+        return self._records[index]
 
     def records(self) -> Sequence[EpisodeRecord]:
         """What is known of each episode, in order, without reading frames."""

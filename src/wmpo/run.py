@@ -1,0 +1,55 @@
+"""Where a run lives and what it may use; which of its episodes are which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from wmpo.config import Recipe
+from wmpo.data.starts import held_out, starts
+from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.protocols import Env
+from wmpo.training.fit import step_seed
+from wmpo.training.log import RunLog
+
+
+@dataclass
+class Run:
+    """Where a run lives and what it may use."""
+
+    recipe: Recipe
+    folder: Path
+    log: RunLog
+    device: torch.device
+    env: Env  # the real environment
+    store: EpisodeStore  # what is learned from
+    evaluation: EpisodeStore  # what is only measured on
+
+    def seed(self, *purpose: int) -> int:
+        return step_seed(self.recipe.seed, *purpose)
+
+    def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
+        return starts(split, self.recipe.seed, n, turn)
+
+    def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
+        """Indices of stored episodes."""
+        return [i for i, record in enumerate(self.store.records()) if wanted(record)]
+
+
+def is_demonstration(record: EpisodeRecord) -> bool:
+    return record.source == "expert" and record.succeeded
+
+
+def is_rollout(record: EpisodeRecord) -> bool:
+    return record.source.startswith("round-")
+
+
+def round_of(record: EpisodeRecord) -> int:
+    return int(record.source.removeprefix("round-"))
+
+
+def is_held_out(run: Run, record: EpisodeRecord) -> bool:
+    return is_rollout(record) and held_out(record.start, run.recipe.collect.held_out)
