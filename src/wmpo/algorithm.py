@@ -26,7 +26,7 @@ from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
 from wmpo.data.store import EpisodeRecord, EpisodeStore
 from wmpo.envs import demonstrate
-from wmpo.evaluate import evaluate
+from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import ImaginedEnv, replay
 from wmpo.measure import measure_run
 from wmpo.objectives.verdicts import best_f1_threshold
@@ -40,8 +40,6 @@ from wmpo.run import Run, is_demonstration, is_held_out, is_rollout, round_of
 from wmpo.training.fit import fit
 from wmpo.types import Observation
 from wmpo.world_models.flow import FlowWorldModel
-
-BATCH = 128  # episodes that advance together
 
 
 def optimise(run: Run) -> RunResult:

@@ -10,7 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def verdict_loss(logits_B: Tensor, label_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(binary cross-entropy, metrics) of success logits against labels 0 and 1. [paper: BCE]
+
+    accuracy  share in [0, 1] of verdicts at probability 0.5 that are right.
+    """
+    logits_B, label_B = logits_B.float(), label_B.float()
+    loss = F.binary_cross_entropy_with_logits(logits_B, label_B)
+    accuracy = ((logits_B.detach() > 0).float() == label_B).float().mean()
+    return loss, {"loss": loss.detach(), "accuracy": accuracy}
 
 
 def first_hit(score_BT: Tensor, threshold: float = 0.5) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
 from wmpo.errors import UserError
+from wmpo.objectives.verdicts import verdict_loss
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 
@@ -159,11 +160,7 @@ class VideoMAEClassifier(nn.Module):
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
-        logits = self.logits(batch.clips).float()
-        label = batch.label.float()
-        loss = F.binary_cross_entropy_with_logits(logits, label)
-        accuracy = ((logits.detach() > 0).float() == label).float().mean()
-        return loss, {"loss": loss.detach(), "accuracy": accuracy}
+        return verdict_loss(self.logits(batch.clips), batch.label)
 
     def save_pretrained(self, folder: Path) -> None:
         save_module(folder, self, self.config)
