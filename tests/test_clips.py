@@ -10,7 +10,7 @@ import torch
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo.data import cache as cache_module
 from wmpo.data.cache import FrameCache
-from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips
+from wmpo.data.clips import _jitter, ImitationFrames, RewardClips, VideoBatch, VideoClips
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 
@@ -136,6 +136,33 @@ def test_imitation_frames(cache: FrameCache) -> None:
         assert np.allclose(batch.action[:, k, 2], target)
     assert np.allclose(batch.observation.state[:, 0], episode + now / 100)
     assert batch.observation.instruction == tuple(f"push block {e % 2}" for e in episode)
+
+
+def test_shifted_images_keep_their_labels(cache: FrameCache) -> None:
+    frames = {name: np.arange(2 * 3 * 6 * 6, dtype=np.uint8).reshape(2, 3, 6, 6) for name in ("front",)}["front"]
+    seen = set()
+    for seed in range(60):
+        moved = _jitter(frames, 1, np.random.default_rng(seed))
+        for before, after in zip(frames, moved, strict=True):
+            shifts = [
+                (down, right)
+                for down in (-1, 0, 1)
+                for right in (-1, 0, 1)
+                if np.array_equal(np.roll(before, (down, right), (1, 2))[:, 1:-1, 1:-1], after[:, 1:-1, 1:-1])
+            ]
+            assert len(shifts) == 1
+            seen |= set(shifts)
+        assert moved.dtype == np.uint8
+    assert len(seen) == 9
+    edge = _jitter(frames[:1], 1, np.random.default_rng(next(s for s in range(99) if _right_of(s))))
+    assert np.array_equal(edge[..., 0], edge[..., 1])  # what comes in at the left repeats the edge
+    plain, shifted = (ImitationFrames(cache, [0, 1], 2, shift=shift).sample(8, 0, 0) for shift in (0, 2))
+    assert torch.equal(plain.action, shifted.action)
+
+
+def _right_of(seed: int) -> bool:
+    """Whether this seed moves one image to the right."""
+    return bool(np.random.default_rng(seed).integers(-1, 2, (2, 1, 1))[0, 0, 0] == 1)
 
 
 def test_no_episodes(cache: FrameCache, tmp_path: Path) -> None:

@@ -56,9 +56,12 @@ def test_pixel_codec_is_lossless() -> None:
 
 def test_shifting_moves_right_and_down() -> None:
     images = torch.arange(16.0).view(1, 1, 4, 4)
-    moved = shift_image(images, torch.tensor([[0.5, 0.0]]))  # half an image is two half sizes: 0.5 is one pixel of 4
-    assert moved[0, 0, 1].tolist() == pytest.approx([4, 4, 5, 6])
-    assert shift_image(images, torch.tensor([[0.0, 0.5]]))[0, 0, :, 1].tolist() == pytest.approx([1, 1, 5, 9])
+    moved = shift_image(
+        images, torch.tensor([[[0.5, 0.0], [0.0, 0.5]]])
+    )  # half an image is two half sizes: 0.5 is one pixel of 4
+    assert moved.shape == (1, 2, 1, 4, 4)
+    assert moved[0, 0, 0, 1].tolist() == pytest.approx([4, 4, 5, 6])
+    assert moved[0, 1, 0, :, 1].tolist() == pytest.approx([1, 1, 5, 9])
 
 
 def test_untrained_it_says_that_nothing_moves() -> None:
@@ -98,6 +101,20 @@ def test_it_imagines_where_the_dot_goes(trained: FlowWorldModel) -> None:
     real = data.future["front"].float()
     assert (frames - real).square().mean() < 0.1 * (still - real).square().mean()
     assert torch.equal(memory.context, latents[:, -2:]) and torch.equal(memory.anchor, trained.encode(data.anchor))
+
+
+def test_what_was_hidden_comes_back_from_the_first_frame(trained: FlowWorldModel) -> None:
+    # The denoiser is made to choose the first frame everywhere: whatever the context shows, that is what comes out.
+    model, data = build(), batch(3, size=4)
+    with torch.no_grad():
+        choice = torch.zeros(4, model.latent[0] + model.votes)
+        choice[:, model.latent[0] + model.codec.sites : model.latent[0] + 2 * model.codec.sites] = 50.0
+        model.denoiser.out.bias.copy_(choice.flatten())
+    memory = trained.begin(Observation(data.anchor, torch.zeros(4, 0), ("",) * 4))
+    moved, _ = trained.imagine(memory, data.action, torch.Generator().manual_seed(0))
+    _, latents = model.imagine(moved, data.action, torch.Generator().manual_seed(0))
+    frames = model.decode(latents)[0]["front"]
+    assert torch.equal(frames, data.anchor["front"][:, None].expand(-1, 4, -1, -1, -1))
 
 
 def test_rows_are_selected_together(trained: FlowWorldModel) -> None:

@@ -81,7 +81,7 @@ def imitate(run: Run) -> MiniVLA:
         policy = MiniVLA.build(cfg, run.env.spec)
         shown = run.episodes(is_demonstration)
         policy.set_statistics(*cache.statistics(shown))
-        frames = ImitationFrames(cache, shown, cfg.chunk)
+        frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
         fit(
             policy,
             lambda step: frames.sample(cfg.fit.batch_size, run.seed(1), step),

@@ -30,16 +30,18 @@ class EnvConfig:
 class FitConfig:
     """One supervised training."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: its updates of matrices are made orthogonal, which learns faster and costs a little more."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 32
     """Samples per step."""
     lr: float = 1e-3
-    """Peak learning rate of AdamW; linear warm-up, then cosine decay to a tenth."""
+    """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
     warmup: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
-    """AdamW weight decay."""
+    """Decoupled weight decay."""
     grad_clip: float = 1.0
     """Largest gradient norm. [paper 0.1, code 1.0]"""
     ema: float = 0.0
@@ -67,7 +69,9 @@ class PolicyConfig:
     """Channels of the image encoder."""
     hidden: int = 256
     """Width of the action decoder."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1000, batch_size=128, lr=2e-3))
+    shift: int = 4
+    """Training images are moved by up to so many pixels, at random."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, lr=2e-3))
     """Supervised training on the demonstrations."""
 
 
@@ -77,8 +81,8 @@ class CollectConfig:
     """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
     held_out: float = 0.25
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
-    temperature: float = 1.0
-    """Sampling temperature of the policy while collecting."""
+    temperature: float = 0.6
+    """Sampling temperature of the policy while collecting: what it does there is what it will do in practice."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class WorldModelConfig:
     anchor: bool = True
     """Also give it the episode's first frame. [paper: no]"""
     motion_prior: bool = True
-    """Show the U-Net the last frame moved as the actions say, by a learned linear map from actions to image motion."""
+    """Let the U-Net take each place of a frame from the last frame, the first one, or the last one moved as the actions
+    say, by a learned linear map from actions to image motion. [paper: no]"""
     action_conditioning: Literal["frame", "chunk"] = "frame"
     """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
     objective: Literal["flow", "epsilon"] = "flow"
@@ -115,9 +120,13 @@ class WorldModelConfig:
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: int = 4
     """Attention heads of the transformer."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1500, batch_size=32, lr=2e-3, ema=0.995))
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=1000, batch_size=32, lr=2e-3, ema=0.995)
+    )
     """Pretraining on the demonstrations."""
-    align: FitConfig = field(default_factory=lambda: FitConfig(steps=500, batch_size=32, ema=0.995))
+    align: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=32, lr=1e-3, ema=0.995)
+    )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
     align_share: float = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
@@ -142,9 +151,9 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    iterations: int = 24
+    iterations: int = 20
     """Policy iterations: imagine groups, then a few clipped updates."""
-    groups: int = 16
+    groups: int = 48
     """Informative groups per iteration. [paper 64]"""
     group_size: int = 8
     """G: imagined rollouts from one initial frame. [paper 8]"""
@@ -153,12 +162,10 @@ class GRPOConfig:
     keyframes: int = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""
-    lr: float = 6e-4
+    lr: float = 3e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
-    freeze: tuple[str, ...] = ("head", "fuse", "gist")
-    """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names. In its large dense
-    layers a small batch's gradient is nearly all noise; what it says well, it says to the few shared weights that
-    look at the image. [paper: none]"""
+    freeze: tuple[str, ...] = ()
+    """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names."""
     warmup: int = 8
     """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
     minibatches: int = 4
@@ -169,15 +176,16 @@ class GRPOConfig:
     """The ratio is clipped above 1 + clip_high. [paper 0.28]"""
     ratio: Literal["chunk", "token"] = "token"
     """Probability ratio of the whole chunk (paper) or of each token (code)."""
-    temperature: float = 1.0
-    """Sampling temperature, used for log-probabilities too. [paper 1.6]"""
+    temperature: float = 0.6
+    """Sampling temperature, used for log-probabilities too. A small policy that samples at 1 fails of its dice, and its
+    practice is spent on fighting them. [paper 1.6]"""
     grad_clip: float = 1.0
     """Largest gradient norm. [paper 1]"""
     keep_low: float = 0.1
     """Dynamic sampling: groups with a mean success below this are skipped. [paper: above 0; code 0.1]"""
     keep_high: float = 0.9
     """Dynamic sampling: groups with a mean success above this are skipped. [paper: below 1; code 0.9]"""
-    refill: int = 2
+    refill: int = 0
     """Dynamic sampling: how many times a batch that came out short is refilled; 0 turns refilling off."""
     shuffle_rewards: bool = False
     """Control experiment: permute rewards inside each group, so that they say nothing."""

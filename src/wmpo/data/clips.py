@@ -176,22 +176,35 @@ class RewardClips:
 
 
 class ImitationFrames:
-    """Frames with the chunk that an imitator should choose there, uniformly over all frames with an action."""
+    """Frames with the chunk that an imitator should choose there, uniformly over all frames with an action.
+
+    Images are moved by up to `shift` pixels each way, at random: actions are relative, so the right ones stay the same,
+    and the imitator can't learn pictures by heart.
+    """
 
     def __init__(
-        self, cache: FrameCache, episodes: Sequence[int], chunk: int, cameras: Sequence[str] | None = None
+        self,
+        cache: FrameCache,
+        episodes: Sequence[int],
+        chunk: int,
+        cameras: Sequence[str] | None = None,
+        shift: int = 0,
     ) -> None:
-        self.cache, self.chunk = cache, chunk
+        self.cache, self.chunk, self.shift = cache, chunk, shift
         self.images = _images(cache, cameras)
         chosen = _chosen(cache, episodes)
         self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen])
 
     def sample(self, batch_size: int, seed: int, step: int) -> ImitationBatch:
         cache = self.cache
-        episode, now = self.spans.draw(batch_size, _generator(seed, step))
+        generator = _generator(seed, step)
+        episode, now = self.spans.draw(batch_size, generator)
         steps = now[:, None] + np.arange(self.chunk)
         end = (cache.first[episode] + cache.length[episode])[:, None]
-        images = {name: _gather(frames, now) for name, frames in self.images.items()}
+        images = {
+            name: torch.from_numpy(_jitter(np.take(frames, now, axis=0), self.shift, generator))
+            for name, frames in self.images.items()
+        }
         return ImitationBatch(
             Observation(images, _gather(cache.state, now), tuple(cache.instruction[episode])),
             _gather(cache.label, np.minimum(steps, end - 1)),
@@ -206,6 +219,19 @@ def _generator(seed: int, step: int) -> np.random.Generator:
 def _gather(values: np.ndarray, index: np.ndarray) -> Tensor:
     """values[index] as a tensor of its own memory."""
     return torch.from_numpy(np.take(values, index, axis=0))
+
+
+def _jitter(images_BCHW: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Each image moved by up to `most` pixels along both sides; what comes in at the edge repeats it."""
+    if not most:
+        return images_BCHW
+    B, C, H, W = images_BCHW.shape
+    right, down = generator.integers(-most, most + 1, (2, B, 1))
+    rows = (np.arange(H) - down).clip(0, H - 1)  # (B, H)
+    columns = (np.arange(W) - right).clip(0, W - 1)
+    return images_BCHW[
+        np.arange(B)[:, None, None, None], np.arange(C)[:, None, None], rows[:, None, :, None], columns[:, None, None]
+    ]
 
 
 def _chosen(cache: FrameCache, episodes: Sequence[int]) -> np.ndarray:

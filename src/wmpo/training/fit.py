@@ -34,6 +34,7 @@ from wmpo.training.checkpoint import (
     without_prefix,
 )
 from wmpo.training.log import RunLog
+from wmpo.training.muon import Muon, is_matrix
 from wmpo.training.plain import to_plain
 from wmpo.training.prefetch import prefetch
 
@@ -78,7 +79,7 @@ def fit(
 
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     average = _copy(module) if config.ema > 0 else {}
-    optimizer = _adamw(module, config, betas, device)
+    optimizer = _optimizer(module, config, betas, device)
     begin = 0
     if (place / CHECKPOINT).exists():
         begin = _restore(place / CHECKPOINT, module, average, optimizer, config, seed)
@@ -216,15 +217,23 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _adamw(module: nn.Module, config: FitConfig, betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, but neither biases nor norms."""
+def _optimizer(
+    module: nn.Module, config: FitConfig, betas: tuple[float, float], device: torch.device
+) -> torch.optim.AdamW:
+    """Decays matrices and kernels, but neither biases nor norms."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    muon = config.optimizer == "muon"
+    matrices = [parameter for parameter in trained if muon and is_matrix(parameter)]
+    rest = [parameter for parameter in trained if not (muon and is_matrix(parameter))]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": config.weight_decay, "matrix": True},
+        {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     fused = device.type in ("cpu", "cuda")  # on a CPU the unfused one can cost more than the backward pass
+    if muon:
+        return Muon(groups, config.lr, betas, fused)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=fused)
 
 

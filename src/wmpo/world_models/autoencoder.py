@@ -42,6 +42,8 @@ class Autoencoder(nn.Module):
     the weights. There is no KL term: the noise in training already asks for smooth latents.
     """
 
+    sites = 1
+
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or AutoencoderConfig()
@@ -124,9 +126,9 @@ class Autoencoder(nn.Module):
         raw = torch.cat([self._encode(_unit(part.to(self.latent_mean.device))) for part in images_NCHW.split(batch)])
         self._observe(raw, rate=1.0)
 
-    def translate(self, latents_Bchw: Tensor, motion_B2: Tensor) -> Tensor:
+    def translate(self, latents_Bchw: Tensor, motion_BN2: Tensor) -> Tensor:
         """Latents shift much as their images do, since the autoencoder is convolutional."""
-        return shift_image(latents_Bchw, motion_B2)
+        return shift_image(latents_Bchw, motion_BN2)
 
     def save_pretrained(self, folder: Path) -> None:
         save_module(folder, self, self.config)
@@ -144,6 +146,8 @@ class DiffusersCodec(nn.Module):
     Latents are posterior means times the scale factor in the folder's config (0.13025 for SDXL), shifted where the
     config has a shift. It computes in `dtype`; the weights of SDXL overflow in float16, bfloat16 is safe.
     """
+
+    sites = 1
 
     def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -194,8 +198,8 @@ class DiffusersCodec(nn.Module):
         latents = (latents_Bchw.float() / self.scale + self.shift).to(self.network.dtype)
         return _uint8(self.network.decode(latents).sample.float())
 
-    def translate(self, latents_Bchw: Tensor, motion_B2: Tensor) -> Tensor:
-        return shift_image(latents_Bchw, motion_B2)
+    def translate(self, latents_Bchw: Tensor, motion_BN2: Tensor) -> Tensor:
+        return shift_image(latents_Bchw, motion_BN2)
 
 
 def _unit(images: Tensor) -> Tensor:

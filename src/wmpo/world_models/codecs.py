@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 
 class Codec(Protocol):
+    sites: int
+    """Places of the image that one position of the latent describes, channel c of it place c modulo `sites`."""
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w) of one camera's latent."""
         ...
@@ -22,18 +25,21 @@ class Codec(Protocol):
         """(B, c, h, w) -> (B, C, H, W) uint8."""
         ...
 
-    def translate(self, latents: Tensor, motion_B2: Tensor) -> Tensor:
-        """Latents of the images moved right and down by `motion` (B, 2), in half image sizes."""
+    def translate(self, latents: Tensor, motion: Tensor) -> Tensor:
+        """(B, c, h, w), (B, N, 2) -> (B, N, c, h, w): latents of the images moved right and down, see `shift_image`."""
         ...
 
 
-def shift_image(images_BCHW: Tensor, motion_B2: Tensor) -> Tensor:
-    """Images moved right and down by `motion`, in half image sizes; what comes in at the edge repeats it."""
-    B, _, H, W = images_BCHW.shape
-    theta = torch.eye(2, 3, device=images_BCHW.device).repeat(B, 1, 1)
-    theta = torch.cat([theta[:, :, :2], -motion_B2[:, :, None]], dim=-1)
-    grid = F.affine_grid(theta, [B, 1, H, W], align_corners=False)
-    return F.grid_sample(images_BCHW, grid, padding_mode="border", align_corners=False)
+def shift_image(images_BCHW: Tensor, motion_BN2: Tensor) -> Tensor:
+    """(B, N, C, H, W): each image moved right and down in N ways, in half image sizes; what comes in at the edge
+    repeats it."""
+    B, C, H, W = images_BCHW.shape
+    N = motion_BN2.shape[1]
+    theta = torch.eye(2, device=images_BCHW.device).expand(B * N, 2, 2)
+    theta = torch.cat([theta, -motion_BN2.reshape(B * N, 2, 1)], dim=-1)
+    grid = F.affine_grid(theta, [B * N, 1, H, W], align_corners=False)
+    copies = images_BCHW[:, None].expand(-1, N, -1, -1, -1).flatten(0, 1)
+    return F.grid_sample(copies, grid, padding_mode="border", align_corners=False).view(B, N, C, H, W)
 
 
 class PixelCodec(nn.Module):
@@ -42,6 +48,7 @@ class PixelCodec(nn.Module):
     def __init__(self, patch: int = 4) -> None:
         super().__init__()
         self.patch = patch
+        self.sites = patch**2
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         if height % self.patch or width % self.patch:
@@ -55,6 +62,5 @@ class PixelCodec(nn.Module):
         pixels = F.pixel_shuffle(latents, self.patch)
         return pixels.add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-    def translate(self, latents: Tensor, motion_B2: Tensor) -> Tensor:
-        """Latents of the images moved right and down by `motion`, in half image sizes."""
-        return F.pixel_unshuffle(shift_image(F.pixel_shuffle(latents, self.patch), motion_B2), self.patch)
+    def translate(self, latents: Tensor, motion: Tensor) -> Tensor:
+        return F.pixel_unshuffle(shift_image(F.pixel_shuffle(latents, self.patch), motion), self.patch)

@@ -31,6 +31,7 @@ from wmpo.world_models.unet import UNet
 
 MOTION_SHARE = 4  # one sample in four is enough for the few weights of the motion prior
 MOTION_SCALE = 10.0  # the motion prior has few weights and far to go: let it learn faster than the rest
+CACHED_ROWS = 32  # videos that a CPU imagines at once: what lies in its caches goes twice as fast
 LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
 SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective, yet sampling begins there
 
@@ -53,6 +54,9 @@ class Memory:
     context: Tensor  # (B, c, channels, h, w) latents of the last frames
     anchor: Tensor  # (B, channels, h, w) latent of the first frame
 
+    def rows(self, index: Tensor | slice) -> Memory:
+        return Memory(self.context[index], self.anchor[index])
+
 
 class FlowWorldModel(nn.Module):
     """Fulfils `wmpo.protocols.WorldModel`; `forward` is the diffusion loss."""
@@ -64,10 +68,12 @@ class FlowWorldModel(nn.Module):
         self.codec = build_codec(settings)
         channels, height, width = self.codec.latent_shape(*config.image_size)
         self.latent = (channels * len(config.cameras), height, width)
-        self.denoiser = build_denoiser(config, self.latent)
         self.motion = None
+        self.votes = 0  # per frame: how many numbers say where each place of the frame comes from
         if settings.motion_prior and settings.backbone == "unet":
             self.motion = zero_init(nn.Linear(config.action_dim, 2 * len(config.cameras), bias=False))
+            self.votes = (2 + int(settings.anchor)) * len(config.cameras) * self.codec.sites
+        self.denoiser = build_denoiser(config, self.latent, self.votes)
 
     @classmethod
     def build(cls, settings: WorldModelConfig, spec: EnvSpec, chunk: int) -> FlowWorldModel:
@@ -101,45 +107,50 @@ class FlowWorldModel(nn.Module):
     # Learning
 
     def predict(self, noisy: Tensor, t_B: Tensor, memory: Memory, action_BKD: Tensor, context_t_B: Tensor) -> Tensor:
-        """The denoiser's estimate of the clean K frames, put together from what it sees.
+        """The denoiser's estimate of the clean K frames, put together from what it has seen.
 
-        estimate = last + mask * (moved - last) + change: most of a frame stands still, and most of what moves, moves as
-        the actions say. `moved` is the last frame shifted by a learned linear function of the actions so far.
+        estimate = sum_j weight_j source_j + change: each place of a frame comes from the last frame, from the first
+        one (what was hidden behind something that moved), or from the last one moved as the actions say (`move`). The
+        denoiser chooses, by a softmax at each place, and adds what none of them shows.
         """
         anchor = memory.anchor if self.config.settings.anchor else None
-        last = memory.context[:, -1:]
+        last = memory.context[:, -1]
         if self.motion is None:
-            return last + self.denoiser(noisy, t_B, memory.context, anchor, action_BKD, context_t_B)
-        moved = self.move(memory.context[:, -1], action_BKD, self.codec.translate).detach()
+            return last[:, None] + self.denoiser(noisy, t_B, memory.context, anchor, action_BKD, context_t_B)
+        with torch.no_grad():
+            moved = self.move(last, action_BKD, self.codec.translate)
         seen = torch.cat([noisy, moved], dim=2)
-        mask, change = self.denoiser(seen, t_B, memory.context, anchor, action_BKD, context_t_B).chunk(2, dim=2)
-        return last + mask.sigmoid() * (moved - last) + change
+        out = self.denoiser(seen, t_B, memory.context, anchor, action_BKD, context_t_B)
+        change, votes = out.split([self.latent[0], self.votes], dim=2)
+        still = [frame[:, None].expand_as(moved) for frame in (last, anchor) if frame is not None]
+        sources = torch.stack([*still, moved], dim=2)  # (B, K, J, c, h, w)
+        # One choice per camera and place serves all channels that describe the place.
+        places = (len(self.config.cameras), -1, self.codec.sites)
+        weight = votes.unflatten(2, (sources.shape[2], places[0], 1, places[2])).softmax(2)
+        chosen = (weight * sources.unflatten(3, places)).sum(2)
+        return chosen.flatten(2, 4) + change
 
     def move(self, last_Bchw: Tensor, action_BKD: Tensor, shift: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(B, K, c, h, w): the last frame, shifted as each prefix of the actions moves things in each camera."""
         assert self.motion is not None
-        B, K = action_BKD.shape[:2]
-        motion = MOTION_SCALE * self.motion(action_BKD.cumsum(1)).unflatten(-1, (-1, 2))  # (B, K, cameras, 2)
-        parts = []
-        for n, camera in enumerate(last_Bchw.chunk(motion.shape[2], dim=1)):
-            copies = camera[:, None].expand(-1, K, -1, -1, -1).flatten(0, 1)
-            parts.append(shift(copies, motion[:, :, n].flatten(0, 1)).unflatten(0, (B, K)))
-        return torch.cat(parts, dim=2)
+        cameras = len(self.config.cameras)
+        motion = MOTION_SCALE * self.motion(action_BKD.cumsum(1)).unflatten(-1, (cameras, 2))  # (B, K, cameras, 2)
+        parts = last_Bchw.chunk(cameras, dim=1)
+        return torch.cat([shift(part, motion[:, :, n]) for n, part in enumerate(parts)], dim=2)
 
-    def motion_loss(self, last_Bchw: Tensor, future: Tensor, action_BKD: Tensor) -> Tensor:
-        """Teaches the motion prior alone: each position either stood still or moved along.
+    def motion_loss(self, memory: Memory, future: Tensor, action_BKD: Tensor) -> Tensor:
+        """Teaches the motion prior alone: each place stood still, or came back to light, or moved along.
 
         Blurred latents are compared too, since they still overlap where the guess is far off.
         """
         losses = []
         for blur, shift in ((3, shift_image), (1, self.codec.translate)):
-            last, true = last_Bchw, future
-            if blur > 1:
-                last = F.avg_pool2d(last, blur, 1, blur // 2)
-                true = F.avg_pool2d(true.flatten(0, 1), blur, 1, blur // 2).unflatten(0, future.shape[:2])
-            guesses = (self.move(last, action_BKD, shift), last[:, None])
-            stay, go = ((guess - true).square().mean(2) for guess in guesses)
-            losses.append(torch.minimum(stay, go).mean())
+            last, anchor, true = (
+                F.avg_pool2d(x.flatten(0, -4), blur, 1, blur // 2).view(x.shape) if blur > 1 else x
+                for x in (memory.context[:, -1], memory.anchor, future)
+            )
+            guesses = (last[:, None], anchor[:, None], self.move(last, action_BKD, shift))
+            losses.append(torch.stack([(guess - true).square().mean(2) for guess in guesses]).amin(0).mean())
         return losses[0] + losses[1]
 
     def add_noise(self, data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
@@ -180,7 +191,7 @@ class FlowWorldModel(nn.Module):
         loss = (self.loss_weight(t_B) * error_B).mean()
         if self.motion is not None:
             some = slice(0, max(1, B // MOTION_SHARE))
-            loss = loss + self.motion_loss(context[some, -1], future[some], batch.action[some])
+            loss = loss + self.motion_loss(Memory(context[some], anchor[some]), future[some], batch.action[some])
         with torch.no_grad():
             still = (context[:, -1:] - future).square().mean()
             metrics = {"loss": loss.detach(), "error": error_B.mean(), "error_of_standing_still": still}
@@ -196,22 +207,28 @@ class FlowWorldModel(nn.Module):
 
     @torch.no_grad()
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Tensor]:
-        B = len(chunk_BKD)
+        B, device = len(chunk_BKD), memory.anchor.device
         shape = (B, self.config.chunk, *self.latent)
-        noise = torch.randn(shape, generator=generator, device=generator.device).to(memory.anchor.device)
-        level = torch.full((B,), 1 - self.config.settings.context_noise, device=noise.device)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
+        at_once = CACHED_ROWS if device.type == "cpu" else B
+        latents = torch.cat(
+            [self.sample(noise[rows], memory.rows(rows), chunk_BKD[rows]) for rows in slices(B, at_once)]
+        )
+        context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
+        return Memory(context, memory.anchor), latents
+
+    def sample(self, noise: Tensor, memory: Memory, chunk_BKD: Tensor) -> Tensor:
+        """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape."""
+        level = torch.full((len(noise),), 1 - self.config.settings.context_noise, device=noise.device)
 
         def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
             return self.predict(noisy, t_B, memory, chunk_BKD, level)
 
-        sample = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
-        latents = sample(denoise, noise, self.config.settings.sampling_steps)
-        context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
-        return Memory(context, memory.anchor), latents
+        sampler = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
+        return sampler(denoise, noise, self.config.settings.sampling_steps)
 
     def select(self, memory: Memory, rows: Sequence[int]) -> Memory:
-        index = torch.as_tensor(rows, dtype=torch.long, device=memory.anchor.device)
-        return Memory(memory.context[index], memory.anchor[index])
+        return memory.rows(torch.as_tensor(rows, dtype=torch.long, device=memory.anchor.device))
 
     # Files
 
@@ -225,6 +242,11 @@ class FlowWorldModel(nn.Module):
         return model.eval()
 
 
+def slices(n: int, size: int) -> list[slice]:
+    """0 to n in pieces of at most `size`."""
+    return [slice(begin, begin + size) for begin in range(0, n, size)]
+
+
 def build_codec(settings: WorldModelConfig) -> Any:
     """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
     if settings.codec == "pixels":
@@ -235,7 +257,8 @@ def build_codec(settings: WorldModelConfig) -> Any:
     return codec.requires_grad_(False)
 
 
-def build_denoiser(config: FlowWorldModelConfig, latent: tuple[int, int, int]) -> nn.Module:
+def build_denoiser(config: FlowWorldModelConfig, latent: tuple[int, int, int], votes: int) -> nn.Module:
+    """`votes`: channels per frame that choose between sources, beside those that describe it."""
     settings = config.settings
     shared: dict[str, Any] = {
         "latent": latent,
@@ -248,7 +271,8 @@ def build_denoiser(config: FlowWorldModelConfig, latent: tuple[int, int, int]) -
         "action_conditioning": settings.action_conditioning,
     }
     if settings.backbone == "unet":
-        return UNet(**shared, motion_prior=settings.motion_prior)
+        # With a motion prior each frame comes with a guess of how it might look.
+        return UNet(**shared, channels_in=latent[0] * (2 if votes else 1), channels_out=latent[0] + votes)
     from wmpo.world_models.transformer import SpaceTimeTransformer
 
     return SpaceTimeTransformer(**shared, heads=settings.heads)

@@ -54,11 +54,11 @@ class UNet(nn.Module):
         depth: int = 4,
         anchor: bool = True,
         action_conditioning: str = "frame",
-        motion_prior: bool = False,  # each frame comes with a guess and leaves with a mask: twice the channels
+        channels_in: int = 0,  # per frame, where more than the noisy latent comes in
+        channels_out: int = 0,  # per frame, where more than a latent is wanted
     ) -> None:
         super().__init__()
         channels, height, breadth = latent
-        frame_channels = chunk * channels * (2 if motion_prior else 1)
         self.per_frame = action_conditioning == "frame"
         self.anchor = anchor
         self.embedding_width = 128
@@ -73,7 +73,7 @@ class UNet(nn.Module):
         frames_seen = context + int(anchor)
         coarse = 4 * width
         self.look_back = nn.Conv2d(frames_seen * channels, width, 3, padding=1)
-        self.noisy_in = nn.Conv2d(frame_channels, width, 1)
+        self.noisy_in = nn.Conv2d(chunk * (channels_in or channels), width, 1)
         self.place = nn.Parameter(torch.zeros(width, height, breadth))
         self.shrink = nn.Conv2d(width, coarse, 3, stride=2, padding=1)
         self.blocks = nn.ModuleList([ResidualBlock(coarse, coarse) for _ in range(depth)])
@@ -82,7 +82,7 @@ class UNet(nn.Module):
         self.merge = ResidualBlock(2 * width, 2 * width)
         self.merge_film = FrameFilm(self.embedding_width, 2 * width, chunk)
         self.norm = nn.GroupNorm(8, 2 * width)
-        self.out = zero_init(nn.Conv2d(2 * width, frame_channels, 1))
+        self.out = zero_init(nn.Conv2d(2 * width, chunk * (channels_out or channels), 1))
 
     def forward(
         self,
@@ -93,7 +93,7 @@ class UNet(nn.Module):
         action_BKD: Tensor,
         context_t_B: Tensor,
     ) -> Tensor:
-        """(B, K, c, h, w): the raw output for the K frames. t: 0 is noise, 1 is data; context_t likewise."""
+        """(B, K, channels_out, h, w): the raw output for the K frames. t: 0 is noise, 1 is data; context_t likewise."""
         B, K = noisy_BKchw.shape[:2]
         times = torch.cat([time_embedding(t, self.embedding_width) for t in (t_B, context_t_B)], dim=-1)
         times = times[:, None].expand(B, K, -1)
@@ -113,4 +113,4 @@ class UNet(nn.Module):
             x = block(x, film(embedding_BKE))
         x = torch.cat([fine, F.pixel_shuffle(self.grow(x), 2)], dim=1)
         x = self.merge(x, self.merge_film(embedding_BKE))
-        return self.out(F.silu(self.norm(x))).unflatten(1, noisy_BKchw.shape[1:3])
+        return self.out(F.silu(self.norm(x))).unflatten(1, (K, -1))

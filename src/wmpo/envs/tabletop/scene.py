@@ -88,7 +88,7 @@ def _gripper() -> str:
             f'<joint name="{name}" type="slide" axis="{sign} 0 0" range="0 {OPENING}" limited="true" '
             f'damping="25" armature="0.1"/>{finger}</body>'  # slow enough not to jump through a thin wall
         )
-    palm = _box((0, 0, 0.072), (OPENING + 0.008, 0.005, 0.005), STEEL, extra='mass="0.3" contype="0" conaffinity="0"')
+    palm = _box((0, 0, 0.072), (OPENING + 0.008, 0.012, 0.008), STEEL, extra='mass="0.3" contype="0" conaffinity="0"')
     shadow = _box((0, 0, 0.0011), (0.016, 0.012, 0.0001), SHADE, solid=False)
     x, y, z = REACH
     return f"""
@@ -103,6 +103,10 @@ def _gripper() -> str:
         <camera name="wrist" pos="0 -0.10 0.11" xyaxes="1 0 0 0 0.866 0.5" fovy="75"/>
       </body>
     </body>"""
+
+
+# Far away with a long lens: things look equally large wherever they are, and move in the image as they do on the table.
+_FRONT = '<camera name="front" pos="0 -1.878 3.351" xyaxes="1 0 0 0 0.866 0.5" fovy="7.66"/>'
 
 
 def _table(disrupted: bool) -> str:
@@ -148,14 +152,14 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         <headlight ambient="0.5 0.5 0.5" diffuse="0.2 0.2 0.2" specular="0 0 0"/>
         <quality offsamples="0" shadowsize="0"/>
         <global offwidth="{image_size}" offheight="{image_size}"/>
-        <map znear="0.01" zfar="10"/>
+        <map znear="0.04" zfar="6"/>
       </visual>
       <statistic extent="1" center="0 0 0"/>
       <default><geom friction="0.7 0.005 0.0001" condim="3" solref="{2 * timestep} 1"/></default>
       <worldbody>
         <light pos="0 0 2" dir="0.3 0.35 -1" directional="true" castshadow="false"
           diffuse="0.3 0.3 0.3" specular="0 0 0"/>
-        <camera name="front" pos="0 -0.33 0.67" xyaxes="1 0 0 0 0.866 0.5" fovy="37"/>
+        {_FRONT}
         {_table(disruption == "background")}
         {things}
         {_gripper()}
