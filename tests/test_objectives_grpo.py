@@ -9,21 +9,21 @@ from wmpo.objectives.grpo import clipped_policy_loss, group_advantage, informati
 def test_advantage_of_hand_computed_groups():
     reward = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]])
     # Sample std of [1, 0, 0, 0]: mean 1/4, squares 9/16 + 3/16 = 3/4, over 3 = 1/4, root 1/2.
-    std = group_advantage(reward, eps=0)
-    torch.testing.assert_close(std[0], torch.tensor([1.5, -0.5, -0.5, -0.5]))
+    grpo = group_advantage(reward, eps=0)
+    torch.testing.assert_close(grpo[0], torch.tensor([1.5, -0.5, -0.5, -0.5]))
     # [1, 1, 0, 0]: squares 4 * 1/4 over 3 = 1/3; 0.5 / sqrt(1/3) = sqrt(3) / 2.
-    torch.testing.assert_close(std[1], math.sqrt(3) / 2 * torch.tensor([1.0, 1.0, -1.0, -1.0]))
-    none = group_advantage(reward, normalise="none")
-    torch.testing.assert_close(none[0], torch.tensor([0.75, -0.25, -0.25, -0.25]))
-    loo = group_advantage(reward, normalise="loo")
-    torch.testing.assert_close(loo[0], torch.tensor([1.0, -1 / 3, -1 / 3, -1 / 3]))
-    torch.testing.assert_close(loo[1], torch.tensor([2 / 3, 2 / 3, -2 / 3, -2 / 3]))
+    torch.testing.assert_close(grpo[1], math.sqrt(3) / 2 * torch.tensor([1.0, 1.0, -1.0, -1.0]))
+    dr_grpo = group_advantage(reward, kind="dr_grpo")
+    torch.testing.assert_close(dr_grpo[0], torch.tensor([0.75, -0.25, -0.25, -0.25]))
+    rloo = group_advantage(reward, kind="rloo")
+    torch.testing.assert_close(rloo[0], torch.tensor([1.0, -1 / 3, -1 / 3, -1 / 3]))
+    torch.testing.assert_close(rloo[1], torch.tensor([2 / 3, 2 / 3, -2 / 3, -2 / 3]))
 
 
-@pytest.mark.parametrize("normalise", ["std", "none", "loo"])
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
 @pytest.mark.parametrize("reward", [torch.full((2, 7), 0.1), torch.ones(3, 8), torch.zeros(3, 1)])
-def test_equal_groups_have_exactly_no_advantage(normalise, reward):
-    assert (group_advantage(reward, normalise) == 0).all()
+def test_equal_groups_have_exactly_no_advantage(kind, reward):
+    assert (group_advantage(reward, kind) == 0).all()
 
 
 def test_advantage_does_not_mix_groups():
@@ -81,6 +81,17 @@ def test_masking_and_denominators_by_hand():
     assert loss.item() == pytest.approx((-(1.28 + 0.9) / 2 + 2 * 1.1) / 2, rel=1e-5)
     assert metrics["clip_fraction"] == pytest.approx(1 / 3)
     assert metrics["ratio_mean"] == pytest.approx((1.32 + 0.9 + 1.1) / 3, rel=1e-5)
+
+
+def test_one_length_for_all_by_hand():
+    # Two episodes of 3 actions; the second one counts only its first. Divided by 3 both, not by 3 and 1.
+    ratio = torch.tensor([[[1.1, 1.2, 0.9]], [[1.1, 9.0, 9.0]]])[..., None]
+    mask = torch.tensor([[[1, 1, 1]], [[1, 0, 0]]], dtype=torch.bool)
+    arguments = (ratio.log(), torch.zeros_like(ratio), torch.tensor([1.0, -2.0]), mask)
+    loss, _ = clipped_policy_loss(*arguments, per_episode=False)
+    assert loss.item() == pytest.approx((-3.2 / 3 + 2.2 / 3) / 2, rel=1e-5)
+    own, _ = clipped_policy_loss(*arguments)
+    assert own.item() == pytest.approx((-3.2 / 3 + 2.2) / 2, rel=1e-5)
 
 
 def test_empty_episode_adds_nothing_but_counts():

@@ -176,6 +176,9 @@ class GRPOConfig:
     """The ratio is clipped above 1 + clip_high. [paper 0.28]"""
     ratio: Literal["chunk", "token"] = "token"
     """Probability ratio of the whole chunk (paper) or of each token (code)."""
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """grpo: reward minus the group's mean, over its spread; dr_grpo: without that division, nor one by the episode's
+    length; rloo: reward minus the mean of the others."""
     temperature: float = 0.6
     """Sampling temperature, used for log-probabilities too. A small policy that samples at 1 fails of its dice, and its
     practice is spent on fighting them. [paper 1.6]"""

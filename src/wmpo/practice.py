@@ -91,7 +91,7 @@ def update(
     reward_BG = groups.reward_BG
     if cfg.shuffle_rewards:
         reward_BG = shuffle_within_groups(reward_BG, generator)
-    advantage_E = group_advantage(reward_BG).flatten()
+    advantage_E = group_advantage(reward_BG, cfg.advantage).flatten()
     device = next(policy.parameters()).device
     sums: dict[str, float] = {}
     order = torch.randperm(len(batch), generator=generator, device=generator.device).cpu()
@@ -109,8 +109,9 @@ def update(
             new.append(policy.log_prob(some, trace[part].to(device), temperature=cfg.temperature))
         full = old.clone().index_put(tuple(index.to(device).T), torch.cat(new))
         loss, metrics = clipped_policy_loss(
-            full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio
-        )
+            full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio,
+            per_episode=cfg.advantage != "dr_grpo",
+        )  # fmt: skip
         loss.backward()
         norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], cfg.grad_clip)
         optimizer.step()

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 
-def group_advantage(reward_BG: Tensor, normalise: Literal["std", "none", "loo"] = "std", eps: float = 1e-6) -> Tensor:
+def group_advantage(reward_BG: Tensor, kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo", eps: float = 1e-6) -> Tensor:
     """How much better each rollout did than the others of its group: (..., G) rewards -> (..., G), float.
 
-    std   (R - mean) / (std + eps), the paper's. std is that of a sample (divided by G-1), as in the paper's code.
-    none  R - mean, without the division that favours groups of little spread (Dr. GRPO, arXiv 2503.20783).
-    loo   R - mean of the other G-1 rollouts (RLOO, arXiv 2402.14740).
+    grpo     (R - mean) / (std + eps), the paper's. std is that of a sample (divided by G-1), as in the paper's code.
+    dr_grpo  R - mean, without the division that favours groups of little spread (Dr. GRPO, arXiv 2503.20783).
+    rloo     R - mean of the other G-1 rollouts (RLOO, arXiv 2402.14740).
 
     A group of equal rewards says nothing: its advantages are exactly 0.
     """
@@ -27,15 +27,15 @@ def group_advantage(reward_BG: Tensor, normalise: Literal["std", "none", "loo"] 
     centred_BG = reward_BG - reward_BG.mean(-1, keepdim=True)
     equal_B1 = reward_BG.amax(-1, keepdim=True) == reward_BG.amin(-1, keepdim=True)
     size = reward_BG.shape[-1]
-    if normalise == "std":
+    if kind == "grpo":
         # max(..., 1): a group of one is a group of equals, and must not divide by 0.
         std_B1 = (centred_BG.square().sum(-1, keepdim=True) / max(size - 1, 1)).sqrt()
         centred_BG = centred_BG / (std_B1 + eps)
-    elif normalise == "loo":
+    elif kind == "rloo":
         # R_i - mean_{j != i} R_j = (R_i - mean) G / (G-1)
         centred_BG = centred_BG * (size / max(size - 1, 1))
-    elif normalise != "none":
-        raise ValueError(f"normalise must be std, none or loo, not {normalise!r}")
+    elif kind != "dr_grpo":
+        raise ValueError(f"kind must be grpo, dr_grpo or rloo, not {kind!r}")
     # Rounding in the mean would otherwise leave 1e-8 / eps.
     return torch.where(equal_B1, torch.zeros_like(centred_BG), centred_BG)
 
@@ -48,6 +48,7 @@ def clipped_policy_loss(
     clip_low: float = 0.20,
     clip_high: float = 0.28,
     ratio: Literal["chunk", "token"] = "token",
+    per_episode: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
     """The clipped surrogate loss over E episodes, to be minimised.
 
@@ -61,6 +62,8 @@ def clipped_policy_loss(
 
     with n_e the unmasked ratios of episode e: long episodes weigh as much as short ones. An episode without any
     contributes 0 but counts in E, so that a batch cut into parts gives parts that add up: weigh each by its E.
+    per_episode = False divides by J in place of n_e, one constant for all: dividing by its own length would let a long
+    failure get away with less per action than a short one (Dr. GRPO, arXiv 2503.20783).
 
     Metrics, over all unmasked ratios of the batch:
     clip_fraction  share in [0, 1] of ratios whose gradient the clipping cuts off.
@@ -90,7 +93,8 @@ def clipped_policy_loss(
     free_EJ = -advantage_E1 * ratio_EJ
     clipped_EJ = -advantage_E1 * ratio_EJ.clamp(1 - clip_low, 1 + clip_high)
     weight_EJ = mask_EJ.float()
-    loss_E = (torch.maximum(free_EJ, clipped_EJ) * weight_EJ).sum(1) / weight_EJ.sum(1).clamp(min=1)
+    length_E = weight_EJ.sum(1).clamp(min=1) if per_episode else float(weight_EJ.shape[1])
+    loss_E = (torch.maximum(free_EJ, clipped_EJ) * weight_EJ).sum(1) / length_E
 
     with torch.no_grad():
         count = weight_EJ.sum().clamp(min=1)
