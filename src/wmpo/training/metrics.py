@@ -27,6 +27,13 @@ METRICS: dict[str, str] = {
     "*/clip_fraction": "Share in [0, 1] of probability ratios whose gradient the clipping cuts off.",
     "*/approx_kl": "Estimate of the divergence KL(old policy || new policy) per ratio, in nats.",
     "*/ratio_mean": "Mean probability ratio of new to old policy; far from 1 the batch has gone stale.",
+    "*/real_episodes": "Real episodes that the iteration has played, where practice is in the real environment.",
+    "*/real_steps": "Real actions that the iteration has taken, where practice is in the real environment.",
+    # preference optimisation
+    "*/preferred": "Share in [0, 1] of pairs whose success has become likelier than its failure, beside the reference.",
+    "*/margin": "How much likelier, in nats, averaged over pairs.",
+    "*/drift": "Change of the log-probability of successes since the reference, in nats; may fall below 0.",
+    # evaluation
     "*/real_success": "Share in [0, 1] of real evaluation episodes that succeed; nothing learns from them.",
 }
 

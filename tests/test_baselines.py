@@ -1,0 +1,127 @@
+"""The baselines: what they learn from is what was played, and the real rollouts that they use are counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmpo.baselines import METHODS, BaselineConfig, improve, within
+from wmpo.commands.opening import open_run
+from wmpo.config import (
+    CollectConfig,
+    DemonstrationConfig,
+    EnvConfig,
+    EvaluateConfig,
+    FitConfig,
+    GRPOConfig,
+    PolicyConfig,
+    Recipe,
+)
+from wmpo.data.cache import FrameCache
+from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.envs import make_env
+from wmpo.errors import UserError
+from wmpo.policies.minivla import MiniVLA
+from wmpo.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
+from wmpo.rollout import rollout
+
+ENV = EnvConfig(image_size=32, renderer="rays", workers=0)
+FIT = FitConfig(steps=3, batch_size=4, warmup=1)
+TINY = Recipe(
+    env=ENV,
+    device="cpu",
+    demonstrations=DemonstrationConfig(episodes=4),
+    policy=PolicyConfig(width=8, hidden=16, fit=FIT),
+    collect=CollectConfig(episodes=16),
+    grpo=GRPOConfig(groups=2, group_size=2, starts=4),
+    evaluate=EvaluateConfig(episodes=4, watch_every=0),
+)
+SETTINGS = BaselineConfig(online=GRPOConfig(groups=2, group_size=4), dpo=FIT, sft=FIT, upper_iterations=1)
+
+
+def record(index: int, start: int, succeeded: bool) -> EpisodeRecord:
+    return EpisodeRecord(index, 5, 0, 0, 0, start, "round-1", "push", "push", succeeded, False, {})
+
+
+def test_rivals_are_of_the_same_start_where_there_are_some() -> None:
+    played = [record(0, 7, True), record(1, 7, False), record(2, 8, True), record(3, 9, False), record(4, 7, False)]
+    assert rivals(played) == {0: [1, 4], 2: [1, 3, 4]}
+    assert rivals(played[:1]) == {} and rivals(played[1:2]) == {}
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "budget", "expected"), [(8, 8, 128, (8, 2)), (8, 8, 1280, (8, 20)), (8, 8, 20, (2, 1))]
+)
+def test_online_practice_stays_within_the_budget(
+    groups: int, size: int, budget: int, expected: tuple[int, int]
+) -> None:
+    cfg = within(GRPOConfig(groups=groups, group_size=size, refill=3), budget)
+    assert (cfg.groups, cfg.iterations) == expected
+    assert cfg.groups * cfg.group_size * cfg.iterations * (1 + cfg.refill) <= budget
+
+
+def test_a_budget_below_one_group_is_refused() -> None:
+    with pytest.raises(UserError, match="no group of 8"):
+        within(GRPOConfig(group_size=8), 7)
+
+
+def test_stored_rollouts_hold_the_very_decisions(tmp_path: Path) -> None:
+    """Played, stored, read back: the same tokens, the same mask, the same log-probabilities."""
+    env = make_env(ENV)
+    torch.manual_seed(0)
+    policy = MiniVLA.build(TINY.policy, env.spec)
+    policy.set_statistics(-torch.rand(4), torch.rand(4), torch.zeros(0), torch.ones(0))
+    generator = torch.Generator().manual_seed(1)
+    played = rollout(env, policy, [3, 4, 5], temperature=0.7, generator=generator, record="round-1")
+    env.close()
+    EpisodeStore.create(tmp_path / "store", env.spec).append(played.episodes)
+    cache = FrameCache(EpisodeStore.open(tmp_path / "store"))
+    order = [2, 0, 1]
+    decisions = Rollouts(cache, policy).decisions(order)
+    assert torch.equal(decisions.mask, played.mask[order][:, : decisions.mask.shape[1]])
+    rows = decisions.index
+    assert torch.equal(decisions.trace, played.trace[torch.tensor(order)[rows[:, 0]], rows[:, 1]])
+    counted = torch.where(played.mask[..., None], played.log_prob, torch.zeros(())).flatten(1).sum(1)[order]
+    for some in (None, 5):
+        torch.testing.assert_close(log_probability(policy, decisions, 0.7, some), counted, rtol=1e-4, atol=1e-3)
+
+    pairs = PreferencePairs(cache, policy, {0: [1, 2]}, 0.7, torch.device("cpu"))
+    batch = pairs.sample(4, seed=0, step=0)
+    assert batch.decisions.mask.shape[0] == 8
+    loss, metrics = Preference(policy, 0.1, 0.7)(batch)
+    assert loss.item() == pytest.approx(0.6931, abs=1e-3)  # log 2: the policy is its own reference
+    assert metrics["margin"].item() == pytest.approx(0, abs=1e-2)
+
+
+def test_actions_of_somebody_else_are_refused() -> None:
+    policy = MiniVLA.build(TINY.policy, make_env(ENV).spec)
+    tokens = torch.randint(policy.config.bins, (5, 4, 4))
+    assert torch.equal(tokens_of(policy, policy.decode_actions(tokens)), tokens)
+    with pytest.raises(UserError, match="can't choose"):
+        tokens_of(policy, torch.full((1, 4, 4), 0.017))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_baseline_plays_to_its_end(method: str, tmp_path: Path) -> None:
+    with open_run(TINY, tmp_path, quiet=True) as run:
+        result = improve(run, method, SETTINGS)
+    assert list(result.policies) == ["base", f"{method}_1"]
+    assert result.policies["base"].starts == result.policies[f"{method}_1"].starts
+    used = result.interactions["rollouts"].episodes
+    assert used == {"more_demonstrations": 0, "upper_bound": 4}.get(method, 16)
+    assert (result.interactions["rollouts"].steps > 0) == (used > 0)
+    shown = result.interactions["demonstrations"].episodes
+    assert shown >= 4 + 16 * (method == "more_demonstrations")
+    with open_run(TINY, tmp_path, quiet=True) as run:  # a second time nothing is played
+        again = improve(run, method, SETTINGS)
+    assert again.policies == result.policies and again.interactions == result.interactions
+
+
+def test_rounds_go_on_from_one_another(tmp_path: Path) -> None:
+    with open_run(replace(TINY, rounds=2), tmp_path, quiet=True) as run:
+        result = improve(run, "filtered_bc", SETTINGS)
+    assert list(result.policies) == ["base", "filtered_bc_1", "filtered_bc_2"]
+    assert result.interactions["rollouts"].episodes == 32
