@@ -25,6 +25,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("pages",),
     ("cli",),
     ("commands",),
+    ("bench",),
     ("baselines",),
     ("algorithm", "recipes"),
     ("measure", "doctor"),

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command("run", "Run", "the whole loop, from nothing to a report; continues where it was stopped"),
     "evaluate": Command("evaluate", "Evaluate", "measure policies of a run in the real environment"),
     "report": Command("run", "Report", "rewrite the report of a finished run"),
+    "bench": Command("bench", "Bench", "run an experiment as a grid of cells, or write its page"),
     "recipes": Command("lists", "Recipes", "what `wmpo run` can run"),
     "tasks": Command("lists", "Tasks", "what the embedded simulator can ask of a policy"),
     "doctor": Command("lists", "Doctor", "what this machine has, what will be used, and how to get more"),

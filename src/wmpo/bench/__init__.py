@@ -1,0 +1,1 @@
+"""The experiments of `wmpo bench`: `experiments` says what is compared, the rest runs it and writes it up."""

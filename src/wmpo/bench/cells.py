@@ -1,0 +1,118 @@
+"""A cell of a grid: one method at one setting, one task, one seed; and the file that holds what it measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wmpo.baselines import BaselineConfig
+from wmpo.config import Recipe
+from wmpo.results import BASE, CONTROL, RunResult
+from wmpo.training.files import read_json
+from wmpo.training.plain import from_plain, to_plain
+
+WMPO = "wmpo"  # the method itself, beside `wmpo.baselines.METHODS`
+
+
+@dataclass(frozen=True)
+class Cell:
+    label: str
+    """What tables call it: the method, or the setting that was changed."""
+    method: str
+    """wmpo, or a name of `wmpo.baselines.METHODS`."""
+    recipe: Recipe
+    settings: BaselineConfig = field(default_factory=BaselineConfig)
+    limited: bool = True
+    """Whether it keeps to P real rollouts."""
+    measures: tuple[str, ...] = ()
+    """What is measured beside success: see `wmpo.bench.play`."""
+
+    @property
+    def budget(self) -> int:
+        """P; 0 for no limit."""
+        return self.recipe.collect.episodes if self.limited else 0
+
+    @property
+    def id(self) -> str:
+        """Names the cell within its experiment: wmpo-push-P128-seed0."""
+        label = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
+        return f"{label}-{self.recipe.env.task}-P{self.budget or 'inf'}-seed{self.recipe.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Of the run: cells of any experiment that train alike share it, whatever else they measure."""
+        settings = {} if self.method == WMPO else to_plain(self.settings)
+        name = f"{self.recipe.env.task}-seed{self.recipe.seed}-{self.method}"
+        return f"{name}-{digest({'recipe': plain_recipe(self.recipe), 'settings': settings})}"
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """All that changes numbers."""
+    plain: dict[str, Any] = to_plain(recipe)
+    del plain["env"]["workers"]
+    return plain
+
+
+def digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values of some dotted settings."""
+    for name, value in changes.items():
+        recipe = _changed(recipe, name.split("."), value)
+    return recipe
+
+
+def _changed(config: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return replace(config, **{name: _changed(getattr(config, name), rest, value) if rest else value})
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Whether a second dream of the same actions, with other noise, tells which verdicts to doubt."""
+
+    auroc: float
+    """How well the difference of the two scores tells wrong verdicts from right ones; 0.5 is chance, NaN unknown."""
+    precision: float
+    """Share of the imagined successes that were real."""
+    precision_kept: float
+    """The same without those that the second dream does not confirm."""
+    kept: float
+    """Share of the imagined successes that it confirms."""
+
+
+@dataclass
+class CellResult(RunResult):
+    """A run's result, and what experiments measure on top."""
+
+    label: str = ""
+    method: str = ""
+    budget: int = 0
+    """P; 0 for no limit."""
+    attempts: dict[str, list[int]] = field(default_factory=dict)
+    """Policy -> per initial state, how often the gripper began to grasp the object (to push it, in pushing tasks)."""
+    dream_calibration: float | None = None
+    """Expected calibration error of the reward model's scores on imagined replays of real episodes."""
+    doubt: Doubt | None = None
+
+    @property
+    def final(self) -> str:
+        """The policy that the method ended with; disrupted evaluations have names of two words."""
+        return [name for name in self.policies if name not in (BASE, CONTROL) and " " not in name][-1]
+
+    @staticmethod
+    def of(cell: Cell, result: RunResult) -> CellResult:
+        return CellResult(**vars(result), label=cell.label, method=cell.method, budget=cell.budget)
+
+    @staticmethod
+    def load(path: Path) -> CellResult:
+        result = from_plain(CellResult, read_json(path), str(path))
+        result.check(str(path))
+        return result

@@ -1,0 +1,33 @@
+"""Charts of a report as SVG files of their own: with colours, and a legend inside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+COLOURS = ("#1278b5", "#d08a2e", "#7d5fb3", "#26a65b", "#b5432f", "#5c6670", "#a3358c", "#8a8d1f", "#2f8f9d")
+STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#5c6670}.grid{stroke:#e3e5e3}.level{stroke:#5c6670;stroke-dasharray:3 4}"
+    ".whisker{stroke:#5c6670;fill:none}.line-level{fill:none;stroke:#8b98a5;stroke-width:1.5}"
+)
+ROW = 20
+
+
+def drawn(chart: str, labels: Sequence[str]) -> str:
+    """`chart` of `wmpo.report.charts`, whose lines are of the kinds arm0, arm1 ... with these labels."""
+    svg = chart[: chart.index("</svg>")]
+    found = re.search(r'viewBox="0 0 (\d+) (\d+)"', svg)
+    if found is None:
+        raise ValueError("a chart without a viewBox")
+    width, height = int(found[1]), int(found[2])
+    tall = height + ROW * len(labels)
+    style, legend = STYLE, []
+    for i, label in enumerate(labels):
+        colour, y = COLOURS[i % len(COLOURS)], height + ROW * i + 6
+        style += f".line-arm{i}{{fill:none;stroke:{colour};stroke-width:2.4}}.fill-arm{i}{{fill:{colour}}}"
+        legend.append(f'<rect x="60" y="{y}" width="18" height="6" fill="{colour}"/>')
+        legend.append(f'<text x="86" y="{y + 7}">{escape(label)}</text>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" role="img">'
+    background = f'<rect width="{width}" height="{tall}" fill="#fff"/>'
+    return f"{head}<style>{style}</style>{background}{svg[svg.index('>') + 1 :]}{''.join(legend)}</svg>\n"

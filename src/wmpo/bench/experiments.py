@@ -1,0 +1,193 @@
+"""Every experiment as a value: what is compared, on which tasks, with how many real rollouts and seeds.
+
+An experiment is a list of cells, `Experiment.cells`. To add one, add a value to `EXPERIMENTS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wmpo.baselines import BaselineConfig
+from wmpo.bench import tables, trust
+from wmpo.bench.cells import WMPO, Cell, changed
+from wmpo.bench.tables import Section
+from wmpo.config import FitConfig, GRPOConfig, Recipe
+from wmpo.errors import UserError
+from wmpo.recipes import RECIPES
+from wmpo.recipes.smoke import SMOKE
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared."""
+
+    label: str
+    method: str = WMPO
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted settings of the recipe -> their values in this arm."""
+    limited: bool = True
+    """Whether it keeps to P real rollouts."""
+
+
+ONLINE = Arm("Online GRPO", "online_grpo")
+DPO = Arm("DPO", "dpo")
+FILTERED = Arm("Filtered BC", "filtered_bc")
+MORE = Arm("More demonstrations", "more_demonstrations")
+UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
+OURS = Arm("WMPO")
+AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
+SMOKE_SETTINGS = BaselineConfig(
+    online=GRPOConfig(groups=2, group_size=4),
+    dpo=FitConfig(steps=10, batch_size=2, lr=1e-4, warmup=2),
+    sft=FitConfig(steps=10, batch_size=16, lr=1e-3, warmup=2),
+    upper_iterations=1,
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    title: str
+    about: str
+    """What is asked, and how it is measured."""
+    arms: tuple[Arm, ...]
+    sections: tuple[Section, ...]
+    """What its page shows."""
+    tasks: tuple[str, ...] = ("push", "place", "stack")
+    budgets: tuple[int, ...] = (128,)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    measures: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from the recipes in all arms."""
+    smoke_arms: int = 2
+    """How many of the arms its smoke size runs."""
+
+    def cells(self, tasks: Sequence[str] = (), seeds: Sequence[int] = (), smoke: bool = False) -> list[Cell]:
+        """All cells; seeds and tasks vary fastest, so that neighbours share little and don't wait for one another."""
+        tasks, seeds = tasks or self.tasks, seeds or self.seeds
+        if smoke:
+            tasks, seeds = tasks[:1], seeds[:1]
+        cells = []
+        for budget in (SMOKE.collect.episodes,) if smoke else self.budgets:
+            for arm in self.arms[: self.smoke_arms] if smoke else self.arms:
+                for seed in seeds:
+                    for task in tasks:
+                        recipe = changed(recipe_for(task, smoke), {**self.changes, **arm.changes, "seed": seed})
+                        if arm.limited:
+                            recipe = changed(recipe, {"collect.episodes": budget})
+                        settings = SMOKE_SETTINGS if smoke else BaselineConfig()
+                        cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, self.measures))
+        return list({cell.id: cell for cell in cells}.values())  # what has no budget is there once
+
+
+def recipe_for(task: str, smoke: bool) -> Recipe:
+    """A task's recipe without the control; a cell simulates in its own process, since cells run side by side."""
+    recipe = SMOKE if smoke else RECIPES.get(task, RECIPES["push"])
+    return replace(recipe, control=False, env=replace(recipe.env, task=task, workers=0))
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": Experiment(
+        title="The same real rollouts, spent in different ways",
+        about=(
+            "Does practising in imagination make more of P real rollouts than other methods do? The paper gains +13.5 "
+            "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy."
+        ),
+        arms=(*AT_EQUAL_COST, UPPER),
+        budgets=(128, 1280),
+        sections=(tables.success, tables.against, tables.cost),
+        smoke_arms=6,
+    ),
+    "efficiency": Experiment(
+        title="Success against real episodes",
+        about="How does success grow with P, from no real rollout (the base) to 1280?",
+        arms=AT_EQUAL_COST,
+        budgets=(32, 64, 128, 256, 512, 1280),
+        sections=(tables.budget_plot, tables.success),
+        smoke_arms=1,
+    ),
+    "table2": Experiment(
+        title="Disruptions",
+        about="Which gains survive other positions, backgrounds and textures, none of which any method has seen?",
+        arms=AT_EQUAL_COST,
+        measures=("disruptions",),
+        sections=(tables.disruptions, tables.success),
+        smoke_arms=1,
+    ),
+    "lifelong": Experiment(
+        title="Several rounds",
+        about=(
+            "Does repeating the loop on the improved policy's rollouts go on to help, and are initial states lost that "
+            "were solved before? P is of each round."
+        ),
+        arms=(OURS, DPO, MORE),
+        changes={"rounds": 3},
+        sections=(tables.rounds, tables.success, tables.cost),
+        smoke_arms=1,
+    ),
+    "ablations": Experiment(
+        title="Ablations",
+        about="What does each part of the method contribute? One setting is changed at a time.",
+        arms=(
+            OURS,
+            Arm("Clean context", changes={"world_model.context_noise": 0.0}),
+            Arm("Actions per chunk", changes={"world_model.action_conditioning": "chunk"}),
+            Arm("No behaviour alignment", changes={"world_model.align_share": 0.0}),
+            Arm("No first-frame anchor", changes={"world_model.anchor": False}),
+            Arm("No motion prior", changes={"world_model.motion_prior": False}),
+            Arm("2 sampling steps", changes={"world_model.sampling_steps": 2}),
+            Arm("4 sampling steps", changes={"world_model.sampling_steps": 4}),
+            Arm("8 sampling steps", changes={"world_model.sampling_steps": 8}),
+            Arm("30 sampling steps", changes={"world_model.sampling_steps": 30}),
+            Arm("Latents", changes={"world_model.codec": "autoencoder"}),
+            Arm("Rewards from real clips only", changes={"reward.dream_share": 0.0}),
+            Arm("Groups of 4", changes={"grpo.group_size": 4, "grpo.groups": 96}),
+            Arm("Groups of 16", changes={"grpo.group_size": 16, "grpo.groups": 24}),
+            Arm("Ratio of chunks", changes={"grpo.ratio": "chunk"}),
+            Arm("All unequal groups", changes={"grpo.keep_low": 0.0, "grpo.keep_high": 1.0}),
+            Arm("Batches refilled", changes={"grpo.refill": 2}),
+            Arm("Dr. GRPO", changes={"grpo.advantage": "dr_grpo"}),
+            Arm("RLOO", changes={"grpo.advantage": "rloo"}),
+        ),
+        sections=(tables.success, tables.dream_quality, tables.against),
+    ),
+    "trust": Experiment(
+        title="How far a dream can be trusted",
+        about=(
+            "Does a policy that does better in imagination do better in reality? Many policies, from all methods and "
+            "from several moments of practice, are measured in both, from the same initial states."
+        ),
+        arms=(
+            OURS,
+            *(Arm(f"WMPO after {n}", changes={"grpo.iterations": n}) for n in (2, 5, 10, 40)),
+            ONLINE,
+            DPO,
+            FILTERED,
+            MORE,
+        ),
+        measures=("imagination",),
+        sections=(trust.correlation, trust.exploitation, trust.verdicts, trust.doubts),
+        smoke_arms=1,
+    ),
+    "self-correction": Experiment(
+        title="Trying again",
+        about=(
+            "Of the episodes whose first attempt fails, how many succeed in the end? An attempt begins when the "
+            "gripper begins to grasp the object, or to touch it in pushing tasks; the simulator counts them."
+        ),
+        arms=(OURS, DPO),
+        measures=("attempts",),
+        sections=(tables.attempts, tables.success),
+        smoke_arms=1,
+    ),
+}
+
+
+def experiment_named(name: str) -> Experiment:
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+    hint = f"did you mean {close[0]}? There are" if close else "there are"
+    raise UserError(f"There is no experiment {name!r}: {hint} {', '.join(EXPERIMENTS)}.")

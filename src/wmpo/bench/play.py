@@ -1,0 +1,253 @@
+"""Running one cell. What cells have in common is made once, in folders of its own, and shared by hard links.
+
+    base      demonstrations, the base policy and its evaluation
+    world     base, and the world model before it has seen the policy       rollouts   base, and P real rollouts
+    dream     both, and the aligned world model and the reward model
+
+A level depends on a part of the recipe only, and its folder is named after that part. A method's run begins with all
+files of its level and goes on as any run does: a stage whose result is there is skipped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from wmpo.algorithm import (
+    collect,
+    demonstrations,
+    evaluate_policy,
+    imitate,
+    model_success,
+    model_the_world,
+    optimise,
+    pretrain_world_model,
+)
+from wmpo.baselines import improve
+from wmpo.bench.cells import WMPO, Cell, CellResult, Doubt, digest, plain_recipe
+from wmpo.config import Recipe, WorldModelConfig
+from wmpo.data.cache import FrameCache
+from wmpo.data.clips import VideoClips
+from wmpo.envs import make_env
+from wmpo.envs.tabletop.tasks import task_named
+from wmpo.evaluate import BATCH, evaluate
+from wmpo.imagination import Replay, replay
+from wmpo.measure import agreement, gap, imagined_success, reward_quality
+from wmpo.objectives.verdicts import auroc, expected_calibration_error
+from wmpo.policies.minivla import MiniVLA
+from wmpo.results import BASE, PolicyResult, RunResult
+from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.run import Run
+from wmpo.training.files import write_json
+from wmpo.training.log import read_stages
+from wmpo.types import Episode
+from wmpo.world_models.flow import FlowWorldModel
+
+Opener = Callable[[Recipe, Path], AbstractContextManager[Run]]
+PARENTS = {"base": (), "world": ("base",), "rollouts": ("base",), "dream": ("rollouts", "world")}
+BEGINS_AT = {WMPO: "dream", "dpo": "rollouts", "filtered_bc": "rollouts"}  # the others begin at base
+OWN = {"recipe.json", "result.json", "report.html", "metrics.jsonl", "stages.json", "complete", "tensorboard", "cache"}
+DISRUPTIONS = ("position", "background", "texture")
+
+
+def play(cell: Cell, runs: Path, open_run: Opener) -> CellResult:
+    """Train and measure a cell, or only measure where it has been trained; `runs` holds the folders of all runs."""
+    folder = runs / cell.folder
+    with alone(folder):
+        share(prepare(BEGINS_AT.get(cell.method, "base"), cell.recipe, runs, open_run), folder)
+        with open_run(cell.recipe, folder) as run:
+            if (folder / "result.json").exists():
+                result = RunResult.load(folder / "result.json")
+            else:
+                result = optimise(run) if cell.method == WMPO else improve(run, cell.method, cell.settings)
+                result.save(folder / "result.json")
+            found = CellResult.of(cell, result)
+            for measure in cell.measures:
+                if measure == "imagination":
+                    measure_imagination(run, found, prepare("dream", cell.recipe, runs, open_run))
+                else:
+                    MEASURES[measure](run, found)
+        forget(folder)
+    return found
+
+
+# Levels
+
+
+def part_of(recipe: Recipe, level: str) -> Recipe:
+    """The recipe of a level: what it does not depend on is at its default."""
+    part = Recipe(
+        name=level,
+        seed=recipe.seed,
+        control=False,
+        device=recipe.device,
+        env=recipe.env,
+        demonstrations=recipe.demonstrations,
+        policy=recipe.policy,
+        evaluate=recipe.evaluate,
+    )
+    if level in ("rollouts", "dream"):
+        part = replace(part, collect=recipe.collect)
+    if level == "world":
+        usual = WorldModelConfig()
+        part = replace(part, world_model=replace(recipe.world_model, align=usual.align, align_share=usual.align_share))
+    if level == "dream":
+        part = replace(part, world_model=recipe.world_model, reward=recipe.reward)
+    return part
+
+
+def prepare(level: str, recipe: Recipe, runs: Path, open_run: Opener) -> Path:
+    """The folder of a level, made where it isn't there; whoever else needs it waits."""
+    part = part_of(recipe, level)
+    folder = runs / f"{part.env.task}-seed{part.seed}-{level}-{digest(plain_recipe(part))}"
+    with alone(folder):
+        if not (folder / "complete").exists():
+            for parent in PARENTS[level]:
+                share(prepare(parent, recipe, runs, open_run), folder)
+            with open_run(part, folder) as run:
+                make(level, run)
+            forget(folder)
+            (folder / "complete").touch()
+    return folder
+
+
+def make(level: str, run: Run) -> None:
+    """What a level adds; the stages of its parents are there and only loaded."""
+    demonstrations(run)
+    policy = imitate(run)
+    if level == "base":
+        evaluate_policy(run, policy, BASE)
+    elif level == "world":
+        shown = run.episodes(lambda record: record.source == "expert")
+        with run.log.stage("world model"):
+            cfg = run.recipe.world_model
+            pretrain_world_model(run, VideoClips(FrameCache(run.store), shown, cfg.context, run.recipe.policy.chunk))
+    elif level == "rollouts":
+        collect(run, policy, 1)
+    else:
+        model_success(run, model_the_world(run, 1), 1)
+
+
+def share(source: Path, target: Path) -> None:
+    """Give `target` every file of `source` that it lacks, without copying: files of a run are replaced, never changed.
+
+    The few that are changed, `OWN`, stay behind; costs are added to the record of costs.
+    """
+    for place, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if name not in OWN]
+        here = target / Path(place).relative_to(source)
+        here.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            if name in OWN or name.startswith(".") or (here / name).exists():
+                continue
+            try:
+                os.link(Path(place) / name, here / name)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(Path(place) / name, here / f".{name}")
+                os.replace(here / f".{name}", here / name)
+    write_json(target / "stages.json", {**read_stages(source), **read_stages(target)})
+
+
+def forget(folder: Path) -> None:
+    """Decoded frames are large, and quick to decode again."""
+    for store in ("episodes", "evaluation"):
+        shutil.rmtree(folder / store / "cache", ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds this folder's lock, then hold it; it dies with its process."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# Measures
+
+
+def policies_of(run: Run, result: CellResult) -> dict[str, MiniVLA]:
+    """The base policy and what became of it."""
+    names = (BASE, result.final)
+    return {name: MiniVLA.from_pretrained(run.folder / "policies" / name).to(run.device) for name in names}
+
+
+def measure_disruptions(run: Run, result: CellResult) -> None:
+    """Both policies where positions, the background or textures are others."""
+    cfg = run.recipe.evaluate
+    numbers = run.starts("evaluate", cfg.episodes)
+    for disruption in DISRUPTIONS:
+        with closing(make_env(run.recipe.env, disruption)) as env:
+            for name, policy in policies_of(run, result).items():
+                played = evaluate(env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8))
+                result.policies[f"{name} {disruption}"] = PolicyResult(
+                    played.starts, [int(hit) for hit in played.success], played.finish_step, cfg.temperature, disruption
+                )
+
+
+def measure_attempts(run: Run, result: CellResult) -> None:
+    """Play the evaluation again, and count how often the gripper tried: the simulator knows."""
+    cfg = run.recipe.evaluate
+    event = "contacts" if task_named(run.recipe.env.task).skill == "push" else "grasps"
+    numbers = run.starts("evaluate", cfg.episodes)
+    with closing(make_env(run.recipe.env)) as env:
+        for name, policy in policies_of(run, result).items():
+            counts: list[int] = []
+            for begin in range(0, len(numbers), BATCH):  # the events are those of one batch
+                some = numbers[begin : begin + BATCH]
+                evaluate(env, policy, some, temperature=cfg.temperature, seed=run.seed(8) + begin)
+                counts += [row[event] for row in env.events]
+            result.attempts[name] = counts
+
+
+def measure_imagination(run: Run, result: CellResult, dream: Path) -> None:
+    """Both policies in the dream of `dream`, from the initial states of the evaluation; and how sound its verdicts are
+    on what the final policy really did."""
+    recipe, spec, device = run.recipe, run.env.spec, run.device
+    world_model = FlowWorldModel.from_pretrained(dream / "world_model-1").to(device)
+    reward_model = ClipClassifier.from_pretrained(dream / "reward_model-1").to(device)
+    episodes: list[Episode] = []
+    for name, policy in policies_of(run, result).items():
+        episodes = run.evaluation.episodes(run.evaluation.select(source=name))
+        imagined = imagined_success(
+            world_model, reward_model, spec, policy, episodes, temperature=recipe.evaluate.temperature,
+            stride=recipe.reward.stride, device=device, seed=run.seed(11),
+        )  # fmt: skip
+        result.gaps[name] = gap(imagined, episodes)
+    dreams = [
+        replay(
+            world_model, reward_model, spec, episodes, chunk=recipe.policy.chunk, device=device, seed=run.seed(10, i),
+            stride=recipe.reward.stride,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    label = torch.tensor([episode.succeeded for episode in episodes])
+    result.reward = reward_quality(reward_model, episodes)
+    result.agreement = agreement(dreams[0], reward_model, episodes)
+    result.dream_calibration = expected_calibration_error(dreams[0].best_scores(), label)[0]
+    result.doubt = doubt(dreams[0], dreams[1], reward_model.threshold, label)
+
+
+def doubt(first: Replay, second: Replay, threshold: float, label_N: torch.Tensor) -> Doubt:
+    one, other = first.best_scores(), second.best_scores()
+    success, confirmed = one > threshold, (one > threshold) & (other > threshold)
+
+    def precision(claimed_N: torch.Tensor) -> float:
+        return float(label_N[claimed_N].float().mean()) if claimed_N.any() else float("nan")
+
+    return Doubt(
+        auroc=auroc((one - other).abs(), success != label_N),
+        precision=precision(success),
+        precision_kept=precision(confirmed),
+        kept=float(confirmed.sum() / success.sum()) if success.any() else float("nan"),
+    )
+
+
+MEASURES = {"disruptions": measure_disruptions, "attempts": measure_attempts}

@@ -1,0 +1,124 @@
+"""Imagined beside real success: whether a dream ranks policies rightly, and whether practice exploits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from wmpo.bench.cells import CellResult
+from wmpo.bench.drawing import drawn
+from wmpo.bench.tables import DASH, Plots, first_of_each_seed, groups, mean_of, table
+from wmpo.objectives.statistics import pearson, spearman
+from wmpo.report.charts import Line, line_chart
+from wmpo.report.words import number, signed
+from wmpo.results import BASE, Gap
+
+WINDOW = 5  # iterations whose imagined success is averaged: one iteration's groups are few
+
+
+def gaps_of(results: Sequence[CellResult]) -> list[tuple[str, str, Gap]]:
+    """(label, task, imagined and real success) of every policy that was measured in both, each base policy once."""
+    found = [("Base", r.task, r.gaps[BASE]) for r in first_of_each_seed(results) if BASE in r.gaps]
+    return found + [(r.label, r.task, r.gaps[r.final]) for r in results if r.final in r.gaps]
+
+
+def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    found = gaps_of(results)
+    if not found:
+        return ""
+    labels = list(dict.fromkeys(label for label, _, _ in found))
+    rows = []
+    for task in [*dict.fromkeys(task for _, task, _ in found), "all tasks"]:
+        own = [gap for _, its, gap in found if task in (its, "all tasks")]
+        imagined, real = [gap.imagined for gap in own], [gap.real for gap in own]
+        error = mean_of(abs(gap.imagined - gap.real) for gap in own)
+        rows.append([task, str(len(own)), number(pearson(imagined, real), 2), number(spearman(imagined, real), 2),
+                     number(100 * error)])  # fmt: skip
+    lines = []
+    for i, label in enumerate(labels):
+        points = [(gap.imagined, gap.real) for its, _, gap in found if its == label]
+        lines.append(Line(label, points, f"arm{i}", whiskers=[(y, y) for _, y in points]))
+    lines.append(Line("equal", [(0.0, 0.0), (1.0, 1.0)], "level"))
+    chart = line_chart(lines, x_label="imagined success", y_label="real success", x_end=1.0)
+    plots[f"{name}-scatter.svg"] = drawn(chart, labels)
+    head = ("task", "policies", "Pearson", "Spearman", "mean distance, points")
+    return f"## Imagined and real success\n\n{table(head, rows)}\n\n![imagined and real success]({name}-scatter.svg)"
+
+
+def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Imagined minus real: at the end of training, and along it."""
+    rows = []
+    for (label, budget), own in groups(results).items():
+        gaps = [result.gaps[result.final] for result in own if result.final in result.gaps]
+        before = [result.gaps[BASE] for result in own if BASE in result.gaps]
+        if gaps:
+            start = mean_of(gap.imagined - gap.real for gap in before)
+            end = mean_of(gap.imagined - gap.real for gap in gaps)
+            rows.append([label, str(budget or DASH), str(len(gaps)), signed(start), signed(end)])
+    if not rows:
+        return ""
+    text = "## Exploitation gap\n\nImagined minus real success, in points.\n\n" + table(
+        ("method", "P", "cells", "base", "final"), rows
+    )
+    lines = courses([result for result in results if result.label == results[0].label])
+    if lines:
+        low = min(0.0, *(y for points in lines.values() for _, y in points))
+        high = max(0.1, *(y for points in lines.values() for _, y in points))
+        chart = line_chart(
+            [Line(task, points, f"arm{i}") for i, (task, points) in enumerate(lines.items())],
+            x_label="iteration of practice", y_label="imagined minus real success", y_range=(low, high),
+        )  # fmt: skip
+        plots[f"{name}-gap.svg"] = drawn(chart, list(lines))
+        text += (
+            f"\n\n![the gap along practice]({name}-gap.svg)\n\nAlong practice imagined success is sampled, from the "
+            "states of practice, and real success is greedy, from others: its course tells more than its level."
+        )
+    return text
+
+
+def courses(results: Sequence[CellResult]) -> dict[str, list[tuple[float, float]]]:
+    """Task -> (iteration, imagined minus real success, mean over seeds), wherever practice was watched in reality."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        curves = result.curves.get("practice-1", {})
+        imagined = dict(curves.get("success", []))
+        for iteration, real in curves.get("real_success", []):
+            recent = [imagined[i] for i in range(iteration - WINDOW + 1, iteration + 1) if i in imagined]
+            if recent:
+                gap = sum(recent) / len(recent) - real
+                found.setdefault(result.task, {}).setdefault(iteration, []).append(gap)
+    return {task: [(float(i), mean_of(gaps)) for i, gaps in sorted(own.items())] for task, own in found.items()}
+
+
+def verdicts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """The reward model on what the final policies really did, and on dreams of it."""
+    rows = []
+    for (label, budget), own in groups(results).items():
+        known = [r for r in own if r.reward is not None and r.agreement is not None]
+        if known:
+            values = [
+                mean_of(r.reward.f1 for r in known if r.reward),
+                mean_of(r.reward.calibration_error for r in known if r.reward),
+                mean_of(r.agreement.f1 for r in known if r.agreement),
+                mean_of(math.nan if r.dream_calibration is None else r.dream_calibration for r in known),
+            ]
+            rows.append([label, str(budget or DASH), *(number(value, 3) for value in values)])
+    head = ("method", "P", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
+    return f"## Verdicts\n\n{table(head, rows)}" if rows else ""
+
+
+def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Two dreams of the same actions with different noise: does it help to believe only what both show?"""
+    rows = []
+    for (label, budget), own in groups(results).items():
+        known = [result.doubt for result in own if result.doubt is not None]
+        if known:
+            values = [
+                number(mean_of(doubt.auroc for doubt in known), 2),
+                number(100 * mean_of(doubt.precision for doubt in known)),
+                number(100 * mean_of(doubt.precision_kept for doubt in known)),
+                number(100 * mean_of(doubt.kept for doubt in known)),
+            ]
+            rows.append([label, str(budget or DASH), *values])
+    head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %")
+    return f"## Doubt\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""

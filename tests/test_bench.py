@@ -1,0 +1,310 @@
+"""Experiments: what a grid holds, that finished cells stay as they are, and pages whose numbers are known."""
+
+from __future__ import annotations
+
+import math
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from test_baselines import SETTINGS, TINY
+from wmpo.bench import tables, trust
+from wmpo.bench.cells import Cell, CellResult, changed
+from wmpo.bench.experiments import EXPERIMENTS, Arm, Experiment
+from wmpo.bench.grid import pending, result_file, run_grid
+from wmpo.bench.page import write_page
+from wmpo.bench.play import doubt, part_of, play, share
+from wmpo.cli import main
+from wmpo.commands.opening import open_run
+from wmpo.config import FitConfig, Recipe, RewardConfig, WorldModelConfig
+from wmpo.errors import UserError
+from wmpo.imagination import Replay
+from wmpo.recipes.checks import check_recipe
+from wmpo.results import Gap, PolicyResult, RunResult
+
+TWO = Experiment(
+    title="Two",
+    about="Which is better?",
+    arms=(Arm("WMPO"), Arm("DPO", "dpo"), Arm("Bound", "upper_bound", limited=False)),
+    sections=(tables.success, tables.against, tables.budget_plot, tables.cost, trust.correlation),
+    tasks=("push", "place"),
+    budgets=(16, 64),
+    seeds=(3, 4),
+)
+
+
+# Grids
+
+
+def test_grid_is_the_product_and_what_has_no_budget_is_there_once() -> None:
+    cells = TWO.cells()
+    assert len(cells) == 2 * 2 * 2 * 2 + 2 * 2 == len({cell.id for cell in cells})
+    assert cells[0].id == "wmpo-push-P16-seed3" and cells[-1].id == "dpo-place-P64-seed4"
+    assert {cell.budget for cell in cells if cell.method == "upper_bound"} == {0}
+    assert all(cell.recipe.collect.episodes == cell.budget for cell in cells if cell.limited)
+    assert len(TWO.cells(tasks=["push"], seeds=[9])) == 5
+    assert [cell.id for cell in TWO.cells(smoke=True)] == ["wmpo-push-P32-seed3", "dpo-push-P32-seed3"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
+    for smoke in (False, True):
+        cells = EXPERIMENTS[name].cells(smoke=smoke)
+        assert cells and not any(cell.recipe.control for cell in cells)
+        assert len({cell.folder for cell in cells}) == len(cells), "two cells would train in one folder"
+        for cell in cells:
+            check_recipe(cell.recipe)
+    full = EXPERIMENTS[name]
+    assert len(full.tasks) >= 3 and len(full.seeds) >= 3
+    assert all(cell.recipe.evaluate.episodes >= 200 for cell in full.cells())
+
+
+def test_changes_reach_their_setting_only() -> None:
+    recipe = changed(Recipe(), {"world_model.align.steps": 7, "seed": 5})
+    assert recipe == replace(
+        Recipe(), seed=5, world_model=replace(WorldModelConfig(), align=replace(WorldModelConfig().align, steps=7))
+    )
+    with pytest.raises(TypeError):
+        changed(Recipe(), {"grpo.nothing": 1})
+
+
+def test_levels_depend_on_their_part_of_the_recipe_only() -> None:
+    one = Recipe(name="a")
+    other = changed(one, {"grpo.lr": 1.0, "reward.stride": 1})
+    aligned = changed(one, {"world_model.align_share": 0.0})
+    more = changed(one, {"collect.episodes": 1280})
+    for level in ("base", "world", "rollouts"):
+        assert part_of(one, level) == part_of(other, level)
+    assert part_of(one, "dream") != part_of(other, "dream")
+    assert part_of(one, "world") == part_of(aligned, "world") == part_of(more, "world")
+    assert part_of(one, "dream") != part_of(aligned, "dream") != part_of(more, "dream")
+    assert part_of(one, "rollouts") != part_of(more, "rollouts")
+
+
+def test_cells_train_in_one_folder_whatever_else_they_measure() -> None:
+    cell = TWO.cells()[0]
+    assert replace(cell, label="x", measures=("attempts",)).folder == cell.folder
+    assert replace(cell, recipe=changed(cell.recipe, {"env.workers": 3})).folder == cell.folder
+    assert replace(cell, recipe=changed(cell.recipe, {"grpo.lr": 1.0})).folder != cell.folder
+    assert replace(cell, settings=SETTINGS).folder == cell.folder  # WMPO has no use for them
+    assert replace(cell, method="dpo", settings=SETTINGS).folder != replace(cell, method="dpo").folder
+
+
+def test_sharing_takes_what_is_missing(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    for place, text in (("x/one", "1"), ("recipe.json", "{}"), ("x/cache/big", "b"), ("x/.lock", ""), ("two", "2")):
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        (source / place).write_text(text)
+    target.mkdir()
+    (target / "two").write_text("own")
+    share(source, target)
+    share(source, target)
+    found = {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()}
+    found.pop("stages.json")
+    assert found == {"x/one": "1", "two": "own"}
+
+
+# Running
+
+
+def writer(results: Path, fail: str = "") -> list[str]:
+    """Notes that it ran, and writes a result unless the cell is the one to fail."""
+    code = (
+        "import sys, pathlib; out, cell, fail = sys.argv[1:]; out = pathlib.Path(out); "
+        "out.joinpath('ran.txt').open('a').write(cell + '\\n'); "
+        "sys.exit(3) if cell == fail else out.joinpath(cell + '.json').write_text('{}')"
+    )
+    return [sys.executable, "-c", code, str(results), "{}", fail]
+
+
+def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
+    cells = TWO.cells(tasks=["push"], seeds=[3])
+    said: list[str] = []
+
+    def run(fail: str = "") -> list[str]:
+        (tmp_path / "ran.txt").write_text("")
+        run_grid(
+            cells,
+            tmp_path,
+            tmp_path / "logs",
+            lambda cell: [cell.id if part == "{}" else part for part in writer(tmp_path, fail)],
+            workers=2,
+            say=said.append,
+        )
+        return sorted((tmp_path / "ran.txt").read_text().split())
+
+    with pytest.raises(UserError, match="1 of 5 cells failed, the first one is dpo-push-P16-seed3"):
+        run(fail="dpo-push-P16-seed3")
+    assert [cell.id for cell in pending(cells, tmp_path)] == ["dpo-push-P16-seed3"]
+    assert run() == ["dpo-push-P16-seed3"]
+    assert run() == []
+    result_file(tmp_path, cells[0]).unlink()
+    assert run() == [cells[0].id]
+    assert said[-2] == "4 of 5 cells are there; 1 to run, 2 at a time."
+
+
+def test_a_cell_from_nothing_and_again(tmp_path: Path) -> None:
+    """Base and rollouts are shared; the same cell elsewhere gives the same numbers."""
+    cell = Cell("Filtered BC", "filtered_bc", TINY, SETTINGS, measures=("disruptions", "attempts"))
+    first = play(cell, tmp_path / "one", open_run)
+    assert list(first.policies)[:2] == ["base", "filtered_bc_1"] and first.final == "filtered_bc_1"
+    assert first.policies["base texture"].disruption == "texture"
+    assert {len(counts) for counts in first.attempts.values()} == {4}
+    assert first.interactions["rollouts"].episodes == 16
+    first.save(tmp_path / "cell.json")
+    assert CellResult.load(tmp_path / "cell.json").policies == first.policies
+    assert len(list((tmp_path / "one").glob("push-seed0-*"))) == 3  # base, rollouts, the cell
+
+    again = play(replace(cell, measures=()), tmp_path / "one", open_run)  # only read
+    assert again.policies == {name: first.policies[name] for name in ("base", "filtered_bc_1")}
+    elsewhere = play(replace(cell, measures=()), tmp_path / "two", open_run)
+    assert elsewhere.policies == again.policies and elsewhere.interactions == again.interactions
+
+
+def test_wmpo_in_a_cell_with_trust(tmp_path: Path) -> None:
+    tiny = FitConfig(steps=3, batch_size=4, warmup=1)
+    recipe = replace(
+        TINY,
+        control=False,
+        world_model=WorldModelConfig(width=8, depth=1, fit=tiny, align=tiny),
+        reward=RewardConfig(width=8, fit=tiny),
+        grpo=replace(TINY.grpo, iterations=1),
+    )
+    found = play(Cell("WMPO", "wmpo", recipe, measures=("imagination",)), tmp_path, open_run)
+    assert found.final == "wmpo-1" and set(found.gaps) == {"base", "wmpo-1"}
+    assert found.gaps["wmpo-1"].imagined_episodes == 4
+    assert found.dream_calibration is not None and 0 <= found.dream_calibration <= 1
+    assert found.doubt is not None
+    plots: tables.Plots = {}
+    assert "| push | 2 |" in trust.correlation([found], "t", plots)
+    assert "Exploitation gap" in trust.exploitation([found], "t", plots)
+    assert "| WMPO | 16 |" in trust.verdicts([found], "t", plots)
+
+
+def test_doubt_by_hand() -> None:
+    def dreams(*best: float) -> Replay:
+        return Replay([], [np.array([np.nan, score]) for score in best])
+
+    # Verdicts of the first: success, success, failure, success. The second dream does not confirm the second success.
+    found = doubt(dreams(0.9, 0.8, 0.1, 0.7), dreams(0.8, 0.2, 0.1, 0.6), 0.5, torch.tensor([True, False, False, True]))
+    assert found.precision == pytest.approx(2 / 3) and found.precision_kept == 1.0
+    assert found.kept == pytest.approx(2 / 3)
+    assert found.auroc == 1.0  # the only wrong verdict is the one that differs most
+
+
+# Pages
+
+
+def written(folder: Path, cell: Cell, base: list[int], final: list[int], imagined: float = 0.5) -> None:
+    """The file of a cell with these outcomes."""
+    made = RunResult.begin(cell.recipe)
+    name = "wmpo-1" if cell.method == "wmpo" else f"{cell.method}_1"
+    starts = [1000 * cell.recipe.seed + i for i in range(len(base))]
+    made.policies["base"] = PolicyResult(starts, base, [10] * len(base))
+    made.policies[name] = PolicyResult(starts, final, [8] * len(base))
+    made.gaps[name] = Gap(imagined, len(base), sum(final) / len(final), len(base))
+    CellResult.of(cell, made).save(result_file(folder, cell))
+
+
+def test_page_from_known_outcomes(tmp_path: Path) -> None:
+    cells = TWO.cells(seeds=[3])
+    by_id = {cell.id: cell for cell in cells}
+    base = [1, 0, 0, 0]
+    for task, gained in (("push", [1, 1, 1, 0]), ("place", [1, 1, 0, 0])):
+        written(tmp_path, by_id[f"wmpo-{task}-P16-seed3"], base, gained, imagined=0.9)
+        written(tmp_path, by_id[f"dpo-{task}-P16-seed3"], base, [0, 1, 0, 0], imagined=0.3)
+    page = write_page(TWO, "two", cells, tmp_path, tmp_path / "docs")
+    text = page.read_text()
+    assert "4 of 10 cells have been run. Missing: Bound (2), WMPO (2), DPO (2)." in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    (base_row,) = [row for row in rows if row.startswith("| Base")]
+    assert base_row.startswith("| Base | 0 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 |")
+    wmpo = next(row for row in rows if row.startswith("| WMPO | 16"))
+    # push: 0, 1, 1, 0 gained, mean 1/2, sd sqrt(1/3), half width 1.96 sd / 2 = 0.566; place: 1/4 and 1/2: half 0.49.
+    assert "75.0 (30.1 to 95.4), +50.0 (−6.6 to 106.6)" in wmpo
+    assert "50.0 (15.0 to 85.0), +25.0 (−24.0 to 74.0)" in wmpo
+    # mean over the tasks: 3/8, half width sqrt(0.566^2 + 0.49^2) / 2 = 0.374; one seed has no interval over seeds
+    assert wmpo.endswith("| 62.5 | +37.5 (0.1 to 74.9) | – |")
+    beside = next(row for row in rows if row.startswith("| DPO | 16 | push, place"))
+    assert "+37.5" in beside and beside.endswith(("| yes |", "| no |"))
+    # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
+    assert "| push | 2 | 1.00 | 1.00 | 10.0 |" in text
+    plots = sorted((tmp_path / "docs").glob("*.svg"))
+    assert [plot.name for plot in plots] == ["two-budget.svg", "two-scatter.svg"]
+    for plot in plots:
+        assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+        assert f"({plot.name})" in text
+
+
+def test_interval_over_seeds_by_hand() -> None:
+    def pair(seed: int, after: list[int]) -> tables.Pair:
+        zero = PolicyResult([1, 2], [0, 0], [9, 9])
+        return tables.Pair("push", seed, zero, PolicyResult([1, 2], after, [9, 9]))
+
+    found = tables.gain_over_seeds([pair(0, [1, 0]), pair(1, [1, 1]), pair(2, [0, 0])])
+    assert found.value == 0.5
+    assert found.high == pytest.approx(0.5 + 4.3027 * 0.5 / math.sqrt(3), abs=1e-3)  # Student's t, 2 degrees
+
+
+def test_other_initial_states_are_not_paired(tmp_path: Path) -> None:
+    one, other = TWO.cells(tasks=["push"], seeds=[3, 4])[:2]
+    written(tmp_path, one, [0, 0], [1, 1])
+    written(tmp_path, other, [0, 0], [1, 1])
+    results = [CellResult.load(result_file(tmp_path, cell)) for cell in (one, other)]
+    assert tables.contrasted(results[:1], results[1:]) == []
+    assert len(tables.contrasted(results, results)) == 2
+
+
+def test_attempts_by_hand() -> None:
+    cell = TWO.cells()[0]
+    made = RunResult.begin(cell.recipe)
+    made.policies["base"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 40, 40])
+    made.policies["wmpo-1"] = PolicyResult([1, 2, 3, 4], [1, 1, 1, 0], [9, 9, 18, 40])
+    result = CellResult.of(cell, made)
+    result.attempts = {"base": [1, 2, 1, 0], "wmpo-1": [1, 2, 3, 4]}
+    base, wmpo = tables.attempts([result], "x", {}).splitlines()[-2:]
+    # Base: the second state needed two attempts, the third failed after one; the fourth was never tried.
+    assert base.startswith("| Base | 0 | 2 | 50.0 (9.5 to 90.5) | 1.00 | 100.0 % |")
+    assert wmpo.startswith("| WMPO | 16 | 3 | 66.7") and wmpo.endswith("| 2.50 | 80.0 % |")  # 12 of 15 frames
+
+
+def test_rounds_by_hand() -> None:
+    cell = TWO.cells()[0]
+    made = RunResult.begin(cell.recipe)
+    for name, success in (("base", [1, 1, 0, 0]), ("wmpo-1", [1, 0, 1, 1]), ("wmpo-2", [1, 1, 1, 1])):
+        made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4)
+    first, second = tables.rounds([CellResult.of(cell, made)], "x", {}).splitlines()[4:6]
+    assert first.startswith("| WMPO | 16 | 1 | 75.0 | +25.0") and first.endswith("| 50.0 |")
+    assert second.startswith("| WMPO | 32 | 2 | 100.0 | +25.0") and second.endswith("| 0.0 |")
+    assert second.split("|")[6].strip().startswith("+50.0")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["tabel1"], "did you mean table1?"),
+        (["zzz"], "table1, efficiency"),
+        (["table1", "--workers", "0"], "at least 1"),
+        (["table1", "--tasks", "fly"], "There is no task 'fly'"),
+        (["table1", "--seeds", "-1"], "0 or more"),
+        (["table1", "--cell", "x"], "There is no cell 'x'"),
+        (["table1", "--report"], "No cell of table1 has been run"),
+    ],
+)
+def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["bench", *args, "--out", str(tmp_path), "--docs", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["bench", "lifelong", "--list", "--smoke", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == ["to", "run", "wmpo-push-P32-seed0"]
