@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from wmpo.baselines import METHODS, BaselineConfig, improve, within
+from wmpo.baselines import METHODS, BaselineConfig, dpo, improve, within
 from wmpo.commands.opening import open_run
 from wmpo.config import (
     CollectConfig,
@@ -102,6 +103,33 @@ def test_actions_of_somebody_else_are_refused() -> None:
     assert torch.equal(tokens_of(policy, policy.decode_actions(tokens)), tokens)
     with pytest.raises(UserError, match="can't choose"):
         tokens_of(policy, torch.full((1, 4, 4), 0.017))
+
+
+def test_dpo_prefers_what_succeeded(tmp_path: Path) -> None:
+    """Rollouts of the policy, half of which are called successes: training makes these likelier than the others."""
+    settings = replace(SETTINGS, dpo=FitConfig(steps=40, batch_size=8, lr=3e-3, warmup=1))
+    with open_run(TINY, tmp_path / "run", quiet=True) as run:
+        torch.manual_seed(0)
+        policy = MiniVLA.build(TINY.policy, run.env.spec)
+        generator = torch.Generator().manual_seed(1)
+        numbers = run.starts("collect", 8, 1)
+        played = rollout(run.env, policy, numbers, temperature=0.6, generator=generator, record="round-1").episodes
+        last = [np.arange(episode.length + 1) == episode.length for episode in played]
+        run.store.append([
+            replace(episode, success=hit & (i % 2 == 0))
+            for i, (episode, hit) in enumerate(zip(played, last, strict=True))
+        ])  # fmt: skip
+        pairs = rivals(run.store.records())
+        assert list(pairs) == [0, 2, 4, 6]
+        batch = PreferencePairs(FrameCache(run.store), policy, pairs, 0.6, run.device).sample(16, seed=0, step=0)
+        before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+        dpo(run, policy, 1, settings)
+        loss, metrics = Preference(policy, 0.1, 0.6)(batch)
+        assert metrics["preferred"].item() > 0.8 and loss.item() < 0.6
+        after = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+        policy.load_state_dict(before)
+        dpo(run, policy, 1, settings)  # a second time nothing is learned, only loaded
+        assert all(torch.equal(after[name], tensor) for name, tensor in policy.state_dict().items())
 
 
 @pytest.mark.parametrize("method", METHODS)

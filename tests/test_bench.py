@@ -69,6 +69,7 @@ def test_changes_reach_their_setting_only() -> None:
     assert recipe == replace(
         Recipe(), seed=5, world_model=replace(WorldModelConfig(), align=replace(WorldModelConfig().align, steps=7))
     )
+    assert changed(SETTINGS, {"online.lr": 0.5}).online == replace(SETTINGS.online, lr=0.5)
     with pytest.raises(TypeError):
         changed(Recipe(), {"grpo.nothing": 1})
 
@@ -223,13 +224,14 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
     assert "4 of 10 cells have been run. Missing: Bound (2), WMPO (2), DPO (2)." in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     (base_row,) = [row for row in rows if row.startswith("| Base")]
-    assert base_row.startswith("| Base | 0 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 |")
+    # the mean of two equal rates is known sqrt(2) times as well: 25.0 - 20.4 / sqrt(2), 25.0 + 44.9 / sqrt(2)
+    assert base_row.startswith("| Base | 0 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 (10.5 to 56.8) |")
     wmpo = next(row for row in rows if row.startswith("| WMPO | 16"))
     # push: 0, 1, 1, 0 gained, mean 1/2, sd sqrt(1/3), half width 1.96 sd / 2 = 0.566; place: 1/4 and 1/2: half 0.49.
     assert "75.0 (30.1 to 95.4), +50.0 (−6.6 to 106.6)" in wmpo
     assert "50.0 (15.0 to 85.0), +25.0 (−24.0 to 74.0)" in wmpo
     # mean over the tasks: 3/8, half width sqrt(0.566^2 + 0.49^2) / 2 = 0.374; one seed has no interval over seeds
-    assert wmpo.endswith("| 62.5 | +37.5 (0.1 to 74.9) | – |")
+    assert "| 62.5 (" in wmpo and wmpo.endswith(") | +37.5 (0.1 to 74.9) | – |")
     beside = next(row for row in rows if row.startswith("| DPO | 16 | push, place"))
     assert "+37.5" in beside and beside.endswith(("| yes |", "| no |"))
     # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
@@ -239,6 +241,14 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
     for plot in plots:
         assert ElementTree.parse(plot).getroot().tag.endswith("svg")
         assert f"({plot.name})" in text
+
+
+def test_growth_by_hand(tmp_path: Path) -> None:
+    cells = [cell for cell in TWO.cells(tasks=["push"], seeds=[3]) if cell.method == "wmpo"]
+    written(tmp_path, cells[0], [0, 0, 0, 0], [1, 1, 0, 0])
+    written(tmp_path, cells[1], [0, 0, 0, 0], [1, 1, 1, 0])
+    results = [CellResult.load(result_file(tmp_path, cell)) for cell in cells]
+    assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | push | +25.0 (")
 
 
 def test_interval_over_seeds_by_hand() -> None:
@@ -279,8 +289,8 @@ def test_rounds_by_hand() -> None:
     for name, success in (("base", [1, 1, 0, 0]), ("wmpo-1", [1, 0, 1, 1]), ("wmpo-2", [1, 1, 1, 1])):
         made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4)
     first, second = tables.rounds([CellResult.of(cell, made)], "x", {}).splitlines()[4:6]
-    assert first.startswith("| WMPO | 16 | 1 | 75.0 | +25.0") and first.endswith("| 50.0 |")
-    assert second.startswith("| WMPO | 32 | 2 | 100.0 | +25.0") and second.endswith("| 0.0 |")
+    assert first.startswith("| WMPO | 16 | 1 | 75.0 (30.1 to 95.4) | +25.0") and first.endswith("| 50.0 |")
+    assert second.startswith("| WMPO | 32 | 2 | 100.0 (51.0 to 100.0) | +25.0") and second.endswith("| 0.0 |")
     assert second.split("|")[6].strip().startswith("+50.0")
 
 
@@ -308,3 +318,19 @@ def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[st
 def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "lifelong", "--list", "--smoke", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == ["to", "run", "wmpo-push-P32-seed0"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke_of_every_experiment(name: str, shared: Path) -> None:
+    """From the command to the page; runs are shared, so that the first one makes most of what the others need."""
+    folders = [f"--{key}={shared / key}" for key in ("out", "runs", "docs")]
+    assert main(["bench", name, "--smoke", *folders]) == 0
+    assert main(["bench", name, "--smoke", "--report", *folders]) == 0
+    page = (shared / "docs" / f"{name}-smoke.md").read_text()
+    assert f"# {EXPERIMENTS[name].title}" in page and "Missing" not in page

@@ -5,7 +5,7 @@ share the policy class, the demonstrations, the initial states and the evaluatio
 where WMPO keeps some back to choose its threshold on.
 
 How they were tuned: not yet. The defaults are those of the stages that they resemble, practice and imitation, and
-DPO's beta is that of its paper; a comparison that counts needs the same search for each.
+DPO's beta is that of its paper; `wmpo bench tuning` is the same small search for each.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wmpo.baselines import BaselineConfig
 from wmpo.config import Recipe
@@ -62,11 +62,14 @@ def digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values of some dotted settings."""
+Config = TypeVar("Config")
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A recipe, or other nested dataclass, with other values of some dotted settings."""
     for name, value in changes.items():
-        recipe = _changed(recipe, name.split("."), value)
-    return recipe
+        config = _changed(config, name.split("."), value)
+    return config
 
 
 def _changed(config: Any, path: list[str], value: Any) -> Any:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-COLOURS = ("#1278b5", "#d08a2e", "#7d5fb3", "#26a65b", "#b5432f", "#5c6670", "#a3358c", "#8a8d1f", "#2f8f9d")
+COLOURS = (
+    "#1278b5", "#d08a2e", "#7d5fb3", "#26a65b", "#b5432f", "#5c6670", "#a3358c", "#8a8d1f", "#2f8f9d", "#1d2328",
+)  # fmt: skip
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#5c6670}.grid{stroke:#e3e5e3}.level{stroke:#5c6670;stroke-dasharray:3 4}"
     ".whisker{stroke:#5c6670;fill:none}.line-level{fill:none;stroke:#8b98a5;stroke-width:1.5}"

@@ -28,6 +28,8 @@ class Arm:
     method: str = WMPO
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings of the recipe -> their values in this arm."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The same for those of the baselines, `BaselineConfig`."""
     limited: bool = True
     """Whether it keeps to P real rollouts."""
 
@@ -77,7 +79,7 @@ class Experiment:
                         recipe = changed(recipe_for(task, smoke), {**self.changes, **arm.changes, "seed": seed})
                         if arm.limited:
                             recipe = changed(recipe, {"collect.episodes": budget})
-                        settings = SMOKE_SETTINGS if smoke else BaselineConfig()
+                        settings = changed(SMOKE_SETTINGS if smoke else BaselineConfig(), arm.settings)
                         cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, self.measures))
         return list({cell.id: cell for cell in cells}.values())  # what has no budget is there once
 
@@ -97,7 +99,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(*AT_EQUAL_COST, UPPER),
         budgets=(128, 1280),
-        sections=(tables.success, tables.against, tables.cost),
+        sections=(tables.success, tables.against, tables.growth, tables.cost),
         smoke_arms=6,
     ),
     "efficiency": Experiment(
@@ -105,7 +107,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         about="How does success grow with P, from no real rollout (the base) to 1280?",
         arms=AT_EQUAL_COST,
         budgets=(32, 64, 128, 256, 512, 1280),
-        sections=(tables.budget_plot, tables.success),
+        sections=(tables.budget_plot, tables.success, tables.growth),
         smoke_arms=1,
     ),
     "table2": Experiment(
@@ -152,6 +154,26 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("RLOO", changes={"grpo.advantage": "rloo"}),
         ),
         sections=(tables.success, tables.dream_quality, tables.against),
+    ),
+    "tuning": Experiment(
+        title="The same search for every method",
+        about=(
+            "Four settings of each method, chosen before the other experiments and on seeds that they don't use, so "
+            "that no method is compared at settings that suit another one."
+        ),
+        arms=(
+            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
+            Arm("WMPO, 40 iterations", changes={"grpo.iterations": 40}),
+            *(Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
+            Arm("Online GRPO, groups of 16", "online_grpo", settings={"online.group_size": 16}),
+            *(Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr}) for lr in (3e-5, 1e-4, 3e-4)),
+            Arm("DPO, beta 0.3", "dpo", settings={"beta": 0.3}),
+            *(Arm(f"Filtered BC, lr {lr:g}", "filtered_bc", settings={"sft.lr": lr}) for lr in (3e-4, 1e-3, 3e-3)),
+            Arm("Filtered BC, 800 steps", "filtered_bc", settings={"sft.steps": 800}),
+        ),
+        seeds=(100, 101, 102),
+        sections=(tables.success,),
+        smoke_arms=1,
     ),
     "trust": Experiment(
         title="How far a dream can be trusted",

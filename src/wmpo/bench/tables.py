@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
@@ -97,10 +98,13 @@ def gain_over_seeds(pairs: Sequence[Pair]) -> Interval:
     return mean_over_seeds([gain([pair for pair in pairs if pair.seed == seed]).value for seed in seeds])
 
 
-def mean_rate(pairs: Sequence[Pair]) -> float:
-    """Mean over tasks."""
-    rates = [rate(own).value for own in by_task(pairs).values()]
-    return sum(rates) / len(rates)
+def mean_rate(pairs: Sequence[Pair]) -> Interval:
+    """Mean over tasks; the distances of the bounds of independent rates add as variances do (MOVER, 2008)."""
+    rates = [rate(own) for own in by_task(pairs).values()]
+    value = sum(part.value for part in rates) / len(rates)
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in rates)) / len(rates)
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in rates)) / len(rates)
+    return Interval(value, value - below, value + above)
 
 
 def told(interval: Interval) -> str:
@@ -134,16 +138,14 @@ def success(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     rows = []
     base = by_task([Pair(r.task, r.seed, r.policies[BASE], r.policies[BASE]) for r in first_of_each_seed(results)])
     cells = [told(rate(base[task])) for task in tasks]
-    rows.append(["Base", "0", *cells, f"{100 * mean_rate([p for own in base.values() for p in own]):.1f}", DASH, DASH])
+    rows.append(["Base", "0", *cells, told(mean_rate([pair for own in base.values() for pair in own])), DASH, DASH])
     for (label, budget), own in groups(results).items():
         pairs = over_base(own)
         mine = by_task(pairs)
         cells = [f"{told(rate(mine[task]))}, {points(gain(mine[task]))}" if task in mine else DASH for task in tasks]
         whole = set(mine) == set(tasks)  # a mean over other tasks could not be compared
         last = (
-            [f"{100 * mean_rate(pairs):.1f}", points(gain(pairs)), seeds_told(gain_over_seeds(pairs))]
-            if whole
-            else [DASH] * 3
+            [told(mean_rate(pairs)), points(gain(pairs)), seeds_told(gain_over_seeds(pairs))] if whole else [DASH] * 3
         )
         rows.append([label, budget_told(budget), *cells, *last])
     head = ("method", "P", *(f"{task}: %, gain" for task in tasks), "mean %", "mean gain", "over seeds")
@@ -173,6 +175,20 @@ def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     )
 
 
+def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """What a method makes of more real rollouts: each P minus the one before."""
+    found = groups(results)
+    rows = []
+    for label in dict.fromkeys(label for label, _ in found):
+        budgets = [budget for its, budget in found if its == label and budget]
+        for less, more in pairwise(budgets):
+            pairs = contrasted(found[label, more], found[label, less])
+            if pairs:
+                rows.append([label, f"{less} to {more}", ", ".join(by_task(pairs)), points(gain(pairs))])
+    head = ("method", "P", "tasks", "gain, mean over tasks")
+    return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
+
+
 def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """What a method took, per cell."""
     rows = []
@@ -193,19 +209,20 @@ def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Mean success over tasks against P, which is 0 for the base."""
     tasks = set(tasks_of(results))
     start = over_base(first_of_each_seed(results), BASE)
-    lines: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, Interval]]] = {}
     for (label, budget), own in groups(results).items():
         pairs = over_base(own)
         if budget and {pair.task for pair in pairs} == tasks:
-            lines.setdefault(label, [(0.0, mean_rate(start))]).append((float(budget), mean_rate(pairs)))
-    if not lines:
+            found.setdefault(label, [(0.0, mean_rate(start))]).append((float(budget), mean_rate(pairs)))
+    if not found:
         return ""
-    chart = line_chart(
-        [Line(label, values, f"arm{i}") for i, (label, values) in enumerate(lines.items())],
-        x_label="real rollouts P",
-        y_label="real success, mean over tasks",
-    )
-    plots[f"{name}-budget.svg"] = drawn(chart, list(lines))
+    lines = []
+    for i, (label, values) in enumerate(found.items()):
+        centres = [(budget, interval.value) for budget, interval in values]
+        lines.append(Line(label, centres, f"arm{i}"))
+        lines.append(Line(label, centres, f"arm{i}", whiskers=[(v.low, v.high) for _, v in values]))
+    chart = line_chart(lines, x_label="real rollouts P", y_label="real success, mean over tasks")
+    plots[f"{name}-budget.svg"] = drawn(chart, list(found))
     return f"## Success against P\n\n![success against P]({name}-budget.svg)"
 
 
@@ -215,10 +232,10 @@ def disruptions(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     rows = []
     base = [[Pair(r.task, r.seed, r.policies[n], r.policies[n]) for r in first_of_each_seed(results)
              if (n := f"{BASE} {kind}") in r.policies] for kind in kinds]  # fmt: skip
-    rows.append(["Base", "0", *(f"{100 * mean_rate(pairs):.1f}" for pairs in base)])
+    rows.append(["Base", "0", *(told(mean_rate(pairs)) for pairs in base)])
     for (label, budget), own in groups(results).items():
         found = [over_base(own, suffix=f" {kind}") for kind in kinds]
-        cells = [f"{100 * mean_rate(pairs):.1f}, {points(gain(pairs))}" if pairs else DASH for pairs in found]
+        cells = [f"{told(mean_rate(pairs))}, {points(gain(pairs))}" if pairs else DASH for pairs in found]
         rows.append([label, budget_told(budget), *cells])
     if not kinds:
         return ""
@@ -240,7 +257,7 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             ]
             solved = [(b, a) for p in pairs for b, a in zip(p.before.success, p.after.success, strict=True) if b]
             lost = f"{100 * sum(not a for _, a in solved) / len(solved):.1f}" if solved else DASH
-            rows.append([label, str(turn * budget), str(turn), f"{100 * mean_rate(pairs):.1f}", points(gain(steps)),
+            rows.append([label, str(turn * budget), str(turn), told(mean_rate(pairs)), points(gain(steps)),
                          points(gain(pairs)), lost])  # fmt: skip
     head = ("method", "P so far", "round", "mean %", "gain of the round", "gain over base", "forgotten, %")
     return (
