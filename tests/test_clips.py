@@ -10,7 +10,7 @@ import torch
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo.data import cache as cache_module
 from wmpo.data.cache import FrameCache
-from wmpo.data.clips import _jitter, ImitationFrames, RewardClips, VideoBatch, VideoClips
+from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips, _jitter
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 

@@ -153,8 +153,9 @@ def test_demonstrations_say_what_was_done_and_what_was_meant() -> None:
         assert episode.finish_step == episode.length - 4
     for episode in noisy:
         assert episode.labels is not None
-        assert np.abs(episode.actions - episode.labels).mean() > 0.05
         assert np.abs(episode.actions).max() <= 1
+    clumsy, skilled = sorted((np.abs(e.actions - e.labels).mean() for e in noisy), reverse=True)
+    assert clumsy > 0.05 and skilled < 0.7 * clumsy  # each demonstrator has a noise of their own
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------
@@ -262,6 +263,7 @@ def test_demonstrators_differ_in_pace_and_take_their_time() -> None:
     mixed = demonstrate(config(), range(6), noise=0.0, seed=0, slowest=0.3)
     reach = [max(float(np.abs(episode.actions[:, :3]).max()) for episode in group) for group in (brisk, mixed)]
     assert reach[0] == 1.0 > reach[1]
-    assert all(slow.length > fast.length for slow, fast in zip(mixed, brisk, strict=True))
+    longer = [slow.length - fast.length for slow, fast in zip(mixed, brisk, strict=True)]
+    assert min(longer) >= 0 and sum(gap > 0 for gap in longer) >= 4
     assert all(episode.succeeded for episode in mixed)
     assert max(episode.length for episode in mixed) > 32  # longer than a policy is given

@@ -52,8 +52,9 @@ class FitConfig:
 class DemonstrationConfig:
     episodes: int = 500
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
-    noise: float = 0.3
-    """Spread of the noise on the executed actions; the clean action is the label."""
+    noise: float = 0.8
+    """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that some
+    demonstrators are clumsy and the dream sees what comes of it. The clean action is the label."""
     slowest: float = 1.0
     """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
     time they need; a policy that dawdles as they do runs out of it."""

@@ -54,7 +54,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the closest matrix with all singular values 1, by Newton-Schulz iterations (they end in about 0.7 to 1.2)."""
+    """Nearly the closest matrix with all singular values 1, by Newton-Schulz iterations (they end at 0.7 to 1.2)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
