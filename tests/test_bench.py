@@ -18,7 +18,7 @@ from wmpo.bench.cells import Cell, CellResult, changed
 from wmpo.bench.experiments import EXPERIMENTS, Arm, Experiment
 from wmpo.bench.grid import pending, result_file, run_grid
 from wmpo.bench.page import write_page
-from wmpo.bench.play import doubt, part_of, play, share
+from wmpo.bench.play import PARTS, doubt, level_folder, part_of, play, share
 from wmpo.cli import main
 from wmpo.commands.opening import open_run
 from wmpo.config import FitConfig, Recipe, RewardConfig, WorldModelConfig
@@ -85,6 +85,10 @@ def test_levels_depend_on_their_part_of_the_recipe_only() -> None:
     assert part_of(one, "world") == part_of(aligned, "world") == part_of(more, "world")
     assert part_of(one, "dream") != part_of(aligned, "dream") != part_of(more, "dream")
     assert part_of(one, "rollouts") != part_of(more, "rollouts")
+    for level in PARTS:  # folders differ exactly where recipes do
+        for two in (other, aligned, more):
+            same = part_of(one, level) == part_of(two, level)
+            assert (level_folder(one, level) == level_folder(two, level)) == same
 
 
 def test_cells_train_in_one_folder_whatever_else_they_measure() -> None:
@@ -165,6 +169,8 @@ def test_a_cell_from_nothing_and_again(tmp_path: Path) -> None:
     assert again.policies == {name: first.policies[name] for name in ("base", "filtered_bc_1")}
     elsewhere = play(replace(cell, measures=()), tmp_path / "two", open_run)
     assert elsewhere.policies == again.policies and elsewhere.interactions == again.interactions
+    weights = [tmp_path / where / cell.folder / "policies/filtered_bc_1/model.safetensors" for where in ("one", "two")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_wmpo_in_a_cell_with_trust(tmp_path: Path) -> None:

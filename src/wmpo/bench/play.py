@@ -52,6 +52,13 @@ from wmpo.world_models.flow import FlowWorldModel
 
 Opener = Callable[[Recipe, Path], AbstractContextManager[Run]]
 PARENTS = {"base": (), "world": ("base",), "rollouts": ("base",), "dream": ("rollouts", "world")}
+BASE_PARTS = ("seed", "device", "env", "demonstrations", "policy", "evaluate")
+PARTS = {
+    "base": BASE_PARTS,
+    "world": (*BASE_PARTS, "world_model"),
+    "rollouts": (*BASE_PARTS, "collect"),
+    "dream": (*BASE_PARTS, "collect", "world_model", "reward"),
+}
 BEGINS_AT = {WMPO: "dream", "dpo": "rollouts", "filtered_bc": "rollouts"}  # the others begin at base
 OWN = {"recipe.json", "result.json", "report.html", "metrics.jsonl", "stages.json", "complete", "tensorboard", "cache"}
 DISRUPTIONS = ("position", "background", "texture")
@@ -83,35 +90,27 @@ def play(cell: Cell, runs: Path, open_run: Opener) -> CellResult:
 
 def part_of(recipe: Recipe, level: str) -> Recipe:
     """The recipe of a level: what it does not depend on is at its default."""
-    part = Recipe(
-        name=level,
-        seed=recipe.seed,
-        control=False,
-        device=recipe.device,
-        env=recipe.env,
-        demonstrations=recipe.demonstrations,
-        policy=recipe.policy,
-        evaluate=recipe.evaluate,
-    )
-    if level in ("rollouts", "dream"):
-        part = replace(part, collect=recipe.collect)
-    if level == "world":
+    part = replace(Recipe(name=level, control=False), **{name: getattr(recipe, name) for name in PARTS[level]})
+    if level == "world":  # not aligned yet
         usual = WorldModelConfig()
-        part = replace(part, world_model=replace(recipe.world_model, align=usual.align, align_share=usual.align_share))
-    if level == "dream":
-        part = replace(part, world_model=recipe.world_model, reward=recipe.reward)
+        part = replace(part, world_model=replace(part.world_model, align=usual.align, align_share=usual.align_share))
     return part
+
+
+def level_folder(recipe: Recipe, level: str) -> str:
+    """Named after the settings that the level depends on, so that others may change without making it anew."""
+    plain = plain_recipe(part_of(recipe, level))
+    return f"{recipe.env.task}-seed{recipe.seed}-{level}-{digest({name: plain[name] for name in PARTS[level]})}"
 
 
 def prepare(level: str, recipe: Recipe, runs: Path, open_run: Opener) -> Path:
     """The folder of a level, made where it isn't there; whoever else needs it waits."""
-    part = part_of(recipe, level)
-    folder = runs / f"{part.env.task}-seed{part.seed}-{level}-{digest(plain_recipe(part))}"
+    folder = runs / level_folder(recipe, level)
     with alone(folder):
         if not (folder / "complete").exists():
             for parent in PARENTS[level]:
                 share(prepare(parent, recipe, runs, open_run), folder)
-            with open_run(part, folder) as run:
+            with open_run(part_of(recipe, level), folder) as run:
                 make(level, run)
             forget(folder)
             (folder / "complete").touch()
