@@ -4,8 +4,9 @@ One training step noises the K future frames, perturbs the context a little (noi
 denoiser for the clean future. One imagined chunk is a few Euler steps from noise.
 
 Departures from the paper, each a setting in `WorldModelConfig`:
-1. The network predicts clean frames as a change of the last context frame; loss and sampler are those of rectified
-   flow (velocity). With one sampling step this is the denoiser's own estimate, which deterministic scenes need.
+1. The network predicts clean frames, put together from frames that it has seen and a change; loss and sampler are those
+   of rectified flow (velocity). With one sampling step this is the denoiser's own estimate, which deterministic scenes
+   need.
 2. The episode's first frame is always in view (`anchor`): without it long videos drift.
 3. A frame's modulation sees its action and the chunk's sum of actions so far, not its action alone.
 """
