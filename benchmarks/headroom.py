@@ -19,7 +19,7 @@ from wmpo.commands.opening import load_recipe, open_run
 from wmpo.evaluate import evaluate
 from wmpo.policies.minivla import MiniVLA
 from wmpo.practice import practise
-from wmpo.results import PolicyResult, RunResult
+from wmpo.results import RunResult
 from wmpo.training.log import RunLog
 
 
@@ -40,8 +40,7 @@ def main() -> None:
 
         def measure(name: str, who: Any) -> None:
             played = evaluate(run.env, who, numbers, temperature=0.0, seed=run.seed(8))
-            outcomes = [int(success) for success in played.success]
-            result.policies[name] = PolicyResult(played.starts, outcomes, played.finish_step)
+            result.policies[name] = played.result(temperature=0.0)
             log.say(f"{name}: real success {played.rate:.1%} of {len(numbers)}")
 
         def watch(iteration: int, who: Any) -> None:

@@ -139,7 +139,7 @@ def test_imitation_frames(cache: FrameCache) -> None:
 
 
 def test_shifted_images_keep_their_labels(cache: FrameCache) -> None:
-    frames = {name: np.arange(2 * 3 * 6 * 6, dtype=np.uint8).reshape(2, 3, 6, 6) for name in ("front",)}["front"]
+    frames = np.arange(2 * 3 * 6 * 6, dtype=np.uint8).reshape(2, 3, 6, 6)
     seen = set()
     for seed in range(60):
         moved = _jitter(frames, 1, np.random.default_rng(seed))

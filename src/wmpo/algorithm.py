@@ -37,7 +37,6 @@ from wmpo.results import RunResult
 from wmpo.rewards import build_reward_model
 from wmpo.rollout import rollout
 from wmpo.run import Run, is_demonstration, is_held_out, is_rollout, round_of
-from wmpo.training.fit import fit
 from wmpo.types import Observation
 from wmpo.world_models.flow import FlowWorldModel
 
@@ -82,15 +81,12 @@ def imitate(run: Run) -> MiniVLA:
         shown = run.episodes(is_demonstration)
         policy.set_statistics(*cache.statistics(shown))
         frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
-        fit(
+        run.fit(
             policy,
             lambda step: frames.sample(cfg.fit.batch_size, run.seed(1), step),
             cfg.fit,
-            folder=run.folder,
-            name="imitation",
-            log=run.log,
-            device=run.device,
-            seed=run.seed(1),
+            "imitation",
+            run.seed(1),
         )
         policy.save_pretrained(run.folder / "policies" / "base")
     return policy
@@ -145,11 +141,10 @@ def pretrain_world_model(run: Run, general: VideoClips) -> FlowWorldModel:
     def clips(step: int) -> VideoBatch:
         return general.sample(cfg.fit.batch_size, run.seed(3), step)
 
-    shared: dict[str, Any] = {"folder": run.folder, "log": run.log, "device": run.device}
     if cfg.codec == "autoencoder":  # the other codecs come ready-made
-        fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, name="autoencoder", seed=run.seed(12), **shared)
+        run.fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, "autoencoder", run.seed(12))
         model.codec.requires_grad_(False)
-    fit(model, clips, cfg.fit, name="world_model", seed=run.seed(3), **shared)
+    run.fit(model, clips, cfg.fit, "world_model", run.seed(3))
     return model
 
 
@@ -162,16 +157,7 @@ def align_world_model(run: Run, model: FlowWorldModel, general: VideoClips, own:
     def mixed(step: int) -> VideoBatch:
         return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
 
-    fit(
-        model,
-        mixed,
-        cfg.align,
-        folder=run.folder,
-        name=f"world_model_align-{turn}",
-        log=run.log,
-        device=run.device,
-        seed=run.seed(4, turn),
-    )
+    run.fit(model, mixed, cfg.align, f"world_model_align-{turn}", run.seed(4, turn))
 
 
 def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardModel:
@@ -192,16 +178,7 @@ def model_success(run: Run, world_model: FlowWorldModel, turn: int) -> RewardMod
             draws = [(part, size, run.seed(6, turn, place)) for place, (part, size) in enumerate(parts) if size]
             return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in draws])
 
-        fit(
-            model,
-            clips,
-            cfg.fit,
-            folder=run.folder,
-            name=f"reward_model_fit-{turn}",
-            log=run.log,
-            device=run.device,
-            seed=run.seed(6, turn),
-        )
+        run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", run.seed(6, turn))
         held = run.store.episodes(run.episodes(lambda record: is_held_out(run, record)))
         dreamt = replay(
             world_model, model, run.env.spec, held, chunk=run.recipe.policy.chunk, device=run.device, stride=cfg.stride

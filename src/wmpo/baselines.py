@@ -22,12 +22,12 @@ from wmpo.config import FitConfig, GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames
 from wmpo.errors import UserError
+from wmpo.measure import outcomes
 from wmpo.practice import practise
 from wmpo.preference import Preference, PreferencePairs, rivals
 from wmpo.protocols import Env
-from wmpo.results import BASE, Interactions, PolicyResult, RunResult
+from wmpo.results import BASE, Interactions, RunResult
 from wmpo.run import Run, is_demonstration, is_rollout, round_of
-from wmpo.training.fit import fit
 from wmpo.training.log import read_metrics
 from wmpo.types import Observation, Outcome
 
@@ -58,7 +58,11 @@ def improve(run: Run, method: str, cfg: BaselineConfig) -> RunResult:
         name = f"{method}_{turn}"
         policy.save_pretrained(run.folder / "policies" / name)
         evaluate_policy(run, policy, name)
-    return outcomes(run)
+    result, _ = outcomes(run)
+    tried, practised = result.interactions["rollouts"], real_practice(run)
+    result.interactions["rollouts"] = Interactions(tried.episodes + practised.episodes, tried.steps + practised.steps)
+    result.read_logs(run.folder)
+    return result
 
 
 def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
@@ -92,15 +96,12 @@ def dpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
         policy.to(run.device)
         batches = PreferencePairs(FrameCache(run.store), policy, pairs, temperature, run.device)
         seed = run.seed(21, turn)
-        fit(
+        run.fit(
             Preference(policy, cfg.beta, temperature),
             lambda step: batches.sample(cfg.dpo.batch_size, seed, step),
             cfg.dpo,
-            folder=run.folder,
-            name=f"dpo-{turn}",
-            log=run.log,
-            device=run.device,
-            seed=seed,
+            f"dpo-{turn}",
+            seed,
         )
     return policy
 
@@ -133,16 +134,7 @@ def imitate_more(run: Run, policy: Any, episodes: Sequence[int], cfg: FitConfig,
     with run.log.stage("imitate more"):
         frames = ImitationFrames(FrameCache(run.store), episodes, policy.chunk, shift=run.recipe.policy.shift)
         seed = run.seed(22, turn)
-        return fit(
-            policy,
-            lambda step: frames.sample(cfg.batch_size, seed, step),
-            cfg,
-            folder=run.folder,
-            name=name,
-            log=run.log,
-            device=run.device,
-            seed=seed,
-        )
+        return run.fit(policy, lambda step: frames.sample(cfg.batch_size, seed, step), cfg, name, seed)
 
 
 def within(cfg: GRPOConfig, budget: int) -> GRPOConfig:
@@ -197,33 +189,11 @@ class Metered:
         """Nothing to close; the environment belongs to the run."""
 
 
-def outcomes(run: Run) -> RunResult:
-    """What was measured, and what it cost: the same fields as of a run of WMPO, where they apply."""
-    result = RunResult.begin(run.recipe)
-    names = dict.fromkeys(record.source for record in run.evaluation.records())
-    steps = 0
-    for name in names:
-        episodes = run.evaluation.episodes(run.evaluation.select(source=name))
-        steps += sum(episode.length for episode in episodes)
-        result.policies[name] = PolicyResult(
-            starts=[episode.start for episode in episodes],
-            success=[int(episode.succeeded) for episode in episodes],
-            finish_step=[episode.finish_step for episode in episodes],
-            temperature=run.recipe.evaluate.temperature,
-        )
-    shown = [record for record in run.store.records() if record.source == "expert"]
-    tried = [record for record in run.store.records() if is_rollout(record)]
-    online = {"episodes": 0, "steps": 0}
+def real_practice(run: Run) -> Interactions:
+    """What practice in the real environment has used, by its log."""
+    used = {"episodes": 0, "steps": 0}
     for name, points in read_metrics(run.folder).items():
-        for unit in online:
+        for unit in used:
             if name.endswith(f"/real_{unit}"):
-                online[unit] += round(sum(value for _, value in points))
-    result.interactions = {
-        "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
-        "rollouts": Interactions(
-            len(tried) + online["episodes"], sum(record.length for record in tried) + online["steps"]
-        ),
-        "evaluation": Interactions(sum(len(policy.starts) for policy in result.policies.values()), steps),
-    }
-    result.read_logs(run.folder)
-    return result
+                used[unit] += round(sum(value for _, value in points))
+    return Interactions(**used)

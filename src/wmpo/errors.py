@@ -1,5 +1,22 @@
 """The one exception that a user should ever see."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
 
 class UserError(Exception):
     """Bad input, told in one sentence: what was wrong, where, and what to do. The command line exits with 2."""
+
+
+def named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
+    """known[name], or a UserError that lists what there is and guesses what was meant."""
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? There are" if close else "there are"
+    raise UserError(f"There is no {kind} {name!r}: {hint} {', '.join(known)}.")

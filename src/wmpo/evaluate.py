@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from wmpo.protocols import Env, Policy
+from wmpo.results import PolicyResult
 from wmpo.rollout import rollout
 from wmpo.types import Episode
 
@@ -28,6 +29,16 @@ class Evaluation:
     @property
     def rate(self) -> float:
         return sum(self.success) / len(self.success)
+
+    def result(self, temperature: float, disruption: str = "none") -> PolicyResult:
+        """For a result file."""
+        return PolicyResult(
+            starts=self.starts,
+            success=[int(success) for success in self.success],
+            finish_step=self.finish_step,
+            temperature=temperature,
+            disruption=disruption,
+        )
 
 
 def evaluate(

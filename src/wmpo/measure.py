@@ -187,21 +187,35 @@ def _mixture(success: Sequence[bool]) -> list[int]:
     return sorted(sides[0] + sides[1])
 
 
+def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
+    """How each policy did for real and what it cost; and the evaluation's episodes by policy."""
+    result = RunResult.begin(run.recipe)
+    names = dict.fromkeys(record.source for record in run.evaluation.records())
+    played = {name: run.evaluation.episodes(run.evaluation.select(source=name)) for name in names}
+    for name, episodes in played.items():
+        result.policies[name] = PolicyResult(
+            starts=[episode.start for episode in episodes],
+            success=[int(episode.succeeded) for episode in episodes],
+            finish_step=[episode.finish_step for episode in episodes],
+            temperature=run.recipe.evaluate.temperature,
+        )
+    shown = [record for record in run.store.records() if record.source == "expert"]
+    tried = [record for record in run.store.records() if is_rollout(record)]
+    evaluated = [episode for episodes in played.values() for episode in episodes]
+    result.interactions = {
+        "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
+        "rollouts": Interactions(len(tried), sum(record.length for record in tried)),
+        "evaluation": Interactions(len(evaluated), sum(episode.length for episode in evaluated)),
+    }
+    return result, played
+
+
 def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
     """Measure the dream, then write result.json and report.html."""
     recipe = run.recipe
-    result = RunResult.begin(recipe)
     spec = run.env.spec
     with run.log.stage("report"):
-        names = dict.fromkeys(record.source for record in run.evaluation.records())
-        played = {name: run.evaluation.episodes(run.evaluation.select(source=name)) for name in names}
-        for name, episodes in played.items():
-            result.policies[name] = PolicyResult(
-                starts=[episode.start for episode in episodes],
-                success=[int(episode.succeeded) for episode in episodes],
-                finish_step=[episode.finish_step for episode in episodes],
-                temperature=recipe.evaluate.temperature,
-            )
+        result, played = outcomes(run)
         base, final = played["base"], played[result.final]
         replayed = [
             replay(
@@ -234,18 +248,12 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
                 seed=run.seed(11),
             )
             result.gaps[name] = gap(imagined, episodes)
-        shown = [record for record in run.store.records() if record.source == "expert"]
-        tried = [record for record in run.store.records() if is_rollout(record)]
         watched = recipe.grpo.iterations // recipe.evaluate.watch_every if recipe.evaluate.watch_every else 0
         watched *= recipe.evaluate.watch_episodes * (recipe.rounds + recipe.control)
-        result.interactions = {
-            "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
-            "rollouts": Interactions(len(tried), sum(record.length for record in tried)),
+        evaluation = result.interactions.pop("evaluation")
+        result.interactions |= {  # in the order in which they took place
             "practice_resets": Interactions(recipe.grpo.starts * recipe.rounds, 0),
-            "evaluation": Interactions(
-                sum(map(len, played.values())),
-                sum(episode.length for episodes in played.values() for episode in episodes),
-            ),
+            "evaluation": evaluation,
             "watching_practice": Interactions(watched, 0),
         }
         pictures = pictures_of(reward_model, base, final, replayed[0], spec.fps)

@@ -16,8 +16,7 @@ from typing import Any
 
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
-from wmpo.objectives.statistics import Interval
-from wmpo.report.words import points, span
+from wmpo.report.words import percent, points
 from wmpo.results import RunResult
 from wmpo.training.files import read_json
 from wmpo.training.metrics import metrics_page
@@ -146,8 +145,8 @@ def results_page(folder: Path) -> str:
         row = [
             f"[{path.stem}](../results/{path.name})",
             str(len(result.policies["base"].starts)),
-            rate(summary.rates["base"]),
-            rate(summary.rates[result.final]),
+            percent(summary.rates["base"]),
+            percent(summary.rates[result.final]),
             gains.get(result.final, "–"),
             gains.get("control", "–"),
             f"{gap.imagined:.0%}" if gap else "–",
@@ -158,11 +157,6 @@ def results_page(folder: Path) -> str:
         ]
         lines.append("| " + " | ".join(row) + " |")
     return head + "\n".join(lines) + "\n"
-
-
-def rate(interval: Interval) -> str:
-    """31.2 (25.9 to 37.1)."""
-    return f"{100 * interval.value:.1f} ({span(interval)})"
 
 
 def with_generated(page: str, text: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from wmpo.config import Recipe
+from wmpo.config import FitConfig, Recipe
 from wmpo.data.starts import held_out, starts
 from wmpo.data.store import EpisodeRecord, EpisodeStore
 from wmpo.protocols import Env
-from wmpo.training.fit import step_seed
+from wmpo.training.fit import fit, step_seed
 from wmpo.training.log import RunLog
 
 
@@ -33,6 +35,12 @@ class Run:
 
     def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
         return starts(split, self.recipe.seed, n, turn)
+
+    def fit(
+        self, module: nn.Module, sample: Callable[[int], Any], config: FitConfig, name: str, seed: int
+    ) -> nn.Module:
+        """Train in this run's folder, on its device; see `wmpo.training.fit`."""
+        return fit(module, sample, config, folder=self.folder, name=name, log=self.log, device=self.device, seed=seed)
 
     def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
         """Indices of stored episodes."""

@@ -5,7 +5,6 @@ An experiment is a list of cells, `Experiment.cells`. To add one, add a value to
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ from wmpo.bench import tables, trust
 from wmpo.bench.cells import WMPO, Cell, changed
 from wmpo.bench.tables import Section
 from wmpo.config import FitConfig, GRPOConfig, Recipe
-from wmpo.errors import UserError
+from wmpo.errors import named
 from wmpo.recipes import RECIPES
 from wmpo.recipes.smoke import SMOKE
 
@@ -208,8 +207,4 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def experiment_named(name: str) -> Experiment:
-    if name in EXPERIMENTS:
-        return EXPERIMENTS[name]
-    close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-    hint = f"did you mean {close[0]}? There are" if close else "there are"
-    raise UserError(f"There is no experiment {name!r}: {hint} {', '.join(EXPERIMENTS)}.")
+    return named("experiment", name, EXPERIMENTS)

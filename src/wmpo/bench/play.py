@@ -42,7 +42,7 @@ from wmpo.imagination import Replay, replay
 from wmpo.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.objectives.verdicts import auroc, expected_calibration_error
 from wmpo.policies.minivla import MiniVLA
-from wmpo.results import BASE, PolicyResult, RunResult
+from wmpo.results import BASE, RunResult
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.run import Run
 from wmpo.training.files import write_json
@@ -186,9 +186,7 @@ def measure_disruptions(run: Run, result: CellResult) -> None:
         with closing(make_env(run.recipe.env, disruption)) as env:
             for name, policy in policies_of(run, result).items():
                 played = evaluate(env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8))
-                result.policies[f"{name} {disruption}"] = PolicyResult(
-                    played.starts, [int(hit) for hit in played.success], played.finish_step, cfg.temperature, disruption
-                )
+                result.policies[f"{name} {disruption}"] = played.result(cfg.temperature, disruption)
 
 
 def measure_attempts(run: Run, result: CellResult) -> None:

@@ -15,7 +15,7 @@ from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
 from wmpo.objectives.statistics import Interval, mean_over_seeds, paired_difference, wilson_interval
 from wmpo.report.charts import Line, line_chart
-from wmpo.report.words import number, points, span
+from wmpo.report.words import number, percent, points
 from wmpo.results import BASE, PolicyResult
 from wmpo.training.log import clock
 
@@ -107,11 +107,6 @@ def mean_rate(pairs: Sequence[Pair]) -> Interval:
     return Interval(value, value - below, value + above)
 
 
-def told(interval: Interval) -> str:
-    """A rate: 31.2 (25.9 to 37.1)."""
-    return f"{100 * interval.value:.1f} ({span(interval)})"
-
-
 def seeds_told(interval: Interval) -> str:
     return points(interval) if math.isfinite(interval.low) else DASH
 
@@ -137,16 +132,15 @@ def success(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     tasks = tasks_of(results)
     rows = []
     base = by_task([Pair(r.task, r.seed, r.policies[BASE], r.policies[BASE]) for r in first_of_each_seed(results)])
-    cells = [told(rate(base[task])) for task in tasks]
-    rows.append(["Base", "0", *cells, told(mean_rate([pair for own in base.values() for pair in own])), DASH, DASH])
+    cells = [percent(rate(base[task])) for task in tasks]
+    rows.append(["Base", "0", *cells, percent(mean_rate([pair for own in base.values() for pair in own])), DASH, DASH])
     for (label, budget), own in groups(results).items():
         pairs = over_base(own)
         mine = by_task(pairs)
-        cells = [f"{told(rate(mine[task]))}, {points(gain(mine[task]))}" if task in mine else DASH for task in tasks]
+        cells = [f"{percent(rate(mine[task]))}, {points(gain(mine[task]))}" if task in mine else DASH for task in tasks]
         whole = set(mine) == set(tasks)  # a mean over other tasks could not be compared
-        last = (
-            [told(mean_rate(pairs)), points(gain(pairs)), seeds_told(gain_over_seeds(pairs))] if whole else [DASH] * 3
-        )
+        means = [percent(mean_rate(pairs)), points(gain(pairs)), seeds_told(gain_over_seeds(pairs))] if whole else []
+        last = means or [DASH] * 3
         rows.append([label, budget_told(budget), *cells, *last])
     head = ("method", "P", *(f"{task}: %, gain" for task in tasks), "mean %", "mean gain", "over seeds")
     return f"## Success\n\n{table(head, rows)}"
@@ -232,10 +226,10 @@ def disruptions(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     rows = []
     base = [[Pair(r.task, r.seed, r.policies[n], r.policies[n]) for r in first_of_each_seed(results)
              if (n := f"{BASE} {kind}") in r.policies] for kind in kinds]  # fmt: skip
-    rows.append(["Base", "0", *(told(mean_rate(pairs)) for pairs in base)])
+    rows.append(["Base", "0", *(percent(mean_rate(pairs)) for pairs in base)])
     for (label, budget), own in groups(results).items():
         found = [over_base(own, suffix=f" {kind}") for kind in kinds]
-        cells = [f"{told(mean_rate(pairs))}, {points(gain(pairs))}" if pairs else DASH for pairs in found]
+        cells = [f"{percent(mean_rate(pairs))}, {points(gain(pairs))}" if pairs else DASH for pairs in found]
         rows.append([label, budget_told(budget), *cells])
     if not kinds:
         return ""
@@ -257,7 +251,7 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             ]
             solved = [(b, a) for p in pairs for b, a in zip(p.before.success, p.after.success, strict=True) if b]
             lost = f"{100 * sum(not a for _, a in solved) / len(solved):.1f}" if solved else DASH
-            rows.append([label, str(turn * budget), str(turn), told(mean_rate(pairs)), points(gain(steps)),
+            rows.append([label, str(turn * budget), str(turn), percent(mean_rate(pairs)), points(gain(steps)),
                          points(gain(pairs)), lost])  # fmt: skip
     head = ("method", "P so far", "round", "mean %", "gain of the round", "gain over base", "forgotten, %")
     return (
@@ -305,7 +299,7 @@ def attempts_row(
     tries = [count for result in known for count in result.attempts[name(result)]]
     hits = [hit for result in known for hit in result.policies[name(result)].success]
     failed_first = [hit for count, hit in zip(tries, hits, strict=True) if count > 1 or (count == 1 and not hit)]
-    share = told(wilson_interval(sum(failed_first), len(failed_first))) if failed_first else DASH
+    share = percent(wilson_interval(sum(failed_first), len(failed_first))) if failed_first else DASH
     ratio = mean_of(r.policies[name(r)].steps_to_success / r.policies[BASE].steps_to_success for r in known)
     length = f"{100 * ratio:.1f} %" if ratio == ratio else DASH
     return [label, budget, str(len(failed_first)), share, number(mean_of(map(float, tries)), 2), length]

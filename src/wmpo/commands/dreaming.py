@@ -89,7 +89,6 @@ class RewardModel:
         from wmpo.measure import score_video
         from wmpo.objectives.verdicts import best_f1_threshold
         from wmpo.rewards import build_reward_model
-        from wmpo.training.fit import fit
 
         cfg = self.reward
         recipe = Recipe(seed=self.seed, reward=cfg, device=self.device)
@@ -102,9 +101,9 @@ class RewardModel:
             clips = RewardClips(cache, seen, cfg.clip_length)
             torch.manual_seed(run.seed(6))
             model = build_reward_model(cfg, spec)
-            fit(model, lambda step: clips.sample(cfg.fit.batch_size, run.seed(6), step), cfg.fit,
-                folder=self.out, name="reward_model", log=run.log, device=run.device, seed=run.seed(6))  # fmt: skip
-            episodes = [run.store.episode(i) for i in kept]
+            seed = run.seed(6)
+            run.fit(model, lambda step: clips.sample(cfg.fit.batch_size, seed, step), cfg.fit, "reward_model", seed)
+            episodes = run.store.episodes(kept)
             camera = next(iter(spec.cameras))
             if self.world_model is None:
                 videos = [score_video(model, episode.images[camera], episode.instruction) for episode in episodes]

@@ -42,7 +42,7 @@ class Evaluate:
         from wmpo.envs import make_env
         from wmpo.evaluate import evaluate
         from wmpo.report.terminal import terminal_table
-        from wmpo.results import PolicyResult, RunResult
+        from wmpo.results import RunResult
         from wmpo.training.log import RunLog
 
         recipe = load_recipe(self.folder)
@@ -65,13 +65,7 @@ class Evaluate:
                 for name, policy in policies.items():
                     log.say(f"{name}: {episodes} real episodes, disruption {self.disruption}")
                     measured = evaluate(env, policy, numbers, temperature=temperature, seed=self.seed)
-                    result.policies[name] = PolicyResult(
-                        starts=measured.starts,
-                        success=[int(success) for success in measured.success],
-                        finish_step=measured.finish_step,
-                        temperature=temperature,
-                        disruption=self.disruption,
-                    )
+                    result.policies[name] = measured.result(temperature, self.disruption)
                     result.save(file)
                 log.console.print(terminal_table(result))
                 log.say(f"Outcomes: {file}")

@@ -5,10 +5,8 @@ A recipe of your own is a value like these: add it to `RECIPES`, or pass it to `
 
 from __future__ import annotations
 
-import difflib
-
 from wmpo.config import Recipe
-from wmpo.errors import UserError
+from wmpo.errors import named
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
 from wmpo.recipes.tabletop import INSERT, PLACE, PUSH, STACK
@@ -26,8 +24,4 @@ ABOUT: dict[str, str] = {
 
 
 def recipe_named(name: str) -> Recipe:
-    if name in RECIPES:
-        return RECIPES[name]
-    close = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"did you mean {close[0]}? There are" if close else "there are"
-    raise UserError(f"There is no recipe {name!r}: {hint} {', '.join(RECIPES)}.")
+    return named("recipe", name, RECIPES)

@@ -62,6 +62,11 @@ def span(interval: Interval, scale: float = 100.0) -> str:
     return f"{scale * interval.low:.1f} to {scale * interval.high:.1f}".replace("-", "−")
 
 
+def percent(interval: Interval) -> str:
+    """A rate: 31.2 (25.9 to 37.1)."""
+    return f"{100 * interval.value:.1f} ({span(interval)})"
+
+
 def points(interval: Interval) -> str:
     """+21.1 (14.5 to 27.7)."""
     return f"{signed(interval.value)} ({span(interval)})"

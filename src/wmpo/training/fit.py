@@ -222,19 +222,17 @@ def _optimizer(
 ) -> torch.optim.AdamW:
     """Decays matrices and kernels, but neither biases nor norms."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    muon = config.optimizer == "muon"
-    matrices = [parameter for parameter in trained if muon and is_matrix(parameter)]
-    rest = [parameter for parameter in trained if not (muon and is_matrix(parameter))]
+    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    matrices = [parameter for parameter in trained if kind is Muon and is_matrix(parameter)]
+    taken = set(matrices)
+    rest = [parameter for parameter in trained if parameter not in taken]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay, "matrix": True},
         {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
     fused = device.type in ("cpu", "cuda")  # on a CPU the unfused one can cost more than the backward pass
-    if muon:
-        return Muon(groups, config.lr, betas, fused)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=fused)
+    return kind([group for group in groups if group["params"]], lr=config.lr, betas=betas, fused=fused)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

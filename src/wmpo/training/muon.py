@@ -6,7 +6,6 @@ in bfloat16, which costs three times as much on CPUs that have no unit for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,9 +22,6 @@ def is_matrix(parameter: nn.Parameter) -> bool:
 
 class Muon(torch.optim.AdamW):
     """Muon for groups with `matrix=True`, AdamW for the others. One learning rate serves both."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], fused: bool) -> None:
-        super().__init__(list(groups), lr=lr, betas=betas, fused=fused)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
