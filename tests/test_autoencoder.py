@@ -155,3 +155,16 @@ def test_folders_that_hold_no_autoencoder(tiny_vae, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_diffusers)
     with pytest.raises(UserError, match=r'pip install "wmpo\[hub\]"'):
         DiffusersCodec(folder)
+
+
+def test_its_only_dice_are_those_that_it_is_given():
+    torch.manual_seed(0)
+    codec = Autoencoder(AutoencoderConfig(width=8, noise=0.5))
+    images, before = pictures(4), torch.get_rng_state()
+    start = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
+    losses = []
+    for seed in (1, 1, 2):
+        codec.load_state_dict(start)  # the running scale must not differ
+        losses.append(codec(images, torch.Generator().manual_seed(seed))[0].item())
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -35,7 +35,8 @@ def test_video_clips(cache: FrameCache) -> None:
     batch = VideoClips(cache, [0, 1, 2], context=3, chunk=4).sample(400, seed=1, step=0)
     assert batch.context["front"].shape == (400, 3, 3, 16, 24)
     assert batch.future["wrist"].shape == (400, 4, 3, 8, 8)
-    assert (batch.action.shape, batch.state.shape) == ((400, 4, 3), (400, 4, 2))
+    assert (batch.action.shape, batch.state.shape) == ((400, 4, 3), (400, 5, 2))
+    assert (batch.first_state.shape, batch.travel.shape) == ((400, 2), (400, 3))
     for camera in SPEC.cameras:
         context, future = where(batch.context[camera]), where(batch.future[camera])
         episode, now = context[:, -1].T
@@ -48,9 +49,26 @@ def test_video_clips(cache: FrameCache) -> None:
         for k in range(4):
             assert np.array_equal(future[:, k, 1], now + 1 + k)
             assert np.allclose(batch.action[:, k, 0], episode + (now + k) / 100)
-            assert np.allclose(batch.state[:, k, 1], episode + (now + k + 1) / 100)
+        for k in range(5):
+            assert np.allclose(batch.state[:, k, 1], episode + (now + k) / 100)
+        assert np.allclose(batch.first_state[:, 1], episode)
         assert (context[..., 0] == episode[:, None]).all() and (future[..., 0] == episode[:, None]).all()
         assert np.array_equal(where(batch.anchor[camera]), np.stack([episode, 0 * now], 1))
+
+
+def test_travel_is_the_sum_of_the_actions_so_far(tmp_path: Path) -> None:
+    """The episode's own actions up to now, however many were stored before it."""
+    dice = np.random.default_rng(0)
+    episodes = [make_episode(i, 5 + i) for i in range(4)]
+    for episode in episodes:
+        episode.actions[:] = dice.normal(size=episode.actions.shape)
+    cache = FrameCache(make_store(tmp_path, episodes))
+    batch = VideoClips(cache, [1, 3], context=2, chunk=3).sample(100, seed=0, step=0)
+    episode, now = where(batch.context["front"])[:, -1].T
+    assert set(episode) == {1, 3} and set(now) == set(range(6))
+    expected = [episodes[e].actions[:t].sum(0) for e, t in zip(episode, now, strict=True)]
+    assert np.allclose(batch.travel, expected, atol=1e-5)
+    assert batch.travel.dtype == torch.float32 and not batch.travel[torch.from_numpy(now == 0)].any()
 
 
 def test_the_whole_image_is_right(cache: FrameCache) -> None:
@@ -75,7 +93,9 @@ def test_video_batches_join(cache: FrameCache) -> None:
     parts = [VideoClips(cache, [i], 2, 2).sample(n, 0, 0) for i, n in ((1, 3), (2, 5))]
     batch = VideoBatch.cat(parts)
     assert where(batch.anchor["wrist"])[:, 0].tolist() == [1] * 3 + [2] * 5
-    assert len(batch.action) == len(batch.state) == len(batch.context["front"]) == len(batch.future["front"]) == 8
+    assert len(batch.context["front"]) == len(batch.future["front"]) == 8
+    for name in ("action", "state", "first_state", "travel"):
+        assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts]))
 
 
 def test_chosen_cameras_only(cache: FrameCache) -> None:

@@ -60,7 +60,7 @@ class Wide(nn.Module):
         self.layer = nn.Linear(32, 32)
         self.steps, self.stop_at = 0, stop_at
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         self.steps += 1
         if self.steps == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)

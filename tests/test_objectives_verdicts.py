@@ -11,6 +11,7 @@ from wmpo.objectives.verdicts import (
     best_f1_threshold,
     expected_calibration_error,
     first_hit,
+    matching_threshold,
     precision_recall_f1,
 )
 
@@ -118,3 +119,13 @@ def test_calibration_by_hand():
     assert bins[9].frequency == pytest.approx(0.5)
     assert math.isnan(bins[4].confidence)
     assert error == pytest.approx((2 * 0.05 + 1 * 0.85 + 2 * 0.475) / 5)
+
+
+def test_matching_threshold_lets_the_given_share_pass() -> None:
+    scores = torch.tensor([0.1, 0.9, 0.4, 0.7, 0.2])
+    for successes, expected in ((0, 0.9), (1, 0.7), (2, 0.4), (4, 0.1)):
+        threshold = matching_threshold(scores, successes / 5)
+        assert threshold == pytest.approx(expected)
+        assert int((scores > threshold).sum()) == successes
+    assert (scores > matching_threshold(scores, 1.0)).all()
+    assert int((torch.ones(4) > matching_threshold(torch.ones(4), 0.5)).sum()) == 0  # ties fall below

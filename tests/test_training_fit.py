@@ -1,4 +1,4 @@
-"""The one supervised loop: it learns, it resumes bit for bit, it says what went wrong."""
+"""The one supervised loop: it learns, it resumes bit for bit, in shares or not, and it says what went wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ class Line(nn.Module):
         self.layer = nn.Linear(3, 3)
         self.noise = noise
 
-    def forward(self, x_B3: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        noisy = x_B3 + self.noise * torch.randn_like(x_B3)
+    def forward(self, x_B3: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy = x_B3 + self.noise * torch.randn(x_B3.shape, generator=generator)
         error = (self.layer(noisy) - (2 * x_B3 - 1)).square().mean()
         return error, {"error": error}
 
@@ -54,20 +55,26 @@ def test_it_learns(tmp_path: Path) -> None:
     assert metrics["line/loss"][-1][1] < 0.1 * metrics["line/loss"][0][1]
 
 
+@pytest.fixture(params=[1, 2])
+def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))
+    return request.param
+
+
+@pytest.mark.parametrize("shares", [1, 2])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_resume_equals_uninterrupted(tmp_path: Path, ema: float, number: signal.Signals) -> None:
-    config = FitConfig(steps=6, warmup=2, lr=0.05, ema=ema, weight_decay=0.01)
+def test_resume_equals_uninterrupted(
+    tmp_path: Path, ema: float, number: signal.Signals, shares: int, cores: int
+) -> None:
+    config = FitConfig(steps=6, warmup=2, lr=0.05, ema=ema, weight_decay=0.01, shares=shares)
     whole = train(tmp_path / "whole", config)
 
     class StopsAtThree(Line):
-        steps = 0
-
-        def forward(self, x_B3: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            self.steps += 1
-            if self.steps == 3:
+        def forward(self, x_B3: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            if torch.equal(x_B3[0], sample(2)[0]):  # the third step's batch, or its first share
                 os.kill(os.getpid(), number)
-            return super().forward(x_B3)
+            return super().forward(x_B3, generator)
 
     parts = tmp_path / "parts"
     with RunLog(parts, quiet=True) as log, pytest.raises(KeyboardInterrupt, match="after step 3"):
@@ -127,6 +134,48 @@ def test_global_random_numbers_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("shares", [2, 4])
+def test_shares_take_the_steps_of_the_whole_batch(tmp_path: Path, shares: int, cores: int) -> None:
+    ends = []
+    for count in (1, shares):
+        folder = tmp_path / str(count)
+        config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5, shares=count)
+        with RunLog(folder, quiet=True) as log:
+            module = fit(Line(noise=0.0), sample, config, folder=folder, name="line", log=log)
+        logged = read_metrics(folder)
+        # Adam doesn't care how large gradients are, hence a look at their norm too
+        facts = [logged[f"line/{name}"][-1][1] for name in ("loss", "error", "grad_norm")]
+        ends.append((module.layer.weight.detach(), module.layer.bias.detach(), torch.tensor(facts)))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(ends[0][0], Line().layer.weight, atol=1e-2)
+
+
+def test_the_shares_not_the_cores_decide_what_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = []
+    for cores, threads in ((1, 1), (2, 1), (2, 2)):  # workers, and threads of an operation outside them
+        monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+        torch.set_num_threads(threads)
+        learned.append(train(tmp_path / f"{cores}{threads}", FitConfig(steps=5, warmup=2, lr=0.05, shares=2)))
+    torch.set_num_threads(1)
+    assert all(torch.equal(learned[0][name], learned[2][name]) for name in learned[0])
+    assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
+
+
+def test_every_share_of_every_step_has_its_own_dice(tmp_path: Path) -> None:
+    class Gambler(Line):
+        thrown: ClassVar[list[float]] = []
+
+        def forward(self, x_B3: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            self.thrown.append(torch.rand((), generator=generator).item())
+            return super().forward(x_B3, generator)
+
+    for name in ("one", "two"):
+        with RunLog(tmp_path / name, quiet=True) as log:
+            config = FitConfig(steps=3, warmup=1, shares=4)
+            fit(Gambler(), sample, config, folder=tmp_path / name, name="line", log=log)
+    assert Gambler.thrown[:12] == Gambler.thrown[12:] and len(set(Gambler.thrown)) == 12
+
+
 def test_first_step_of_adamw_and_average_by_hand(tmp_path: Path) -> None:
     """The first AdamW step moves every weight by lr against its gradient's sign; the average by nine tenths of it."""
 
@@ -135,7 +184,7 @@ def test_first_step_of_adamw_and_average_by_hand(tmp_path: Path) -> None:
             super().__init__()
             self.w = nn.Parameter(torch.tensor([1.0, 1.0]))
 
-        def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             return (self.w * x).sum(), {}
 
     def run(name: str, ema: float) -> Tensor:

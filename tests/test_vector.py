@@ -113,7 +113,7 @@ def test_saved_states_continue_exactly(processes: VectorEnv) -> None:
 
 
 def test_a_state_that_nobody_asked_for_is_empty() -> None:
-    env = make_env(config())
+    env = make_env(config(state=False))
     assert env.spec.state_dim == 0
     assert env.reset([0, 1]).state.shape == (2, 0)
     assert env.step([0], random_chunk(1, 2)).state.shape == (1, 2, 0)

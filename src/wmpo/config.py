@@ -18,8 +18,8 @@ class EnvConfig:
     """Cameras that the policy sees: front, wrist."""
     image_size: int = 64
     """Height and width of each camera, in pixels. [paper 256]"""
-    state: bool = False
-    """Give the policy the gripper's position and opening too. [paper: no]"""
+    state: bool = True
+    """The policy feels the gripper's position and opening too, and the dream imagines them. [paper: no]"""
     renderer: Literal["auto", "egl", "rays"] = "auto"
     """egl: OpenGL without a screen; rays: MuJoCo's own ray casting, needs no graphics; auto: egl where it works."""
     workers: int = 2
@@ -36,6 +36,9 @@ class FitConfig:
     """Optimiser steps."""
     batch_size: int = 32
     """Samples per step."""
+    shares: int = 1
+    """Equal parts of a batch that a CPU works on side by side, a core each; the gradient is their mean. A GPU takes the
+    batch whole."""
     lr: float = 1e-3
     """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
     warmup: int = 50
@@ -52,10 +55,10 @@ class FitConfig:
 class DemonstrationConfig:
     episodes: int = 500
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
-    noise: float = 0.8
+    noise: float = 0.6
     """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that some
     demonstrators are clumsy and the dream sees what comes of it. The clean action is the label."""
-    slowest: float = 1.0
+    slowest: float = 0.5
     """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
     time they need; a policy that dawdles as they do runs out of it."""
 
@@ -72,7 +75,9 @@ class PolicyConfig:
     """Width of the action decoder."""
     shift: int = 4
     """Training images are moved by up to so many pixels, at random."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, lr=2e-3))
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=128, shares=2, lr=2e-3)
+    )
     """Supervised training on the demonstrations."""
 
 
@@ -82,7 +87,7 @@ class CollectConfig:
     """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
     held_out: float = 0.25
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
-    temperature: float = 0.6
+    temperature: float = 0.5
     """Sampling temperature of the policy while collecting: what it does there is what it will do in practice."""
 
 
@@ -121,12 +126,16 @@ class WorldModelConfig:
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: int = 4
     """Attention heads of the transformer."""
+    body_fit: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
+    )
+    """Training of the few weights that know how the robot's state, and the picture with it, answers to actions."""
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=1000, batch_size=32, lr=2e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=1000, batch_size=32, shares=2, lr=2e-3, ema=0.995)
     )
     """Pretraining on the demonstrations."""
     align: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=32, lr=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=32, shares=2, lr=1e-3, ema=0.995)
     )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
     align_share: float = 0.5
@@ -141,18 +150,21 @@ class RewardConfig:
     """L: frames per clip. [paper 8]"""
     stride: int = 2
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
+    threshold: Literal["rate", "f1"] = "rate"
+    """The score above which a clip counts as success. rate: such that the policy succeeds in the dream as often as it
+    did for real; f1: the best F1 on imagined replays of held-out real episodes. [paper: f1, on real clips]"""
     dream_share: float = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
     classifier judges dreams, so it should have seen some. [paper: 0]"""
     width: int = 32
     """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64, shares=2))
     """Training on balanced clips. [paper lr 1e-4]"""
 
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    iterations: int = 20
+    iterations: int = 12
     """Policy iterations: imagine groups, then a few clipped updates."""
     groups: int = 48
     """Informative groups per iteration. [paper 64]"""
@@ -180,7 +192,7 @@ class GRPOConfig:
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
     """grpo: reward minus the group's mean, over its spread; dr_grpo: without that division, nor one by the episode's
     length; rloo: reward minus the mean of the others."""
-    temperature: float = 0.6
+    temperature: float = 0.5
     """Sampling temperature, used for log-probabilities too. A small policy that samples at 1 fails of its dice, and its
     practice is spent on fighting them. [paper 1.6]"""
     grad_clip: float = 1.0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wmpo.protocols import RewardModel, WorldModel
+from wmpo.training.shares import side_by_side
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
 
@@ -88,11 +89,17 @@ class ImaginedEnv:
         self.recent[index] = video[:, K:]
         scores = torch.full((len(self.recent), K), float("nan"))
         sentences = tuple(self.instruction[i] for i in index.tolist())
-        for end in range(K - 1, -1, -self.stride):  # counted back from the chunk's end, which is always scored
-            scores[index, end] = self.reward_model.score(video[:, end : end + L], sentences).cpu()
+        ends = list(range(K - 1, -1, -self.stride))  # counted back from the chunk's end, which is always scored
+        clips = [video[:, end : end + L] for end in ends]
+        for end, score in zip(ends, side_by_side(self.reward_model.score, clips, [sentences] * len(ends)), strict=True):
+            scores[index, end] = score.cpu()
         self.scores.append(scores)
         hit = scores[index] > self.reward_model.threshold  # NaN compares False
         return (hit.cumsum(1) > 0).to(frames_AKCHW.device)
+
+    def best_scores(self) -> Tensor:
+        """(B,) the highest score that each episode has had so far."""
+        return torch.cat(self.scores, dim=1).nan_to_num(nan=-1.0).amax(1)
 
     def close(self) -> None:
         """Nothing to close; the models belong to the caller."""

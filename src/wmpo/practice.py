@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
@@ -32,8 +32,9 @@ from wmpo.training.checkpoint import (
 )
 from wmpo.training.fit import step_seed, stop_requests
 from wmpo.training.log import RunLog
+from wmpo.training.shares import put_gradients, side_by_side
 
-UPDATE_ROWS = 256  # decisions per forward pass of an update; gradients add up to the whole mini-batch
+UPDATE_EPISODES = 32  # of which gradients are computed at once; they add up to that of the mini-batch
 
 
 @dataclass(frozen=True)
@@ -93,31 +94,36 @@ def update(
         reward_BG = shuffle_within_groups(reward_BG, generator)
     advantage_E = group_advantage(reward_BG, cfg.advantage).flatten()
     device = next(policy.parameters()).device
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def gradient(rows: Tensor) -> tuple[Sequence[Tensor | None], dict[str, float]]:
+        observation, trace, index = batch.decisions(rows)
+        old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
+        new = policy.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
+        full = old.clone().index_put(tuple(index.to(device).T), new)
+        loss, metrics = clipped_policy_loss(
+            full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio,
+            per_episode=cfg.advantage != "dr_grpo",
+        )  # fmt: skip
+        return torch.autograd.grad(loss, parameters, allow_unused=True), {**metrics, "loss": float(loss.detach())}
+
     sums: dict[str, float] = {}
     order = torch.randperm(len(batch), generator=generator, device=generator.device).cpu()
     steps = 0
     for rows in order.chunk(cfg.minibatches):
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * min(1.0, (taken + steps + 1) / max(cfg.warmup, 1))
-        optimizer.zero_grad(set_to_none=True)
-        observation, trace, index = batch.decisions(rows)
-        old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
-        new = []
-        for begin in range(0, len(index), UPDATE_ROWS):
-            part = slice(begin, begin + UPDATE_ROWS)
-            some = observation[range(*part.indices(len(index)))].to(device)
-            new.append(policy.log_prob(some, trace[part].to(device), temperature=cfg.temperature))
-        full = old.clone().index_put(tuple(index.to(device).T), torch.cat(new))
-        loss, metrics = clipped_policy_loss(
-            full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio,
-            per_episode=cfg.advantage != "dr_grpo",
-        )  # fmt: skip
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], cfg.grad_clip)
+        parts = rows.split(UPDATE_EPISODES)
+        weights = [len(part) / len(rows) for part in parts]
+        answers = side_by_side(gradient, parts)
+        put_gradients(parameters, [grads for grads, _ in answers], weights)
+        norm = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
         steps += 1
-        for name, value in {**metrics, "loss": float(loss.detach()), "grad_norm": float(norm)}.items():
-            sums[name] = sums.get(name, 0.0) + value
+        sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
+        for weight, (_, metrics) in zip(weights, answers, strict=True):
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + weight * value
     return {name: value / max(steps, 1) for name, value in sums.items()}
 
 

@@ -139,7 +139,7 @@ class Preference(nn.Module):
         super().__init__()
         self.policy, self.beta, self.temperature = policy, beta, temperature
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: PairBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         total = log_probability(self.policy, batch.decisions, self.temperature)
         chosen, rejected = total.chunk(2)
         reference_chosen, reference_rejected = batch.reference.chunk(2)

@@ -131,7 +131,7 @@ def make(level: str, run: Run) -> None:
     elif level == "rollouts":
         collect(run, policy, 1)
     else:
-        model_success(run, model_the_world(run, 1), 1)
+        model_success(run, policy, model_the_world(run, 1), 1)
 
 
 def share(source: Path, target: Path) -> None:

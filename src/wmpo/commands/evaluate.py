@@ -37,20 +37,21 @@ class Evaluate:
 
     def execute(self) -> None:
         from wmpo.commands.models import find_policy, latest, load_policy
-        from wmpo.commands.opening import load_recipe, pick_device, use_all_cores
+        from wmpo.commands.opening import load_recipe, pick_device
         from wmpo.data.starts import starts
         from wmpo.envs import make_env
         from wmpo.evaluate import evaluate
         from wmpo.report.terminal import terminal_table
         from wmpo.results import RunResult
         from wmpo.training.log import RunLog
+        from wmpo.training.shares import one_core_each
 
         recipe = load_recipe(self.folder)
         episodes = recipe.evaluate.episodes if self.episodes is None else self.episodes
         temperature = recipe.evaluate.temperature if self.temperature is None else self.temperature
         if episodes < 1 or not 0 <= temperature < float("inf"):
             raise UserError(f"{episodes} episodes at temperature {temperature}: ask for at least 1, at 0 or above.")
-        use_all_cores()
+        one_core_each()
         device = pick_device(self.device)
         numbers = starts("evaluate", recipe.seed, episodes)
         places = {name: find_policy(self.folder, name) for name in self.policy or latest(recipe, self.folder)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -23,6 +22,7 @@ from wmpo.run import Run
 from wmpo.training.files import read_json, write_json
 from wmpo.training.log import RunLog
 from wmpo.training.plain import from_plain, to_plain
+from wmpo.training.shares import one_core_each
 from wmpo.types import EnvSpec, Observation, Outcome
 
 RECIPE = "recipe.json"
@@ -33,7 +33,7 @@ CHANGES_NO_NUMBER = ("env.workers",)  # settings that a run may be continued wit
 def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]:
     """A new run in `folder`, or the one that is there, if it is of the same recipe."""
     check_recipe(recipe)
-    use_all_cores()
+    one_core_each()
     device = pick_device(recipe.device)
     with closing(make_env(recipe.env)) as env, locked(folder):
         keep_recipe(recipe, folder)
@@ -52,7 +52,7 @@ def open_stage(
     With neither `env` nor `create` the store must exist, and the real environment is out of reach.
     """
     check_recipe(recipe)
-    use_all_cores()
+    one_core_each()
     device = pick_device(recipe.device)
     if create:
         with closing(make_env(recipe.env)) as made:
@@ -141,9 +141,3 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
     return device
-
-
-def use_all_cores() -> None:
-    """Compute on every core that this process may use, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))

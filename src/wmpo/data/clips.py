@@ -26,7 +26,9 @@ class VideoBatch:
     anchor: dict[str, Tensor]  # camera -> (B, C, H, W) uint8, the episode's first frame
     future: dict[str, Tensor]  # camera -> (B, K, C, H, W) uint8, the frames after each action
     action: Tensor  # (B, K, D) float32
-    state: Tensor  # (B, K, S) float32, at the future frames
+    state: Tensor  # (B, 1+K, S) float32, now and at the future frames
+    first_state: Tensor  # (B, S) float32
+    travel: Tensor  # (B, D) float32, the sum of all actions up to now
 
     @staticmethod
     def cat(parts: Sequence[VideoBatch]) -> VideoBatch:
@@ -34,9 +36,10 @@ class VideoBatch:
             first = getattr(parts[0], name)
             return {camera: torch.cat([getattr(part, name)[camera] for part in parts]) for camera in first}
 
-        action = torch.cat([part.action for part in parts])
-        state = torch.cat([part.state for part in parts])
-        return VideoBatch(join("context"), join("anchor"), join("future"), action, state)
+        numbers = [
+            torch.cat([getattr(part, name) for part in parts]) for name in ("action", "state", "first_state", "travel")
+        ]
+        return VideoBatch(join("context"), join("anchor"), join("future"), *numbers)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,10 @@ class VideoClips:
     ) -> None:
         self.cache, self.context, self.chunk = cache, context, chunk
         self.images = _images(cache, cameras)
+        self.episodes = episodes
         chosen = _chosen(cache, episodes)
         self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen] - chunk + 1)
+        self.sums = np.cumsum(cache.action, axis=0, dtype=np.float64) - cache.action  # of all actions before a frame
         if not self.spans.total:
             raise UserError(
                 f"None of the {len(chosen)} episodes has the {chunk} actions of one chunk: choose a shorter chunk, "
@@ -113,7 +118,9 @@ class VideoClips:
             {name: _gather(frames, first) for name, frames in self.images.items()},
             {name: _gather(frames, steps + 1) for name, frames in self.images.items()},
             _gather(cache.action, steps),
-            _gather(cache.state, steps + 1),
+            _gather(cache.state, now[:, None] + np.arange(self.chunk + 1)),
+            _gather(cache.state, first),
+            torch.from_numpy((self.sums[now] - self.sums[first]).astype(np.float32)),
         )
 
 

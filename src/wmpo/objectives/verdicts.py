@@ -35,6 +35,13 @@ def first_hit(score_BT: Tensor, threshold: float = 0.5) -> Tensor:
     return torch.cat([column_BT, column_BT.new_full((len(hit_BT), 1), steps)], 1).amin(1)
 
 
+def matching_threshold(score_N: Tensor, rate: float) -> float:
+    """The threshold that the given share of the scores is above, as nearly as N allows; ties count as below."""
+    ordered = score_N.float().sort(descending=True).values
+    above = round(rate * len(ordered))
+    return float(ordered[above]) if above < len(ordered) else -1.0
+
+
 class Quality(NamedTuple):
     """How well predicted successes match real ones; each in [0, 1], and 0 where its denominator is."""
 

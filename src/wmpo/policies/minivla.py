@@ -151,7 +151,7 @@ class MiniVLA(nn.Module):
 
     # Imitation
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy to soft bins, averaged over valid tokens. `batch`: `wmpo.data.clips.ImitationBatch`."""
         logits = self.logits(batch.observation)
         unit = 2 * (batch.action - self.action_low) / (self.action_high - self.action_low) - 1  # (B, K, D)

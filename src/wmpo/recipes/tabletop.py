@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from wmpo.config import DemonstrationConfig, EnvConfig, Recipe
+from wmpo.config import EnvConfig, Recipe
 
 PUSH = Recipe(name="push", env=EnvConfig(task="push"))
 
 PLACE = Recipe(name="place", env=EnvConfig(task="place"))
 
-STACK = Recipe(name="stack", env=EnvConfig(task="stack"), demonstrations=DemonstrationConfig(noise=0.2))
+STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
 
-INSERT = Recipe(name="insert", env=EnvConfig(task="insert"), demonstrations=DemonstrationConfig(noise=0.2))
+INSERT = Recipe(name="insert", env=EnvConfig(task="insert"))

@@ -73,7 +73,7 @@ class ClipClassifier(nn.Module):
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         return self.logits(clips_BLCHW, instruction).sigmoid()
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
         return verdict_loss(self.logits(batch.clips, batch.instruction), batch.label)
 

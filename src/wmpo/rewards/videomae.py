@@ -158,7 +158,7 @@ class VideoMAEClassifier(nn.Module):
         """(B,) probabilities of success."""
         return self.logits(clips_BLCHW, instruction).float().sigmoid()
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
         return verdict_loss(self.logits(batch.clips), batch.label)
 

@@ -92,7 +92,9 @@ class Autoencoder(nn.Module):
         """From latents of unit spread."""
         return F.pixel_shuffle(self.decoder(latents * self.latent_std + self.latent_mean), 2)
 
-    def forward(self, batch: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: Tensor | Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`batch`: (B, 3, H, W) uint8 images, or a mapping with them under "images".
 
         loss  mean absolute error plus squared error of pixels in [-1, 1].
@@ -106,7 +108,9 @@ class Autoencoder(nn.Module):
             self._observe(raw.detach(), rate=1 / self.observed.clamp(max=50))
         latents = (raw - self.latent_mean) / self.latent_std
         if self.training and self.config.noise > 0:
-            latents = latents + self.config.noise * torch.randn_like(latents)
+            latents = latents + self.config.noise * torch.randn(
+                latents.shape, generator=generator, device=latents.device
+            )
         error = self._decode(latents) - pixels
         loss = error.abs().mean() + error.square().mean()
         with torch.no_grad():

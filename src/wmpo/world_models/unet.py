@@ -62,8 +62,7 @@ class UNet(nn.Module):
         self.per_frame = action_conditioning == "frame"
         self.anchor = anchor
         self.embedding_width = 128
-        # A frame sees its own action and the sum so far: where it lies depends on all that came before.
-        action_features = 2 * action_dim if self.per_frame else chunk * action_dim
+        action_features = action_dim if self.per_frame else chunk * action_dim
         self.embed = nn.Sequential(
             nn.Linear(action_features + 2 * self.embedding_width, self.embedding_width),
             nn.SiLU(),
@@ -97,10 +96,7 @@ class UNet(nn.Module):
         B, K = noisy_BKchw.shape[:2]
         times = torch.cat([time_embedding(t, self.embedding_width) for t in (t_B, context_t_B)], dim=-1)
         times = times[:, None].expand(B, K, -1)
-        if self.per_frame:
-            actions = torch.cat([action_BKD, action_BKD.cumsum(1)], dim=-1)
-        else:
-            actions = action_BKD.flatten(1)[:, None].expand(B, K, -1)
+        actions = action_BKD if self.per_frame else action_BKD.flatten(1)[:, None].expand(B, K, -1)
         embedding_BKE = self.embed(torch.cat([actions, times], dim=-1))
 
         seen = context_Bcchw.flatten(1, 2)

@@ -50,7 +50,7 @@ class Task:
     noise: float
     """Factor on the noise of demonstrations: a task that needs precision bears less."""
     horizon: int
-    """Longest episode, in actions."""
+    """Longest episode, in actions: enough for one who doesn't dawdle."""
 
     def accomplished(self, view: View) -> bool:
         """Whether this frame alone looks accomplished: the object lies in its place and nothing holds it."""
@@ -64,8 +64,9 @@ class Task:
         return inside and lies and not held
 
 
-def _blocks(name: str, instruction: str, skill: str, thing: str, goal: str, rest: float, tolerance: float) -> Task:
-    horizon = 32 if skill == "push" else 40
+def _blocks(
+    name: str, instruction: str, skill: str, thing: str, goal: str, rest: float, tolerance: float, horizon: int
+) -> Task:
     return Task(name, instruction, BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon)
 
 
@@ -73,7 +74,14 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
     """The three tasks about cubes; the other cube is a distractor, or the one to stack upon."""
     return [
         _blocks(
-            f"push{suffix}", f"push the {colour} cube onto the green zone", "push", colour, "zone", CUBE, ZONE - CUBE
+            f"push{suffix}",
+            f"push the {colour} cube onto the green zone",
+            "push",
+            colour,
+            "zone",
+            CUBE,
+            ZONE - CUBE,
+            horizon=32,
         ),
         _blocks(
             f"place{suffix}",
@@ -83,9 +91,17 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
             "tray",
             TRAY_HEIGHT + CUBE,
             0.035,
+            horizon=24,
         ),
         _blocks(
-            f"stack{suffix}", f"stack the {colour} cube on the {other} cube", "place", colour, other, 3 * CUBE, 0.022
+            f"stack{suffix}",
+            f"stack the {colour} cube on the {other} cube",
+            "place",
+            colour,
+            other,
+            3 * CUBE,
+            0.022,
+            horizon=28,
         ),
     ]
 

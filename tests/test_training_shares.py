@@ -1,0 +1,105 @@
+"""Shares of a batch: every row once, answers in order, and at the same time where there are cores."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmpo.training.shares import cores, put_gradients, side_by_side, split, workers
+from wmpo.types import Observation
+
+
+@dataclass(frozen=True)
+class Nested:
+    observation: Observation
+    pair: tuple[Tensor, Tensor]
+    names: tuple[str, ...]
+    more: dict[str, Tensor]
+
+
+def nested(rows: int) -> Nested:
+    number = torch.arange(rows)
+    names = tuple(f"row {i}" for i in range(rows))
+    images = {"front": number.view(-1, 1, 1, 1), "wrist": 10 * number.view(-1, 1, 1, 1)}
+    observation = Observation(images, torch.stack([number, -number], 1), names)
+    return Nested(observation, (number + 100, torch.zeros(rows, 0)), names, {"more": number + 200})
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+
+@pytest.mark.parametrize(("rows", "count", "sizes"), [(7, 3, [2, 2, 3]), (8, 2, [4, 4]), (5, 1, [5]), (2, 4, [1, 1])])
+def test_every_row_is_in_one_share_and_in_order(rows: int, count: int, sizes: list[int]) -> None:
+    batch, parts = nested(rows), split(nested(rows), count)
+    assert [len(part.names) for part in parts] == sizes
+    assert all(isinstance(part, Nested) and isinstance(part.observation, Observation) for part in parts)
+    assert all(len(part.pair) == 2 for part in parts)
+    for part in parts:
+        lengths = {len(part.observation.state), len(part.observation.instruction), len(part.more["more"])}
+        assert lengths | {len(tensor) for tensor in part.pair} == {len(part.names)}
+    for camera, image in batch.observation.images.items():
+        assert torch.equal(torch.cat([part.observation.images[camera] for part in parts]), image)
+    assert torch.equal(torch.cat([part.observation.state for part in parts]), batch.observation.state)
+    assert torch.equal(torch.cat([part.pair[0] for part in parts]), batch.pair[0])
+    assert torch.equal(torch.cat([part.more["more"] for part in parts]), batch.more["more"])
+    assert sum((part.names for part in parts), ()) == batch.names
+    assert sum((part.observation.instruction for part in parts), ()) == batch.names
+
+
+def test_answers_keep_the_order_of_the_questions(two_cores: None) -> None:
+    def slower_first(number: int, factor: int) -> int:
+        time.sleep((5 - number) / 100)
+        return number * factor
+
+    assert side_by_side(slower_first, range(5), [3] * 5) == [0, 3, 6, 9, 12]
+    with pytest.raises(ValueError, match="shorter"):
+        side_by_side(slower_first, [1, 2], [1])
+
+
+def test_with_two_cores_two_work_at_once_and_on_one_each(two_cores: None) -> None:
+    meeting = threading.Barrier(2, timeout=60)  # breaks unless two are there at the same time
+
+    def meet(number: int) -> tuple[int, int]:
+        meeting.wait()
+        return number, torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    workers.cache_clear()
+    side_by_side(lambda _: meeting.wait(), range(2))
+    torch.set_num_threads(2)  # what the caller says of its own operations later on is not for them
+    try:
+        assert side_by_side(meet, range(4)) == [(number, 1) for number in range(4)]
+        assert torch.get_num_threads() == 2  # nor is what they say for the caller
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_with_one_core_the_caller_works_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    here = threading.get_ident()
+    assert side_by_side(lambda _: threading.get_ident(), range(3)) == [here] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert cores() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert cores() >= 1
+
+
+def test_gradients_are_weighed_and_added() -> None:
+    used, half_used, unused = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 0.0])
+    put_gradients([used, half_used, unused], [(one, None, None), (two, two, None)], [0.25, 0.75])
+    assert used.grad is not None and used.grad.tolist() == [7.75, 0.5]
+    assert half_used.grad is not None and half_used.grad.tolist() == [7.5, 0]
+    assert unused.grad is None
+
+
+def test_what_goes_wrong_in_a_share_is_told(two_cores: None) -> None:
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda number: 1 / number, [1, 0])
