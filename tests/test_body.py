@@ -88,6 +88,16 @@ def test_the_loss_by_hand() -> None:
     assert body(batch)[1]["picture_error"].item() == 0
 
 
+def test_poses_of_a_batch_by_hand() -> None:
+    state = torch.tensor([[[1.0], [2.0], [4.0]]])  # now and after two actions, far from the first frame's 7
+    action, first_state, travel = torch.tensor([[[1.0], [0.5]]]), torch.tensor([[7.0]]), torch.tensor([[10.0]])
+    for state_dim, expected in ((0, [10, 11, 11.5]), (1, [1, 2, 4])):
+        body = Body(state_dim, 1, ("front",))
+        batch = VideoBatch(*blank(1, 2), action, state[..., :state_dim], first_state[:, :state_dim], travel)
+        first, poses = body.poses(batch)
+        assert first.tolist() == [[7.0 * state_dim]] and poses[0, :, 0].tolist() == expected
+
+
 def test_it_learns_what_moves_in_each_picture() -> None:
     torch.manual_seed(0)
     body = Body(0, 2, ("front", "wrist"))

@@ -23,7 +23,7 @@ SHARES = {
     "grpo.clip_low",
 }  # fmt: skip
 ABOVE_ZERO = {"collect.temperature", "grpo.temperature", "grpo.lr", "grpo.grad_clip"}
-IN_EVERY_FIT = {"steps": 1, "batch_size": 2}
+IN_EVERY_FIT = {"steps": 1, "batch_size": 2, "shares": 1}
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -91,5 +91,7 @@ def _number(field: str, value: float) -> None:
         raise UserError(f"{field} is {value}; it must be above 0.")
     if field in SHARES and value > 1:
         raise UserError(f"{field} is {value}; it must lie between 0 and 1.")
+    if field == "world_model.codec_fit.shares" and value > 1:
+        raise UserError(f"{field} is {value}; it must be 1, since the autoencoder measures whole batches.")
     if in_fit and name == "ema" and value >= 1:
         raise UserError(f"{field} is {value}; it must be below 1.")

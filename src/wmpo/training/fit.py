@@ -40,7 +40,7 @@ from wmpo.training.log import RunLog
 from wmpo.training.muon import Muon, is_matrix
 from wmpo.training.plain import to_plain
 from wmpo.training.prefetch import prefetch
-from wmpo.training.shares import put_gradients, side_by_side, split
+from wmpo.training.shares import put_gradients, rows_of, side_by_side, split, weighted_sum
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
@@ -127,8 +127,10 @@ def fit(
             seeds = [step_seed(seed, step, rank, place) for place in range(len(parts))]
             generators = [torch.Generator(device).manual_seed(number) for number in seeds]
             answers = side_by_side(gradients, parts, generators)
-            put_gradients(parameters, [grads for grads, _ in answers], [1 / len(parts)] * len(parts))
-            metrics = {key: torch.stack([found[key] for _, found in answers]).mean(0) for key in answers[0][1]}
+            sizes = [rows_of(part) for part in parts] if shares > 1 else [1]
+            weights = [size / sum(sizes) for size in sizes]
+            put_gradients(parameters, [grads for grads, _ in answers], weights)
+            metrics = {key: weighted_sum(weights, [found[key] for _, found in answers]) for key in answers[0][1]}
             stopping = average_gradients(parameters, stop.is_set()) if world > 1 else stop.is_set()
             norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
             optimizer.step()

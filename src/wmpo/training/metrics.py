@@ -16,6 +16,8 @@ METRICS: dict[str, str] = {
     # world model
     "*/error": "Mean squared error of the predicted future frames, on the codec's scale (pixels: -1 to 1).",
     "*/error_of_standing_still": "The same error for repeating the last frame; a useful model stays well below it.",
+    "*/pose_error": "Mean squared error of the robot's imagined state, each number scaled to unit spread.",
+    "*/picture_error": "What is left of a picture's changes, squared, when the robot is moved as its state says.",
     "*/psnr": "Peak signal-to-noise ratio of the autoencoder's reconstruction, in dB; higher is better.",
     # practice
     "*/success": "Share in [0, 1] of all imagined rollouts of the iteration that the reward model counts as successes.",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 @lru_cache(maxsize=4)
 def workers(count: int) -> ThreadPoolExecutor:
     """Threads whose operations use one core each; kept, since starting them costs."""
-    return ThreadPoolExecutor(count, "share", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(count, "share", initializer=one_core_each)
 
 
 def cores() -> int:
@@ -35,7 +35,8 @@ def cores() -> int:
 
 
 def one_core_each() -> None:
-    """Let every operation use one core, so that the shares can have the others."""
+    """Let every operation of this thread use one core, so that the shares can have the others."""
+    torch.get_num_threads()  # a thread's first question about threads would undo what was set before it
     torch.set_num_threads(1)
 
 
@@ -62,30 +63,32 @@ def rows_of(batch: Any) -> int:
     """How many rows a nested batch has: the first size of its first tensor."""
     if isinstance(batch, Tensor):
         return len(batch)
-    if isinstance(batch, Mapping):
-        parts = list(batch.values())
-    elif is_dataclass(batch):
-        parts = [getattr(batch, field.name) for field in fields(batch)]
-    else:
-        parts = list(batch)
-    return rows_of(parts[0])
+    if is_dataclass(batch):
+        batch = vars(batch)
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    return next((size for part in parts if not isinstance(part, str) and (size := rows_of(part))), 0)
 
 
 def take(batch: Any, rows: slice) -> Any:
-    """Some rows of every tensor, and of every tuple of strings, in nested mappings and dataclasses."""
+    """Some rows of every tensor, and of every tuple of strings, in nested tuples, lists, mappings and dataclasses."""
     if isinstance(batch, Mapping):
         return {key: take(value, rows) for key, value in batch.items()}
     if is_dataclass(batch) and not isinstance(batch, type):
         return replace(batch, **{field.name: take(getattr(batch, field.name), rows) for field in fields(batch)})
-    if isinstance(batch, tuple) and batch and not isinstance(batch[0], str):
-        return tuple(take(value, rows) for value in batch)
+    if isinstance(batch, (tuple, list)) and not all(isinstance(value, str) for value in batch):
+        return type(batch)([take(value, rows) for value in batch])
     return batch[rows]
 
 
 def put_gradients(
     parameters: Sequence[nn.Parameter], grads: Sequence[Sequence[Tensor | None]], weights: Sequence[float]
 ) -> None:
-    """Give each parameter the weighted sum of its gradients of all shares, always added in the same order."""
+    """Give each parameter the weighted sum of its gradients of all shares; a parameter that none has used gets none."""
     for parameter, *found in zip(parameters, *grads, strict=True):
-        known = [weight * grad for weight, grad in zip(weights, found, strict=True) if grad is not None]
-        parameter.grad = sum(known[1:], start=known[0]) if known else None
+        known = [(weight, grad) for weight, grad in zip(weights, found, strict=True) if grad is not None]
+        parameter.grad = reduce(torch.add, [weight * grad for weight, grad in known]) if known else None
+
+
+def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Always added in the same order."""
+    return reduce(torch.add, [weight * value for weight, value in zip(weights, values, strict=True)])
