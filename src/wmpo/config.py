@@ -131,11 +131,11 @@ class WorldModelConfig:
     )
     """Training of the few weights that know how the robot's state, and the picture with it, answers to actions."""
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=1000, batch_size=32, shares=2, lr=2e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=32, shares=2, lr=2e-3, ema=0.995)
     )
     """Pretraining on the demonstrations."""
     align: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=32, shares=2, lr=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, shares=2, lr=1e-3, ema=0.995)
     )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
     align_share: float = 0.5
@@ -166,7 +166,7 @@ class RewardConfig:
 class GRPOConfig:
     iterations: int = 12
     """Policy iterations: imagine groups, then a few clipped updates."""
-    groups: int = 48
+    groups: int = 40
     """Informative groups per iteration. [paper 64]"""
     group_size: int = 8
     """G: imagined rollouts from one initial frame. [paper 8]"""
