@@ -18,14 +18,17 @@ from wmpo.policies.minivla import MiniVLA
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.media import Clip, Media, Pair, ScoreCurve
 from wmpo.report.page import write_report
+from wmpo.report.video import encode_png, filmstrip
 from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult
 from wmpo.rollout import rollout
 from wmpo.run import Run, is_rollout
+from wmpo.training.files import atomic_write
 from wmpo.types import EnvSpec, Episode
 from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
 
 HORIZONS = (8, 32)  # frames; the longest episodes' length comes on top
 SHOWN = 6  # videos of each kind in a report
+STRIPS = 3  # pairs of film strips in dream.png
 
 
 def score_video(reward_model: RewardModel, frames: np.ndarray, instruction: str) -> np.ndarray:
@@ -211,7 +214,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
 
 
 def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
-    """Measure the dream, then write result.json and report.html."""
+    """Measure the dream, then write result.json, report.html and dream.png: real film strips above imagined ones."""
     recipe = run.recipe
     spec = run.env.spec
     with run.log.stage("report"):
@@ -260,4 +263,6 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
     result.read_logs(run.folder)
     result.save(run.folder / "result.json")
     write_report(result, pictures, run.folder / "report.html")
+    strips = [clip.frames for pair in pictures.dreams[:STRIPS] for clip in (pair.left, pair.right)]
+    atomic_write(run.folder / "dream.png", encode_png(filmstrip(strips)))
     return result
