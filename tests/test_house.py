@@ -28,7 +28,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("bench",),
     ("baselines",),
     ("algorithm", "recipes"),
-    ("measure", "doctor"),
+    ("measure", "plan", "doctor"),
     ("evaluate", "practice", "preference", "report"),
     ("rollout", "imagination", "results", "contracts", "run"),
     ("envs", "policies", "rewards", "world_models"),

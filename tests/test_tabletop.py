@@ -24,7 +24,7 @@ from wmpo.envs.tabletop.settings import (
     TRAY_HEIGHT,
     ZONE,
 )
-from wmpo.envs.tabletop.tasks import HOVER, TASKS, View, initial_layout, task_named
+from wmpo.envs.tabletop.tasks import HOVER, TASKS, View, initial_layout, task_named, task_of
 from wmpo.errors import UserError
 
 STILL = np.array([0, 0, 0, 1], np.float32)
@@ -115,7 +115,7 @@ def test_push_place_and_stack_share_their_scene() -> None:
     for env in envs[1:]:
         for name, position in envs[0].view().things.items():
             np.testing.assert_allclose(env.view().things[name], position, atol=1e-6)
-    assert len({env.instruction for env in envs}) == 4
+    assert len({env.reset(seed=0)[1]["instruction"] for env in envs}) == 4
 
 
 @pytest.mark.parametrize("layout", ["blocks", "ring"])
@@ -372,3 +372,21 @@ def test_mistakes_are_told_in_one_sentence(settings: dict[str, object], words: l
     message = str(caught.value)
     assert all(word in message for word in words)
     assert "\n" not in message
+
+
+def test_one_environment_for_several_tasks() -> None:
+    env = make("place+stack")
+    told = {env.reset(seed=start)[1]["instruction"] for start in range(20)}
+    assert told == {"place the red cube on the yellow tray", "stack the red cube on the blue cube"}
+    assert env.horizon == 28
+    env.restart(3)
+    first, snapshot = env.task, env.get_state()
+    other = next(start for start in range(20) if (env.restart(start), env.task)[1] != first)
+    env.restart(other)
+    env.set_state(snapshot)
+    assert env.task == first
+    halves = [sum(task_of(env.tasks, start) == first for start in range(begin, 4000, 4)) for begin in range(4)]
+    assert all(400 < half < 600 for half in halves)  # whichever numbers are held out, both tasks are among them
+    for wrong in ("place+insert", "place+place", "place+fly"):
+        with pytest.raises(UserError):
+            make(wrong)

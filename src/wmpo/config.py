@@ -13,7 +13,7 @@ from typing import Literal
 @dataclass(frozen=True)
 class EnvConfig:
     task: str = "push"
-    """Which task to learn; `wmpo tasks` lists them."""
+    """Which task to learn, or several joined by +, told apart by their sentences; `wmpo tasks` lists them."""
     cameras: tuple[str, ...] = ("front",)
     """Cameras that the policy sees: front, wrist."""
     image_size: int = 64

@@ -36,7 +36,7 @@ from wmpo.config import Recipe, WorldModelConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import VideoClips
 from wmpo.envs import make_env
-from wmpo.envs.tabletop.tasks import task_named
+from wmpo.envs.tabletop.tasks import tasks_named
 from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import Replay, replay
 from wmpo.measure import agreement, gap, imagined_success, reward_quality
@@ -192,7 +192,7 @@ def measure_disruptions(run: Run, result: CellResult) -> None:
 def measure_attempts(run: Run, result: CellResult) -> None:
     """Play the evaluation again, and count how often the gripper tried: the simulator knows."""
     cfg = run.recipe.evaluate
-    event = "contacts" if task_named(run.recipe.env.task).skill == "push" else "grasps"
+    event = "contacts" if tasks_named(run.recipe.env.task)[0].skill == "push" else "grasps"
     numbers = run.starts("evaluate", cfg.episodes)
     with closing(make_env(run.recipe.env)) as env:
         for name, policy in policies_of(run, result).items():

@@ -53,11 +53,11 @@ class Bench:
         from wmpo.bench.experiments import experiment_named
         from wmpo.bench.grid import pending, result_file, run_grid
         from wmpo.bench.page import write_page
-        from wmpo.envs.tabletop.tasks import task_named
+        from wmpo.envs.tabletop.tasks import tasks_named
 
         experiment = experiment_named(self.name)
         for task in self.tasks:
-            task_named(task)
+            tasks_named(task)
         if self.workers < 1:
             raise UserError(f"--workers is {self.workers}; it must be at least 1.")
         if any(seed < 0 for seed in self.seeds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import tyro
 
@@ -13,6 +13,23 @@ from wmpo.commands.parse import parse
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.recipes import RECIPES, recipe_named
+
+Options = TypeVar("Options", bound="WithRecipe")
+
+
+class WithRecipe(Protocol):
+    def __init__(self, recipe: Recipe) -> None: ...
+
+
+def parse_with_recipe(options: type[Options], args: Sequence[str], command: str) -> Options:
+    """The first argument names the recipe, whose values are the defaults of all options."""
+    if not args:
+        raise UserError(f"Which recipe? wmpo {command} {'|'.join(RECIPES)}")
+    if args[0].startswith("-"):
+        if args[0] not in ("-h", "--help"):
+            raise UserError(f"Name the recipe before its options, as in: wmpo {command} place --seed 1.")
+        return parse(options, args, f"wmpo {command} RECIPE", options(RECIPES["place"]))
+    return parse(options, args[1:], f"wmpo {command} {args[0]}", options(recipe_named(args[0])))
 
 
 @dataclass(frozen=True)
@@ -25,15 +42,7 @@ class Run:
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> Run:
-        """The first argument names the recipe, whose values are the defaults of all options."""
-        if not args:
-            raise UserError(f"Which recipe? wmpo run {'|'.join(RECIPES)}")
-        if args[0].startswith("-"):
-            if args[0] not in ("-h", "--help"):
-                raise UserError("Name the recipe before its options, as in: wmpo run push --seed 1.")
-            return parse(cls, args, "wmpo run RECIPE", cls(RECIPES["push"]))
-        recipe = recipe_named(args[0])
-        return parse(cls, args[1:], f"wmpo run {args[0]}", cls(recipe))
+        return parse_with_recipe(cls, args, "run")
 
     def execute(self) -> None:
         from wmpo.algorithm import optimise

@@ -197,7 +197,7 @@ class Simulation:
         noise = Noise(request.noise * episode.task.noise, rng)
         pace = rng.uniform(request.slowest, 1.0)
         noise.scale *= rng.uniform()  # some demonstrators have a steadier hand than others
-        patience = episode.task.horizon / request.slowest  # a demonstrator takes the time that they need
+        patience = episode.horizon / request.slowest  # a demonstrator takes the time that they need
         images = {camera: [episode.draw(camera).copy()] for camera in self.cameras}
         state, success, actions, labels = [episode.state()], [False], [], []
         while not episode.lingered and episode.counters.frame < patience:

@@ -29,20 +29,22 @@ from wmpo.envs.simulation import (
 from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.env import Snapshot
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
-from wmpo.envs.tabletop.tasks import task_named
+from wmpo.envs.tabletop.tasks import task_of, tasks_named
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
 
 class VectorEnv:
-    """Fulfils `wmpo.protocols.Env` for one task; rows of a batch are dealt out to the processes in turn.
+    """Fulfils `wmpo.protocols.Env` for one task, or several told apart by their sentences.
+
+    Rows of a batch are dealt out to the processes in turn.
 
     workers = 0 simulates in the calling process. An episode is done 4 frames after success, or at the horizon;
     one that is done inside a chunk still simulates the chunk to its end, so all frames are real.
     """
 
     def __init__(self, config: EnvConfig, disruption: str = "none") -> None:
-        self.task = task_named(config.task)
+        self.tasks = tasks_named(config.task)
         self.cameras = tuple(config.cameras)
         self.image_size = config.image_size
         check(self.cameras, self.image_size, disruption)
@@ -53,7 +55,7 @@ class VectorEnv:
             cameras=dict.fromkeys(self.cameras, (self.image_size, self.image_size)),
             state_dim=STATE_DIM if config.state else 0,
             action_dim=ACTION_DIM,
-            horizon=self.task.horizon,
+            horizon=max(task.horizon for task in self.tasks),
             fps=FPS,
         )
         self.events: list[dict[str, int]] = []
@@ -61,7 +63,7 @@ class VectorEnv:
         self._rows = 0
         self._memory = np.empty(0, np.uint8)
         self._answer: Any = None
-        arguments = (self.task.name, self.cameras, self.image_size, self.renderer, disruption)
+        arguments = (config.task, self.cameras, self.image_size, self.renderer, disruption)
         self._pool: Pool | None = None
         self._local: Simulation | None = None
         if config.workers == 0:
@@ -90,9 +92,9 @@ class VectorEnv:
         images, state, _, _ = self._request(
             range(count), 1, lambda rows, board: Begin(rows, tuple(origins[row] for row in rows), rows, board)
         )
-        return Observation(
-            {name: frames[:, 0] for name, frames in images.items()}, state[:, 0], (self.task.instruction,) * count
-        )
+        starts = [origin.start if isinstance(origin, Snapshot) else origin for origin in origins]
+        sentences = tuple(task_of(self.tasks, start).instruction for start in starts)
+        return Observation({name: frames[:, 0] for name, frames in images.items()}, state[:, 0], sentences)
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         rows = [int(row) for row in rows]
@@ -153,9 +155,9 @@ class VectorEnv:
             state=answer.state[:, : self.spec.state_dim],
             actions=answer.actions,
             success=answer.success,
-            instruction=self.task.instruction,
+            instruction=task_of(self.tasks, start).instruction,
             start=int(start),
-            task=self.task.name,
+            task=task_of(self.tasks, start).name,
             source="expert",
             meta={"renderer": self.renderer, **answer.meta},
             labels=answer.labels,

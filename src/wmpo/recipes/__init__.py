@@ -9,15 +9,16 @@ from wmpo.config import Recipe
 from wmpo.errors import named
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
-from wmpo.recipes.tabletop import INSERT, PLACE, PUSH, STACK
+from wmpo.recipes.tabletop import INSERT, PLACE, PUSH, SENTENCES, STACK
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PUSH, PLACE, STACK, INSERT, SMOKE, PAPER)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLACE, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER)}
 
 ABOUT: dict[str, str] = {
-    "push": "Push a block into a zone: the default, a laptop's CPU in minutes.",
-    "place": "Pick a block up and put it into a tray.",
+    "place": "Pick a block up and put it on a tray: the default, a laptop's CPU in minutes.",
+    "push": "Push a block into a zone.",
     "stack": "Put one block on another.",
     "insert": "Put a ring on a peg.",
+    "sentences": "Place the red or the blue block, as the sentence says: one policy, one dream.",
     "smoke": "All stages of push, tiny: shows within minutes that everything works, learns nothing much.",
     "paper": "The paper's numbers: a large transformer on SDXL latents of 256-pixel images; needs GPUs.",
 }

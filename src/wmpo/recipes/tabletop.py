@@ -10,4 +10,6 @@ PLACE = Recipe(name="place", env=EnvConfig(task="place"))
 
 STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
 
+SENTENCES = Recipe(name="sentences", env=EnvConfig(task="place+place-blue"))
+
 INSERT = Recipe(name="insert", env=EnvConfig(task="insert"))

@@ -27,7 +27,7 @@ from wmpo.envs.tabletop.settings import (
     STATE_DIM,
     check,
 )
-from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, task_named
+from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, task_of, tasks_named
 
 _STAGES = 4  # the target moves in this many steps, so that the gripper moves evenly
 _LOWEST, _HIGHEST = np.transpose(REACH)
@@ -103,7 +103,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Action, (4,) float32 in [-1, 1]: displacement along x, y and z (1 is 4 cm), and the fingers (-1 open, 1 closed).
     Observation: one uint8 image (H, W, 3) per camera, and "state", (4,) float32 in about [-1, 1]: x, y, z, opening.
-    Reward: 1 on the frame at which the task first counts as accomplished. The sentence is `instruction`.
+    Reward: 1 on the frame at which the task first counts as accomplished. The sentence is in the info.
+    `task` may name several, joined by +; the start number tells which one an episode is about.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012 (Gymnasium's own convention)
@@ -117,9 +118,10 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         disruption: str = "none",
         render_mode: str | None = "rgb_array",
     ) -> None:
-        self.task = task_named(task)
+        self.tasks = tasks_named(task)
+        self.task = self.tasks[0]
+        self.horizon = max(task.horizon for task in self.tasks)
         checked = check(cameras, image_size, disruption)
-        self.instruction = self.task.instruction
         self.cameras = tuple(cameras)
         self.disruption = disruption
         self.render_mode = render_mode
@@ -151,8 +153,10 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             elif body.jntnum[0] and m.jnt_type[body.jntadr[0]] == mujoco.mjtJoint.mjJNT_FREE:
                 self._free[body.name] = int(m.jnt_qposadr[body.jntadr[0]])
                 self._loose.append(Loose.of(m, index))
-        thing = m.body(self.task.thing).id
-        self._moved_geoms = frozenset(np.flatnonzero(m.geom_bodyid == thing).tolist())
+        self._geoms_of = {
+            name: frozenset(np.flatnonzero(m.geom_bodyid == m.body(name).id).tolist())
+            for name in {task.thing for task in self.tasks}
+        }
         self._left, self._right = int(m.geom("left").id), int(m.geom("right").id)
 
     def reset(
@@ -166,7 +170,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def restart(self, start: int) -> None:
         """Set up the initial state of one start number, without drawing it."""
-        self.start = start
+        self.start, self.task = start, task_of(self.tasks, start)
         self.counters = Counters()
         where = initial_layout(self.task.layout, start, self.disruption == "position")
         d = self.data
@@ -190,7 +194,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         success = self.advance(action)
         counters = self.counters
         reward = float(counters.accomplished_at == counters.frame)
-        truncated = counters.frame >= self.task.horizon
+        truncated = counters.frame >= self.horizon
         return self.observe(), reward, self.lingered, truncated, self._info(success)
 
     def advance(self, action: np.ndarray) -> bool:
@@ -200,13 +204,14 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         target = np.minimum(np.maximum(begin + STRIDE * action[:3], _LOWEST), _HIGHEST)
         d.ctrl[3:] = OPENING * (1 - float(action[3])) / 2
         asleep = self._sleep(begin.tolist(), target.tolist())
+        moved = self._geoms_of[self.task.thing]
         left = right = False
         for stage in range(_STAGES):
             if stage < _STAGES - 1:  # the last stage lets the gripper come to rest
                 d.ctrl[:3] = begin + (target - begin) * ((stage + 1) / (_STAGES - 1))
             mujoco.mj_step(self.model, d, self._substeps)
             for pair in () if asleep else d.contact.geom.tolist():
-                if self._moved_geoms.intersection(pair):
+                if moved.intersection(pair):
                     left, right = left or self._left in pair, right or self._right in pair
         self._refresh()
         return self._count(left or right, left and right)
@@ -275,7 +280,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     @property
     def done(self) -> bool:
         """Whether the episode needs no further action."""
-        return self.lingered or self.counters.frame >= self.task.horizon
+        return self.lingered or self.counters.frame >= self.horizon
 
     def view(self) -> View:
         """Where everything is now (privileged)."""
@@ -305,7 +310,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "accomplished": counters.accomplished_at >= 0,
             "contacts": counters.contacts,
             "grasps": counters.grasps,
-            "instruction": self.instruction,
+            "instruction": self.task.instruction,
         }
 
     def render(self) -> np.ndarray | None:
@@ -321,4 +326,5 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Continue from a saved state of the same task, bit for bit."""
         mujoco.mj_setState(self.model, self.data, snapshot.physics, _PHYSICS)
         self.start, self.counters = snapshot.start, snapshot.counters
+        self.task = task_of(self.tasks, snapshot.start)
         self._refresh()

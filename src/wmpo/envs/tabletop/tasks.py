@@ -133,6 +133,19 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
+def tasks_named(names: str) -> tuple[Task, ...]:
+    """One task, or several of one layout, joined by +: place+stack. Which one an episode is about, its start tells."""
+    tasks = tuple(task_named(name) for name in names.split("+"))
+    if len({task.layout for task in tasks}) > 1 or len(set(tasks)) < len(tasks):
+        raise UserError(f"The tasks {names!r} don't go together: name different ones that share their objects.")
+    return tasks
+
+
+def task_of(tasks: tuple[Task, ...], start: int) -> Task:
+    """The task of the episode with this start number: by lot, since what is held out is every n-th number."""
+    return tasks[0] if len(tasks) == 1 else tasks[int(np.random.default_rng([start, 2]).integers(len(tasks)))]
+
+
 Points = dict[str, np.ndarray]
 """Object name -> (n, 2), for n candidate layouts at once."""
 

@@ -1,0 +1,190 @@
+"""How much memory each stage of a recipe will take, before anything is run.
+
+The very networks and steps of the run are gone through with tensors that have shapes but no numbers, and what would be
+alive is added up. An allocator's cutting loss and the workspaces of libraries come on top: `MARGIN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from wmpo.config import FitConfig, Recipe
+from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
+from wmpo.policies.minivla import MiniVLA
+from wmpo.rewards import build_reward_model
+from wmpo.types import EnvSpec, Observation
+from wmpo.world_models.flow import FlowWorldModel
+
+META = torch.device("meta")
+MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage takes at once, in bytes."""
+
+    stage: str
+    parameters: int
+    """How many numbers the networks of the stage have."""
+    weights: int
+    """Weights, and their moving average where one is kept."""
+    training: int
+    """Gradients and the optimiser's state."""
+    activations: int
+    """What one step holds beside these at its fullest, batch included."""
+    change: str
+    """What to lower where it doesn't fit."""
+
+    @property
+    def total(self) -> int:
+        return round(MARGIN * (self.weights + self.training + self.activations))
+
+
+class Alive(TorchDispatchMode):
+    """Adds up what tensors hold; `peak` is the most that was alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and tensor.device == META:
+                self.live[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        self.live = {ref: size for ref, size in self.live.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self.live.values()))
+        return result
+
+
+def plan(recipe: Recipe, spec: EnvSpec) -> list[Need]:
+    """The needs of all stages that train or imagine, in their order."""
+    chunk, context = recipe.policy.chunk, recipe.world_model.context
+    with torch.device(META):
+        policy = MiniVLA.build(recipe.policy, spec)
+        world_model = FlowWorldModel.build(recipe.world_model, spec, chunk)
+        reward_model = build_reward_model(recipe.reward, spec)
+    camera = next(iter(spec.cameras))
+    fit = recipe.world_model.fit
+    played = recipe.grpo.groups * recipe.grpo.group_size
+    needs = [
+        training("imitate", policy, imitation_batch(spec, recipe.policy.fit.batch_size, chunk), recipe.policy.fit,
+                 "policy.fit.batch_size, policy.width"),
+        training("world model", world_model, video_batch(spec, fit.batch_size, context, chunk), fit,
+                 "world_model.fit.batch_size, world_model.width, world_model.depth"),
+        training("reward model", reward_model,
+                 RewardBatch(images(spec.cameras[camera], recipe.reward.fit.batch_size, recipe.reward.clip_length),
+                             blank(recipe.reward.fit.batch_size), ("",) * recipe.reward.fit.batch_size),
+                 recipe.reward.fit, "reward.fit.batch_size, reward.width"),
+    ]  # fmt: skip
+    networks = (policy, world_model, reward_model)
+    needs.append(
+        Need(
+            "practise: imagine",
+            sum(map(count, networks)),
+            sum(map(held, networks)),
+            0,
+            peak(torch.no_grad(), lambda: imagine(policy, world_model, reward_model, spec, played)),
+            "grpo.groups, grpo.group_size",
+        )
+    )
+    return needs
+
+
+def training(stage: str, module: nn.Module, batch: Any, config: FitConfig, change: str) -> Need:
+    """One step of `training.fit`: forward and backward, then an optimiser with its state."""
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    moments = 1 if config.optimizer == "muon" else 2
+    activations = peak(torch.enable_grad(), lambda: step(module, batch)) - trained  # gradients are counted below
+    weights = held(module) * (2 if config.ema > 0 else 1)
+    return Need(stage, count(module), weights, trained * (1 + moments), max(activations, 0), change)
+
+
+def step(module: nn.Module, batch: Any) -> None:
+    loss, _ = module(batch, None)
+    torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
+
+
+def imagine(policy: MiniVLA, world_model: FlowWorldModel, reward_model: Any, spec: EnvSpec, rows: int) -> None:
+    """The second chunk of a dream, when all is in memory."""
+    first = observation(spec, rows)
+    decision = policy.logits(first)
+    chunk = torch.empty(rows, policy.chunk, spec.action_dim, device=META)
+    memory = world_model.begin(first)
+    memory, imagined = world_model.imagine(memory, chunk, torch.default_generator)
+    frames, _ = world_model.decode(imagined)
+    clips = images(next(iter(spec.cameras.values())), rows, reward_model.clip_length)
+    reward_model.score(clips, first.instruction)
+    del decision, frames
+
+
+def peak(mode: AbstractContextManager[Any], work: Callable[[], None]) -> int:
+    """Bytes that `work` has alive at its fullest, beside what there was before."""
+    with Alive() as alive, mode:
+        work()
+    return alive.peak
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def held(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+# Batches without numbers
+
+
+def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def images(size: tuple[int, int], *shape: int) -> Tensor:
+    return blank(*shape, 3, *size, dtype=torch.uint8)
+
+
+def observation(spec: EnvSpec, rows: int) -> Observation:
+    pictures = {name: images(size, rows) for name, size in spec.cameras.items()}
+    return Observation(pictures, blank(rows, spec.state_dim), ("",) * rows)
+
+
+def imitation_batch(spec: EnvSpec, rows: int, chunk: int) -> ImitationBatch:
+    mask = blank(rows, chunk, dtype=torch.bool)
+    return ImitationBatch(observation(spec, rows), blank(rows, chunk, spec.action_dim), mask)
+
+
+def video_batch(spec: EnvSpec, rows: int, context: int, chunk: int) -> VideoBatch:
+    def shots(*frames: int) -> dict[str, Tensor]:
+        return {name: images(size, rows, *frames) for name, size in spec.cameras.items()}
+
+    return VideoBatch(
+        shots(context),
+        shots(),
+        shots(chunk),
+        blank(rows, chunk, spec.action_dim),
+        blank(rows, 1 + chunk, spec.state_dim),
+        blank(rows, spec.state_dim),
+        blank(rows, spec.action_dim),
+    )
+
+
+def fitting(need: Need, gpu_bytes: float) -> str:
+    """What to do about a stage that doesn't fit."""
+    if need.total <= gpu_bytes:
+        return "fits"
+    share = max(0.0, gpu_bytes / MARGIN - need.weights - need.training) / max(need.activations, 1)
+    if share < 0.02:
+        return "the networks alone are too large: lower " + need.change.rpartition(", ")[2]
+    return f"lower {need.change.partition(', ')[0]} to {share:.0%} of it"
