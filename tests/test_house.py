@@ -132,6 +132,10 @@ def test_no_path_of_one_machine() -> None:
         ("cli.md", pages.cli_page),
         ("results.md", lambda: pages.results_page(ROOT / "results")),
         ("settings.md", lambda: pages.with_generated((ROOT / "docs/settings.md").read_text(), pages.settings_table())),
+        (
+            "../README.md",
+            lambda: pages.with_generated((ROOT / "README.md").read_text(), pages.summary_table(ROOT / "results")),
+        ),
     ],
 )
 def test_generated_pages_are_up_to_date(page: str, text: Any) -> None:

@@ -91,7 +91,7 @@ def same_shape(one: EpisodeStore, other: EpisodeStore) -> None:
 def load_recipe(folder: Path) -> Recipe:
     """The recipe of the run in `folder`."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: give that of a run, such as runs/push-seed0.")
+        raise UserError(f"There is no folder {folder}: give that of a run, such as runs/place-seed0.")
     if not (folder / RECIPE).exists():
         raise UserError(f"{folder} holds no run, since it has no {RECIPE}: give the folder that `wmpo run` made.")
     return from_plain(Recipe, read_json(folder / RECIPE), str(folder / RECIPE))

@@ -59,7 +59,7 @@ class Collect:
     """Real rollouts of a policy, into an episode store. Rollouts of a round that are there already are not repeated."""
 
     policy: Path
-    """Folder of the policy, such as runs/push-seed0/policies/base."""
+    """Folder of the policy, such as runs/place-seed0/policies/base."""
     data: Path
     """Folder of the episode store, made where there is none."""
     env: EnvConfig = field(default_factory=EnvConfig)
