@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean push?" in refused(capsys, "run", "psh")
-    assert "push, place, stack" in refused(capsys, "run", "zzz")
+    assert "place, push, stack" in refused(capsys, "run", "zzz")
     assert "did you mean evaluate?" in refused(capsys, "evalute", "x")
     assert "Which recipe?" in refused(capsys, "run")
     assert "Name the recipe before its options" in refused(capsys, "run", "--seed", "1")
@@ -83,7 +83,7 @@ def small_run(folder: Path, size: int = 32) -> Path:
     """The folder of a run that has got as far as a base policy, for images of `size`."""
     recipe = to_plain(Recipe())
     recipe["env"]["image_size"] = 32
-    recipe["env"]["renderer"] = "rays"
+    recipe["env"] |= {"renderer": "rays", "state": False}
     write_json(folder / "recipe.json", recipe)
     spec = EnvSpec({"front": (size, size)}, 0, 4, 32, 5)
     MiniVLA.build(PolicyConfig(width=8, hidden=16), spec).save_pretrained(folder / "policies" / "base")
