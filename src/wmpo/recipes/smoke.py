@@ -26,6 +26,7 @@ SMOKE = Recipe(
     world_model=WorldModelConfig(
         width=32,
         depth=1,
+        body_fit=FitConfig(optimizer="muon", steps=60, batch_size=16, lr=5e-3, warmup=10),
         fit=FitConfig(steps=80, batch_size=16, ema=0.98),
         align=FitConfig(steps=30, batch_size=16, lr=5e-4, ema=0.98),
     ),
