@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wmpo.results import cpu_model, memory_total_gb, version
+from wmpo.training.shares import cores
 
 Status = Literal["ok", "warn", "missing"]
 REQUIRED = ("torch", "numpy", "mujoco", "gymnasium", "safetensors", "av", "pyarrow", "tyro", "rich", "tensorboard")
@@ -104,8 +105,8 @@ def packages() -> Finding:
 
 
 def pytorch() -> Finding:
-    cores = torch.get_num_threads()
-    return Finding("PyTorch", "ok", version("torch"), f"{cores} thread{'s' if cores > 1 else ''}")
+    threads = cores()
+    return Finding("PyTorch", "ok", version("torch"), f"{threads} thread{'s' if threads > 1 else ''}")
 
 
 def processor() -> Finding:

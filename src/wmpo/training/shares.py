@@ -86,7 +86,7 @@ def put_gradients(
     """Give each parameter the weighted sum of its gradients of all shares; a parameter that none has used gets none."""
     for parameter, *found in zip(parameters, *grads, strict=True):
         known = [(weight, grad) for weight, grad in zip(weights, found, strict=True) if grad is not None]
-        parameter.grad = reduce(torch.add, [weight * grad for weight, grad in known]) if known else None
+        parameter.grad = weighted_sum([weight for weight, _ in known], [grad for _, grad in known]) if known else None
 
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -131,14 +131,15 @@ class FlowWorldModel(nn.Module):
         """
         anchor = memory.anchor if self.config.settings.anchor else None
         last = memory.context[:, -1]
-        told = [action_BKD, pose_BKP - memory.pose[:, None]]
+        since_last = pose_BKP - memory.pose[:, None]
+        told = [action_BKD, since_last]
         if self.config.state_dim:
             told.append(pose_BKP)
         told_BKE = torch.cat(told, dim=-1)
         if not self.chooses:
             return last[:, None] + self.denoiser(noisy, t_B, memory.context, anchor, told_BKE, context_t_B)
         with torch.no_grad():  # sharp pictures of the hand, however long the dream: the first frame is moved only once
-            moved = [self.move(last, pose_BKP - memory.pose[:, None])]
+            moved = [self.move(last, since_last)]
             if anchor is not None:
                 moved.append(self.move(anchor, pose_BKP - memory.first_pose[:, None]))
         seen = torch.cat([noisy, *moved], dim=2)
