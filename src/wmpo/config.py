@@ -78,6 +78,9 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
+    start: str = ""
+    """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: a MiniVLA from
+    scratch, to which most settings here belong."""
     chunk: int = 4
     """K: actions decided at once. [paper 8]"""
     head: Literal["tokens", "flow"] = "tokens"

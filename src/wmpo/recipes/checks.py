@@ -62,6 +62,8 @@ def _networks(recipe: Recipe) -> None:
     for field, chosen, name, package in needs:
         if chosen == name and find_spec(package) is None:
             raise UserError(f"{field} is {name}, which needs {package}: pip install 'wmpo[hub]'.")
+    if recipe.policy.start and not (Path(recipe.policy.start) / "config.json").is_file():
+        raise UserError(f"policy.start, {recipe.policy.start!r}, is no folder with a policy: it has no config.json.")
     if world.codec == "diffusers" and not (Path(world.codec_path) / "config.json").is_file():
         raise UserError(
             f"world_model.codec is diffusers, but world_model.codec_path, {world.codec_path!r}, is no folder with the "
