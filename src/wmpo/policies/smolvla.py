@@ -181,7 +181,8 @@ def published(folder: Path) -> Published:
 
 
 def _check(settings: dict[str, Any], folder: Path) -> None:
-    layers, width, height = settings["num_expert_layers"], *settings["resize_imgs_with_padding"]
+    layers: int = settings["num_expert_layers"]
+    width, height = settings["resize_imgs_with_padding"]
     for wrong, why in (
         (
             layers > 0 and layers != settings["num_vlm_layers"],
