@@ -269,6 +269,83 @@ def test_pi0_is_that_of_transformers(folders: dict[str, Path]) -> None:
     torch.testing.assert_close(decision.trace[:, 1, :, :D], noise[..., :D] + velocity / 2, rtol=1e-4, atol=1e-5)
 
 
+def joint_pass(
+    network: Any, pixels: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, x: Tensor, time: Tensor
+) -> Tensor:
+    """SmolVLA's velocity as in its training: both transformers side by side, one mask of blocks, nothing kept."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    vlm, expert = network.vlm_with_expert.vlm.model, network.vlm_with_expert.lm_expert
+    seen = torch.cat(
+        [vlm.connector(vlm.vision_model(pixel_values=image).last_hidden_state) for image in pixels.unbind(1)], 1
+    )
+    words = vlm.text_model.embed_tokens(tokens)
+    scale = words.shape[-1] ** 0.5
+    first = torch.cat([seen * scale, words * scale, network.state_proj(state)[:, None]], 1)
+    period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(0, 1, network.width // 2)
+    angle = 2 * torch.pi * time[:, None] / period
+    waves = torch.cat([angle.sin(), angle.cos()], 1)[:, None].expand(-1, x.shape[1], -1)
+    second = network.action_time_mlp_in(torch.cat([network.action_in_proj(x), waves], 2))
+    second = network.action_time_mlp_out(torch.nn.functional.silu(second))
+
+    P, Q = first.shape[1], second.shape[1]
+    ones = torch.ones(len(x), 1, dtype=torch.bool)
+    valid = torch.cat([ones.expand(-1, seen.shape[1]), mask, ones, ones.expand(-1, Q)], 1)
+    block = torch.tensor([0] * (P - 1) + [1] * (1 + Q)).cumsum(0)  # tokens see their own block and those before
+    sees = (block[None, :] <= block[:, None]) & valid[:, None] & valid[:, :, None]
+    places = valid.long().cumsum(1) - 1
+
+    def turned(part: Tensor, at: Tensor) -> Tensor:
+        angle = (at[..., None] / 10_000 ** (torch.arange(4) / 4)).repeat(1, 1, 2)
+        return apply_rotary_pos_emb(part, part, angle.cos(), angle.sin(), unsqueeze_dim=2)[0]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor) -> Tensor:
+        key, value = key.repeat_interleave(2, 2), value.repeat_interleave(2, 2)
+        score = torch.einsum("bqhd,bkhd->bhqk", query, key) / 8**0.5
+        weight = score.masked_fill(~sees[:, None], -1e30).softmax(-1)
+        return torch.einsum("bhqk,bkhd->bqhd", weight, value).flatten(2)
+
+    def heads(projection: Any, x: Tensor) -> Tensor:
+        return projection(x).unflatten(-1, (-1, 8))
+
+    def block_of(layer: Any, x: Tensor, found: Tensor) -> Tensor:
+        x = x + layer.self_attn.o_proj(found)
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    for i, (one, two) in enumerate(zip(vlm.text_model.layers, expert.layers, strict=True)):
+        a, b = one.input_layernorm(first), two.input_layernorm(second)
+        query, key, value = (heads(getattr(one.self_attn, f"{name}_proj"), a) for name in "qkv")
+        if i % 2 == 0:
+            query, key, value = (
+                torch.cat([part, heads(getattr(two.self_attn, f"{name}_proj"), b)], 1)
+                for name, part in zip("qkv", (query, key, value), strict=True)
+            )
+            found = attend(turned(query, places), turned(key, places), value, sees)
+            own, other = found[:, :P], found[:, P:]
+        else:
+            key = turned(key, places[:, :P])
+            own = attend(turned(query, places[:, :P]), key, value, sees[:, :P, :P])
+            query = turned(heads(two.self_attn.q_proj, b), places[:, P:] - places[:, P:].amin(1, keepdim=True))
+            key, value = heads(two.self_attn.k_proj, key.flatten(2)), heads(two.self_attn.v_proj, value.flatten(2))
+            other = attend(query, key, value, sees[:, P:, :P])
+        first, second = block_of(one, first, own), block_of(two, second, other)
+    velocity: Tensor = network.action_out_proj(expert.norm(second))
+    return velocity
+
+
+def test_smolvla_keeps_what_its_training_computes_at_once(folders: dict[str, Path]) -> None:
+    policy, seen = opened(folders["smolvla"]), observation(3)
+    x, time = torch.randn(3, K, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.6, 0.2])
+    tokens, mask = policy._tokens(seen.instruction)
+    assert not mask.all()  # some sentences are padded
+    pixels = torch.stack([image.float() / 127.5 - 1 for image in seen.images.values()], 1)
+    state = torch.cat([seen.state, torch.zeros(3, 3)], 1)
+    prefix = policy.network.prefix(pixels, tokens, mask, state)
+    expected = joint_pass(policy.network, pixels, tokens, mask, state, x, time)
+    for _ in range(2):  # asking changes nothing
+        torch.testing.assert_close(policy.network.velocity(prefix, x, time)[0], expected, rtol=1e-4, atol=1e-4)
+
+
 def copy(folder: Path, to: Path) -> Path:
     for path in folder.rglob("*"):
         if path.is_file():
