@@ -32,7 +32,7 @@ from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.measure import measure_run
 from wmpo.objectives.verdicts import best_f1_threshold, matching_threshold
-from wmpo.policies.minivla import MiniVLA
+from wmpo.policies import build_policy
 from wmpo.practice import frozen_copy, practise
 from wmpo.protocols import Env, RewardModel
 from wmpo.results import RunResult
@@ -76,14 +76,15 @@ def demonstrations(run: Run) -> None:
             run.store.append(demonstrate(run.recipe.env, numbers, cfg.noise, run.seed(0, tried), cfg.slowest))
 
 
-def imitate(run: Run) -> MiniVLA:
+def imitate(run: Run) -> Any:
     cfg = run.recipe.policy
     with run.log.stage("imitate"):
         cache = FrameCache(run.store)
         torch.manual_seed(run.seed(1))
-        policy = MiniVLA.build(cfg, run.env.spec)
+        policy = build_policy(cfg, run.env.spec)
         shown = run.episodes(is_demonstration)
-        policy.set_statistics(*cache.statistics(shown))
+        if not cfg.start:  # else it keeps those that it was trained with
+            policy.set_statistics(*cache.statistics(shown))
         frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
         run.fit(
             policy,

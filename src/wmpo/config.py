@@ -64,11 +64,32 @@ class DemonstrationConfig:
 
 
 @dataclass(frozen=True)
+class FlowConfig:
+    """How a flow-matching policy turns noise into actions."""
+
+    steps: int = 4
+    """Denoising steps. [pi0 and SmolVLA 10]"""
+    noise: Literal["sde", "learned"] = "sde"
+    """Noise on the way, to explore. sde: Flow-SDE, which keeps the distribution of actions; learned: Flow-Noise, as
+    wide as a small network says."""
+    level: float = 0.5
+    """Strength of that noise, times the temperature; at temperature 0 there is none."""
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
+    start: str = ""
+    """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: a MiniVLA from
+    scratch, to which most settings here belong."""
     chunk: int = 4
     """K: actions decided at once. [paper 8]"""
+    head: Literal["tokens", "flow"] = "tokens"
+    """tokens: a bin is chosen for each action dimension; flow: actions are denoised, as in pi0 and SmolVLA.
+    [paper: tokens]"""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Denoising, with the flow head."""
     bins: int = 33
-    """Bins per action dimension. [paper 256]"""
+    """Bins per action dimension, with the token head. [paper 256]"""
     width: int = 48
     """Channels of the image encoder."""
     hidden: int = 256

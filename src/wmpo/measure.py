@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wmpo.imagination import ImaginedEnv, Replay, first_frames_of, replay
 from wmpo.objectives.verdicts import auroc, expected_calibration_error, precision_recall_f1
-from wmpo.policies.minivla import MiniVLA
+from wmpo.policies import load_policy
 from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.media import Clip, Media, Pair, ScoreCurve
 from wmpo.report.page import write_report
@@ -237,7 +237,7 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
         result.reward = reward_quality(reward_model, base + final)
         result.agreement = agreement(both, reward_model, base + final)
         result.fidelity = fidelity(replayed[0], base)
-        before = MiniVLA.from_pretrained(run.folder / "policies" / "base").to(run.device)
+        before = load_policy(run.folder / "policies" / "base").to(run.device)
         for name, who, episodes in (("base", before, base), (result.final, policy, final)):
             imagined = imagined_success(
                 world_model,

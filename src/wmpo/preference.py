@@ -44,6 +44,8 @@ class PairBatch:
 
 def tokens_of(policy: MiniVLA, actions_RKD: Tensor) -> Tensor:
     """(R, K, D) tokens that `policy` decodes to these actions. Raises UserError where there are none."""
+    if getattr(policy.config, "head", "flow") != "tokens":
+        raise UserError("Preferences need a policy with policy.head tokens: stored episodes do not hold a flow's path.")
     bins = torch.arange(policy.config.bins, device=policy.centers.device)
     decoded = policy.decode_actions(bins[:, None, None].expand(-1, 1, policy.config.action_dim))  # (bins, 1, D)
     distance = (actions_RKD.to(decoded.device)[..., None] - decoded[:, 0].T).abs()  # (R, K, D, bins)

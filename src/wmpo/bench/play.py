@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import Replay, replay
 from wmpo.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.objectives.verdicts import auroc, expected_calibration_error
-from wmpo.policies.minivla import MiniVLA
+from wmpo.policies import load_policy
 from wmpo.results import BASE, RunResult
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.run import Run
@@ -172,10 +173,10 @@ def alone(folder: Path) -> Iterator[None]:
 # Measures
 
 
-def policies_of(run: Run, result: CellResult) -> dict[str, MiniVLA]:
+def policies_of(run: Run, result: CellResult) -> dict[str, Any]:
     """The base policy and what became of it."""
     names = (BASE, result.final)
-    return {name: MiniVLA.from_pretrained(run.folder / "policies" / name).to(run.device) for name in names}
+    return {name: load_policy(run.folder / "policies" / name).to(run.device) for name in names}
 
 
 def measure_disruptions(run: Run, result: CellResult) -> None:

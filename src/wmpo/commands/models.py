@@ -15,9 +15,9 @@ from wmpo.types import EnvSpec
 
 
 def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
-    from wmpo.policies.minivla import MiniVLA
+    from wmpo import policies
 
-    policy = MiniVLA.from_pretrained(existing(folder, "policy")).to(device)
+    policy = policies.load_policy(existing(folder, "policy")).to(device)
     check_fits(policy.config, spec, folder)
     return policy
 

@@ -1,0 +1,54 @@
+"""Policies. Anything that fits `wmpo.protocols.Policy` plugs in; families named here are loaded by their folder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from wmpo.config import PolicyConfig
+from wmpo.errors import UserError, named
+from wmpo.training.checkpoint import CONFIG
+from wmpo.training.files import read_json
+from wmpo.types import EnvSpec
+
+FAMILIES: dict[str, str] = {
+    "minivla": "wmpo.policies.minivla:MiniVLA",
+    "pi0": "wmpo.policies.flow_vla:FlowVLA",
+    "smolvla": "wmpo.policies.flow_vla:FlowVLA",
+}
+"""Family -> "module:Class" with `from_pretrained(folder)`."""
+
+
+def family_of(folder: Path) -> str:
+    """What the config.json of a folder says; LeRobot and transformers call it type and model_type."""
+    described = read_json(Path(folder) / CONFIG)
+    described = described if isinstance(described, dict) else {}
+    return str(described.get("family") or described.get("type") or described.get("model_type") or "minivla")
+
+
+def load_policy(folder: Path) -> Any:
+    """The policy that a folder holds, of any family, ready to act."""
+    module, _, name = named("policy family", family_of(folder), FAMILIES).partition(":")
+    return getattr(import_module(module), name).from_pretrained(Path(folder))
+
+
+def build_policy(config: PolicyConfig, spec: EnvSpec) -> Any:
+    """The policy that a run begins with: that of `config.start`, or a small one from scratch."""
+    if config.start:
+        policy = load_policy(Path(config.start))
+        for name, unit in (("action_dim", "action"), ("state_dim", "state")):
+            if (made := getattr(policy.config, name)) != (given := getattr(spec, name)):
+                raise UserError(
+                    f"{config.start} was trained with {made} {unit} dimensions, but here there are {given}."
+                )
+        if hasattr(policy, "prepare"):
+            policy.prepare(config)
+        if policy.chunk != config.chunk:
+            raise UserError(
+                f"{config.start} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."
+            )
+        return policy
+    from wmpo.policies.minivla import MiniVLA
+
+    return MiniVLA.build(config, spec)

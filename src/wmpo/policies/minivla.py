@@ -1,21 +1,23 @@
-"""MiniVLA: images + instruction (+ state) -> K x D discrete action tokens, decoded in parallel.
+"""MiniVLA: images + instruction (+ state) -> K x D actions, on a network small enough for a laptop's CPU.
 
-OpenVLA-OFT's discrete head on a network small enough for a laptop's CPU: every one of the K*D tokens is
-read off the same fused features in one pass, each as a categorical over `bins` bins of [-1, 1].
+Two heads. tokens: OpenVLA-OFT's discrete head; every one of the K*D tokens is read off the same fused features in one
+pass, each as a categorical over `bins` bins of [-1, 1]. flow: the actions are denoised together, as in pi0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.config import PolicyConfig
+from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.layers import Film, modulate, stack_cameras
+from wmpo.objectives.flow_policy import flow_matching_loss, path_log_prob, sample_path
+from wmpo.policies.flow_head import FlowHead
 from wmpo.text import SentenceEncoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
@@ -24,6 +26,7 @@ TEXT_WIDTH = 64
 KEYPOINTS = 32
 SHARPNESS = 8.0  # so that attention picks out spots from the first step on, rather than averaging the image
 LABEL_SMOOTHING_BINS = 1.0  # neighbouring bins are nearly right: soft labels teach their order
+DRAWS = 4  # noise levels that flow matching draws for each frame of a batch
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class MiniVLAConfig:
     bins: int
     width: int
     hidden: int
+    head: Literal["tokens", "flow"] = "tokens"
+    flow: FlowConfig = field(default_factory=FlowConfig)
 
 
 class MiniVLA(nn.Module):
@@ -75,7 +80,11 @@ class MiniVLA(nn.Module):
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
         )
-        self.head = nn.Linear(config.hidden, config.chunk * config.action_dim * config.bins)
+        self.head: Any
+        if config.head == "tokens":
+            self.head = nn.Linear(config.hidden, config.chunk * config.action_dim * config.bins)
+        else:
+            self.head = FlowHead(config.hidden, config.chunk, config.action_dim, config.flow.noise == "learned")
         self.register_buffer("centers", torch.linspace(-1, 1, config.bins))
         self.register_buffer("action_low", -torch.ones(config.action_dim))
         self.register_buffer("action_high", torch.ones(config.action_dim))
@@ -97,6 +106,8 @@ class MiniVLA(nn.Module):
                 bins=config.bins,
                 width=config.width,
                 hidden=config.hidden,
+                head=config.head,
+                flow=config.flow,
             )
         )
 
@@ -107,8 +118,8 @@ class MiniVLA(nn.Module):
         self.state_mean.copy_(state_mean)
         self.state_std.copy_(state_std.clamp(min=1e-3))
 
-    def logits(self, observation: Observation) -> Tensor:
-        """(B, K, D, bins) unnormalised log-probabilities."""
+    def features(self, observation: Observation) -> Tensor:
+        """(B, hidden), which the head turns into actions."""
         cfg = self.config
         images = stack_cameras(dict(observation.images), cfg.cameras)
         text = self.text(observation.instruction)
@@ -118,16 +129,30 @@ class MiniVLA(nn.Module):
         attention = F.softmax(SHARPNESS * self.look(x).flatten(2), dim=-1)  # (B, KEYPOINTS, H/4 * W/4)
         points = (attention @ self.grid).flatten(1)
         state = (observation.state - self.state_mean) / self.state_std
-        return self.head(self.fuse(torch.cat([points, self.gist(x), text, state], dim=1))).unflatten(
-            1, (cfg.chunk, cfg.action_dim, cfg.bins)
-        )
+        return self.fuse(torch.cat([points, self.gist(x), text, state], dim=1))
+
+    def logits(self, observation: Observation) -> Tensor:
+        """(B, K, D, bins) unnormalised log-probabilities of the token head."""
+        cfg = self.config
+        return self.head(self.features(observation)).unflatten(1, (cfg.chunk, cfg.action_dim, cfg.bins))
 
     # Policy
 
     @torch.no_grad()
     def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
-        """The decision lies on the observation's device, wherever the policy itself computes."""
+        """The decision lies on the observation's device, wherever the policy itself computes.
+
+        With the flow head the trace is the path from noise to actions, (B, steps + 1, K, D), and log-probabilities have
+        a unit for each step in each dimension, U = steps * D. Temperature 0 adds no noise on the way.
+        """
         there = observation.state.device
+        if self.config.head == "flow":
+            cfg = self.config
+            size = (len(observation), cfg.flow.steps + 1, cfg.chunk, cfg.action_dim)
+            noise = torch.randn(size, generator=generator, device=there).to(self.centers.device)
+            field = self.head.field(self.features(observation.to(noise.device)))
+            path, log_prob = sample_path(field, noise, temperature * cfg.flow.level)
+            return Decision(self.from_unit(path[:, -1]).to(there), path.to(there), log_prob.to(there))
         logits = self.logits(observation.to(self.centers.device)).to(there)
         if temperature == 0:
             tokens = logits.argmax(-1)
@@ -141,20 +166,34 @@ class MiniVLA(nn.Module):
         return Decision(chunk=chunk, trace=tokens, log_prob=log_prob)
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
+        if self.config.head == "flow":
+            field = self.head.field(self.features(observation))
+            return path_log_prob(field, trace, temperature * self.config.flow.level)
         log_probs = F.log_softmax(self.logits(observation) / temperature, dim=-1)
         return log_probs.gather(-1, trace.unsqueeze(-1)).squeeze(-1)
 
     def decode_actions(self, tokens_BKD: Tensor) -> Tensor:
-        """Bin centres, mapped back from [-1, 1] to the range of the demonstrated actions."""
-        unit = (self.centers[tokens_BKD] + 1) / 2
-        return (self.action_low + unit * (self.action_high - self.action_low)).clamp(-1, 1)
+        """Bin centres, as actions."""
+        return self.from_unit(self.centers[tokens_BKD])
+
+    def to_unit(self, actions_BKD: Tensor) -> Tensor:
+        """The range of the demonstrated actions becomes [-1, 1]."""
+        return 2 * (actions_BKD - self.action_low) / (self.action_high - self.action_low) - 1
+
+    def from_unit(self, unit_BKD: Tensor) -> Tensor:
+        """[-1, 1] becomes the range of the demonstrated actions; what goes beyond stops at -1 and 1."""
+        share = (unit_BKD + 1) / 2
+        return (self.action_low + share * (self.action_high - self.action_low)).clamp(-1, 1)
 
     # Imitation
 
     def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy to soft bins, averaged over valid tokens. `batch`: `wmpo.data.clips.ImitationBatch`."""
+        """Cross-entropy to soft bins, averaged over valid tokens; or flow matching. `batch`:
+        `wmpo.data.clips.ImitationBatch`."""
+        unit = self.to_unit(batch.action)  # (B, K, D)
+        if self.config.head == "flow":
+            return self._flow_loss(self.features(batch.observation), unit, batch.mask.float(), generator)
         logits = self.logits(batch.observation)
-        unit = 2 * (batch.action - self.action_low) / (self.action_high - self.action_low) - 1  # (B, K, D)
         distance = (unit.clamp(-1, 1).unsqueeze(-1) - self.centers) * (self.config.bins - 1) / 2  # in bins
         target = F.softmax(-0.5 * (distance / LABEL_SMOOTHING_BINS).square(), dim=-1)
         cross_entropy = -(target * F.log_softmax(logits, dim=-1)).sum(-1).mean(-1)  # (B, K)
@@ -163,6 +202,23 @@ class MiniVLA(nn.Module):
         with torch.no_grad():
             error = (self.centers[logits.argmax(-1)] - unit).abs().mean(-1)
             metrics = {"loss": loss.detach(), "action_error": (error * mask).sum() / mask.sum()}
+        return loss, metrics
+
+    def _flow_loss(
+        self, features: Tensor, unit: Tensor, mask_BK: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """At several of the sampler's times for each frame, since the head costs little beside the image encoder."""
+        steps, device = self.config.flow.steps, unit.device
+        many = unit.clamp(-1, 1).repeat(DRAWS, 1, 1)
+        noise = torch.randn(many.shape, generator=generator, device=device)
+        t_B = torch.randint(steps, (len(many),), generator=generator, device=device) / steps
+        loss = flow_matching_loss(
+            self.head.field(features.repeat(DRAWS, 1)), many, noise, t_B, mask_BK.repeat(DRAWS, 1)
+        )
+        with torch.no_grad():
+            start = noise[: len(unit), None].expand(-1, steps + 1, -1, -1)
+            error = (sample_path(self.head.field(features), start, 0.0)[0][:, -1] - unit).abs().mean(-1)
+            metrics = {"loss": loss.detach(), "action_error": (error * mask_BK).sum() / mask_BK.sum()}
         return loss, metrics
 
     # Files

@@ -15,14 +15,14 @@ AT_LEAST_ONE = {
     "rounds", "env.image_size", "policy.chunk", "policy.width", "policy.hidden", "demonstrations.episodes",
     "collect.episodes", "world_model.context", "world_model.sampling_steps", "world_model.width", "world_model.depth",
     "world_model.heads", "reward.clip_length", "reward.stride", "reward.width", "grpo.groups", "grpo.starts",
-    "grpo.minibatches", "evaluate.episodes", "evaluate.watch_episodes",
+    "grpo.minibatches", "evaluate.episodes", "evaluate.watch_episodes", "policy.flow.steps",
 }  # fmt: skip
 AT_LEAST_TWO = {"policy.bins", "grpo.group_size"}
 SHARES = {
     "collect.held_out", "world_model.align_share", "world_model.context_noise", "grpo.keep_low", "grpo.keep_high",
     "grpo.clip_low",
 }  # fmt: skip
-ABOVE_ZERO = {"collect.temperature", "grpo.temperature", "grpo.lr", "grpo.grad_clip"}
+ABOVE_ZERO = {"policy.flow.level", "collect.temperature", "grpo.temperature", "grpo.lr", "grpo.grad_clip"}
 IN_EVERY_FIT = {"steps": 1, "batch_size": 2, "shares": 1}
 
 
@@ -62,6 +62,8 @@ def _networks(recipe: Recipe) -> None:
     for field, chosen, name, package in needs:
         if chosen == name and find_spec(package) is None:
             raise UserError(f"{field} is {name}, which needs {package}: pip install 'wmpo[hub]'.")
+    if recipe.policy.start and not (Path(recipe.policy.start) / "config.json").is_file():
+        raise UserError(f"policy.start, {recipe.policy.start!r}, is no folder with a policy: it has no config.json.")
     if world.codec == "diffusers" and not (Path(world.codec_path) / "config.json").is_file():
         raise UserError(
             f"world_model.codec is diffusers, but world_model.codec_path, {world.codec_path!r}, is no folder with the "

@@ -1,0 +1,230 @@
+"""Vision-language-action models that denoise action chunks: pi0 and SmolVLA, behind one policy.
+
+A network has a prefix, computed once per decision from pictures, sentence and state, and an action expert that is asked
+for the velocity at every denoising step. The vision-language model stays frozen: imitation and practice train the rest.
+
+Departures from both, so that log-probabilities hold all that is random:
+1. A chunk is as long as what is executed, without a tail that is thrown away.
+2. Both networks have more action dimensions than a robot, filled with zeros. There the flow is taken as known: noise
+   that fades.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmpo.config import FlowConfig, PolicyConfig
+from wmpo.errors import UserError
+from wmpo.layers import zero_init
+from wmpo.objectives.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
+from wmpo.policies.published import Published
+from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
+from wmpo.training.files import atomic_write, read_json
+from wmpo.types import Decision, Observation
+
+TOKENIZER = "tokenizer.json"
+LONGEST = 48  # tokens of a sentence
+EPSILON = 1e-8  # added to standard deviations, as LeRobot does
+
+
+@dataclass(frozen=True)
+class FlowVLAConfig:
+    """What a saved one needs to be built again."""
+
+    network: Literal["pi0", "smolvla"]
+    settings: dict[str, Any]
+    """The network's own, as it was published."""
+    chunk: int
+    state_dim: int
+    action_dim: int
+    flow: FlowConfig = field(default_factory=lambda: FlowConfig(steps=10))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """It resizes whatever it sees, and asks for no camera by name."""
+        return ()
+
+
+class FlowVLA(nn.Module):
+    """Fulfils `wmpo.protocols.Policy`; `forward` is the imitation loss, flow matching."""
+
+    state_mean: Tensor
+    state_std: Tensor
+    action_mean: Tensor
+    action_std: Tensor
+
+    def __init__(self, config: FlowVLAConfig, tokenizer: str) -> None:
+        """`tokenizer` is the content of a tokenizer.json."""
+        super().__init__()
+        self.config = config
+        self.tokenizer = _tokenizer(tokenizer)
+        self.network: Any = _network(config)
+        self.spread = self._noise_network()
+        for name, size in (("state", config.state_dim), ("action", config.action_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+
+    @property
+    def chunk(self) -> int:
+        return self.config.chunk
+
+    @property
+    def family(self) -> str:
+        return self.config.network
+
+    def _noise_network(self) -> nn.Module | None:
+        learned = self.config.flow.noise == "learned"
+        return zero_init(nn.Linear(self.network.width, self.config.action_dim)) if learned else None
+
+    def prepare(self, config: PolicyConfig) -> None:
+        """Take the chunk and the noise of a recipe; no weight depends on the length of a chunk."""
+        self.config = replace(self.config, chunk=config.chunk, flow=config.flow)
+        self.spread = self._noise_network()
+
+    def field(self, observation: Observation, idle: Tensor) -> Field:
+        """`idle` (B, K, rest): the noise in dimensions that the robot lacks."""
+        cfg = self.config
+        images = [self._pixels(image) for image in observation.images.values()]
+        tokens, mask = self._tokens(observation.instruction)
+        state = (observation.state - self.state_mean) / (self.state_std + EPSILON)
+        prefix = self.network.prefix(
+            torch.stack(images, 1), tokens, mask, F.pad(state, (0, self.network.state_width - cfg.state_dim))
+        )
+
+        def flow(x: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor | None]:
+            whole = torch.cat([x, (1 - t_B)[:, None, None] * idle], -1)
+            # Their time runs from data to noise.
+            velocity, h = self.network.velocity(prefix, whole, 1 - t_B)
+            return -velocity[..., : cfg.action_dim], self.spread(h).tanh() if self.spread is not None else None
+
+        return flow
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to [-1, 1] in the size of the network, black above and left where it isn't square."""
+        size = self.network.image_size
+        height, width = image.shape[-2:]
+        scale = size / max(height, width)
+        image = image.float() / 255
+        if scale != 1:
+            shape = (int(height * scale), int(width * scale))
+            image = F.interpolate(image, size=shape, mode="bilinear", align_corners=False)
+        return 2 * F.pad(image, (size - image.shape[-1], 0, size - image.shape[-2], 0)) - 1
+
+    def _tokens(self, instruction: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """(B, L) token numbers, and where they are no padding."""
+        found = {s: self.tokenizer.encode(f"{s}\n", add_special_tokens=False).ids[:LONGEST] for s in set(instruction)}
+        rows = [[*self.network.begin, *found[sentence]] for sentence in instruction]
+        length = max(map(len, rows))
+        device = self.action_mean.device
+        mask = torch.tensor([[place < len(row) for place in range(length)] for row in rows], device=device)
+        return torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device), mask
+
+    # Policy
+
+    @torch.no_grad()
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        """The trace is the path from noise to normalised actions, (B, steps + 1, K, width of the network): first the
+        robot's D dimensions, then the noise of the others. U = steps * D."""
+        cfg, there = self.config, observation.state.device
+        size = (len(observation), cfg.flow.steps + 1, cfg.chunk, self.network.action_width)
+        noise = torch.randn(size, generator=generator, device=there).to(self.action_mean.device)
+        own, idle = noise[..., : cfg.action_dim], noise[:, :1, :, cfg.action_dim :]
+        path, log_prob = sample_path(
+            self.field(observation.to(noise.device), idle[:, 0]), own, temperature * cfg.flow.level
+        )
+        trace = torch.cat([path, idle.expand(-1, cfg.flow.steps + 1, -1, -1)], -1)
+        chunk = (path[:, -1] * self.action_std + self.action_mean).clamp(-1, 1)
+        return Decision(chunk.to(there), trace.to(there), log_prob.to(there))
+
+    def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
+        D = self.config.action_dim
+        flow = self.field(observation, trace[:, 0, :, D:])
+        return path_log_prob(flow, trace[..., :D], temperature * self.config.flow.level)
+
+    # Imitation
+
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching at pi0's times. `batch`: `wmpo.data.clips.ImitationBatch`."""
+        D, device = self.config.action_dim, batch.action.device
+        data = (batch.action - self.action_mean) / (self.action_std + EPSILON)
+        size = (*data.shape[:2], self.network.action_width)
+        noise = torch.randn(size, generator=generator, device=device)
+        t_B = beta_times(torch.rand(len(data), generator=generator, device=device))
+        flow = self.field(batch.observation, noise[..., D:])
+        loss = flow_matching_loss(flow, data, noise[..., :D], t_B, batch.mask.float())
+        return loss, {"loss": loss.detach()}
+
+    # Files
+
+    def save_pretrained(self, folder: Path) -> None:
+        atomic_write(Path(folder) / TOKENIZER, self.tokenizer.to_str())
+        save_module(folder, self, self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> FlowVLA:
+        """One that `save_pretrained` wrote, a SmolVLA as LeRobot saves it, or a pi0 as transformers saves it."""
+        folder = Path(folder)
+        described = read_json(folder / CONFIG)
+        if isinstance(described, dict) and described.get("type") == "smolvla":
+            from wmpo.policies import smolvla
+
+            return cls._from_published(smolvla.published(folder), folder)
+        if isinstance(described, dict) and described.get("model_type") == "pi0":
+            from wmpo.policies import pi0
+
+            return cls._from_published(pi0.published(folder), folder)
+        config, _ = load_config(folder, FlowVLAConfig)
+        policy = cls(config, _text(folder / TOKENIZER))
+        load_module(folder, policy)
+        return policy.eval()
+
+    @classmethod
+    def _from_published(cls, found: Published, folder: Path) -> FlowVLA:
+        config = FlowVLAConfig(
+            found.network, found.settings, found.chunk, len(found.state[0]), len(found.action[0])
+        )  # fmt: skip
+        policy = cls(config, _text(found.tokenizer))
+        if config.action_dim > policy.network.action_width or config.state_dim > policy.network.state_width:
+            raise UserError(
+                f"{folder} has statistics of {config.action_dim} action and {config.state_dim} state dimensions, more "
+                f"than its network takes ({policy.network.action_width} and {policy.network.state_width})."
+            )
+        statistics = zip(("state", "action"), (found.state, found.action), strict=True)
+        buffers = {
+            f"{name}_{part}": row for name, rows in statistics for part, row in zip(("mean", "std"), rows, strict=True)
+        }
+        load_weights(policy, {**{f"network.{name}": t for name, t in found.tensors.items()}, **buffers}, folder)
+        return policy.eval()
+
+
+def _network(config: FlowVLAConfig) -> nn.Module:
+    if config.network == "pi0":
+        from wmpo.policies.pi0 import PI0Network
+
+        return PI0Network(config.settings)
+    from wmpo.policies.smolvla import SmolVLANetwork
+
+    return SmolVLANetwork(config.settings)
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the policy needs the tokenizer that it was trained with.")
+    return path.read_text(encoding="utf-8")
+
+
+def _tokenizer(text: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError('pi0 and SmolVLA need one more package: pip install "wmpo[hub]".') from error
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # whatever its parser raises
+        raise UserError(f"tokenizer.json is damaged: {str(error).splitlines()[0]}.") from error

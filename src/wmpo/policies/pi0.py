@@ -1,0 +1,96 @@
+"""pi0 (arXiv 2410.24164): transformers' PaliGemma and action expert, with the interface that `FlowVLA` asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmpo.errors import UserError
+from wmpo.policies.published import Published, statistics, transformers, weight_files
+from wmpo.training.files import read_json
+
+
+class PI0Network(nn.Module):
+    """`PI0ForConditionalGeneration`, its prefix and its expert asked one by one."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        library = transformers()
+        config = library.PI0Config.from_dict(settings)
+        self.model: Any = library.PI0ForConditionalGeneration(config)
+        self.model.model.dit.embed_tokens = None  # the expert meets no words
+        self.model.model.vlm.requires_grad_(False)
+        vision = config.vlm_config.vision_config
+        self.image_size: int = vision.image_size
+        self.image_tokens: int = (vision.image_size // vision.patch_size) ** 2
+        self.image_token: int = config.vlm_config.image_token_id
+        self.begin = (config.vlm_config.text_config.bos_token_id,)
+        self.state_width: int = config.max_state_dim
+        self.action_width: int = config.max_action_dim
+        self.width: int = config.dit_config.hidden_size
+
+    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Any:
+        """What the expert attends to: keys and values of pictures and words, and which of them are no padding."""
+        B, V = images_BVCHW.shape[:2]
+        pictures = tokens_BL.new_full((B, V * self.image_tokens), self.image_token)
+        tokens = torch.cat([pictures, tokens_BL], 1)
+        mask = torch.cat([torch.ones_like(pictures), mask_BL.long()], 1)
+        vlm = self.model.model.vlm
+        embeds = self.model.model.embed_prefix(tokens, images_BVCHW, mask.new_ones(B, V).bool())
+        cache = vlm(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=mask.cumsum(-1) - 1,
+            token_type_ids=torch.zeros_like(mask),  # all see all
+            use_cache=True,
+        ).past_key_values
+        return cache, mask, state
+
+    def velocity(self, prefix: Any, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(velocity (B, K, action_width), features (B, K, width)) at noisy actions x; time 1 is noise."""
+        cache, mask, state = prefix
+        length = cache.get_seq_length()
+        embeds = self.model.embed_action_time(state, x, time_B)
+        hidden = self.model.model(action_embeds=embeds, attention_mask=mask, past_key_values=cache).last_hidden_state
+        cache.crop(length - cache.get_seq_length())  # forget these noisy actions
+        hidden = hidden[:, -x.shape[1] :]
+        return self.model.action_out_proj(hidden), hidden
+
+
+def published(folder: Path) -> Published:
+    """A folder as transformers saves model, processor and tokenizer of pi0."""
+    settings = read_json(folder / "config.json")
+    weight_files(folder)  # refuses pickles
+    try:
+        model, told = transformers().PI0ForConditionalGeneration.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below
+            output_loading_info=True,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and json each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder} can't be loaded as a pi0: {reason}") from error
+    missing = [name for name in told["missing_keys"] if "dit.embed_tokens" not in name]
+    for fault, names in (
+        ("lacks", missing),
+        ("has, beyond pi0's own,", told["unexpected_keys"]),
+        ("has in other shapes", [entry[0] for entry in told["mismatched_keys"]]),
+    ):
+        if names:
+            raise UserError(f"{folder} {fault} {len(names)} weights, first {sorted(names)[0]!r}.")
+    processor = folder / "processor_config.json"
+    said = read_json(processor) if processor.is_file() else {}
+    state, action = (
+        statistics(said.get(f"{name}_mean"), said.get(f"{name}_std"), len(said.get(f"{name}_mean") or ()), what, folder)
+        for name, what in (("state", "state"), ("actions", "action"))
+    )
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if "dit.embed_tokens" not in name}
+    return Published("pi0", settings, int(model.config.chunk_size), tensors, state, action, folder / "tokenizer.json")

@@ -1,0 +1,73 @@
+"""Policies in the folders in which others publish them: weights as safetensors, never pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wmpo.errors import UserError
+from wmpo.training.checkpoint import load_tensors
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published folder says about a policy."""
+
+    network: Literal["pi0", "smolvla"]
+    settings: dict[str, Any]
+    chunk: int
+    tensors: Mapping[str, Tensor]
+    state: tuple[Tensor, Tensor]  # mean and standard deviation, (S,) each
+    action: tuple[Tensor, Tensor]  # mean and standard deviation, (D,) each
+    tokenizer: Path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that hold the weights of a folder, in one piece or several."""
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files:
+        pickles = [path.name for kind in PICKLES for path in Path(folder).glob(kind)]
+        if pickles:
+            raise UserError(
+                f"{folder} holds its weights as a pickle, {pickles[0]}, which could run any code when opened: "
+                "save them as safetensors."
+            )
+        raise UserError(f"{folder} holds no weights: there is no model.safetensors.")
+    return files
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, by the names that they have there."""
+    return {name: tensor for path in weight_files(folder) for name, tensor in load_tensors(path)[0].items()}
+
+
+def statistics(mean: Any, std: Any, size: int, what: str, folder: Path) -> tuple[Tensor, Tensor]:
+    """(mean, std) of `size` numbers each; they must be there, finite, and as many as the robot has dimensions."""
+    if mean is None or std is None:
+        raise UserError(
+            f"{folder} has no mean and standard deviation of {what}: fine-tune the policy on your robot's data first, "
+            "which saves them."
+        )
+    rows = torch.as_tensor(mean, dtype=torch.float32).flatten(), torch.as_tensor(std, dtype=torch.float32).flatten()
+    if any(len(row) != size for row in rows):
+        raise UserError(f"{folder} has statistics of {len(rows[0])} {what} dimensions, but its policy has {size}.")
+    if not all(row.isfinite().all() for row in rows) or (rows[1] < 0).any():
+        raise UserError(f"{folder} has statistics of {what} that are no finite numbers.")
+    return rows
+
+
+def transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError('pi0 and SmolVLA need one more package: pip install "wmpo[hub]".') from error
+    if not hasattr(transformers, "PI0Config"):
+        raise UserError("pi0 and SmolVLA need transformers 5 or later: pip install -U transformers.")
+    return transformers

@@ -1,0 +1,207 @@
+"""SmolVLA (arXiv 2506.01844): transformers' SmolVLM and an action expert, with the interface that `FlowVLA` asks for.
+
+Names of weights are LeRobot's, so that its checkpoints load as they are. In every n-th layer the expert attends to keys
+and values of the vision-language model together with its own; in the others to projections of the former alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmpo.errors import UserError
+from wmpo.policies.published import Published, read_weights, statistics, transformers
+from wmpo.training.checkpoint import load_tensors
+from wmpo.training.files import read_json
+
+ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
+UNUSED = "model.vlm_with_expert.vlm.lm_head.weight"
+DEFAULTS = {  # LeRobot's
+    "max_state_dim": 32, "max_action_dim": 32, "chunk_size": 50, "resize_imgs_with_padding": [512, 512],
+    "num_vlm_layers": 16, "num_expert_layers": -1, "self_attn_every_n_layers": 2, "expert_width_multiplier": 0.75,
+    "attention_mode": "cross_attn", "min_period": 4e-3, "max_period": 4.0, "add_image_special_tokens": False,
+    "adapt_to_pi_aloha": False,
+}  # fmt: skip
+
+
+class SmolVLANetwork(nn.Module):
+    """SmolVLM and the action expert; `settings` are LeRobot's, with the config of the SmolVLM under "vlm"."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        library = transformers()
+        self.settings = settings = {**DEFAULTS, **settings}
+        config = library.SmolVLMConfig.from_dict(settings["vlm"])
+        text = config.text_config
+        if settings["num_vlm_layers"] > 0:
+            text.num_hidden_layers = min(text.num_hidden_layers, settings["num_vlm_layers"])
+        inner = copy.deepcopy(text)
+        inner.hidden_size = int(text.hidden_size * settings["expert_width_multiplier"])
+        inner.intermediate_size = 256 * math.ceil(int(4 * int(2 * inner.hidden_size / 3)) / 256)
+        self.heads, self.key_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+        expert = library.AutoModel.from_config(inner)
+        expert.embed_tokens = None  # the expert meets no words
+        own = settings["self_attn_every_n_layers"]
+        self.crosses = [
+            "cross" in settings["attention_mode"] and not (own > 0 and i % own == 0) for i in range(len(expert.layers))
+        ]
+        for layer, cross in zip(expert.layers, self.crosses, strict=True):
+            if cross:
+                size = self.key_heads * self.head_dim
+                layer.self_attn.k_proj = nn.Linear(size, size, bias=inner.attention_bias)
+                layer.self_attn.v_proj = nn.Linear(size, size, bias=inner.attention_bias)
+        both: Any = nn.Module()
+        both.vlm, both.lm_expert = nn.Module(), expert
+        both.vlm.model = library.SmolVLMModel(config)
+        both.vlm.requires_grad_(False)
+        self.vlm_with_expert = both
+        self.begin: tuple[int, ...] = ()
+        self.image_size: int = settings["resize_imgs_with_padding"][0]
+        self.state_width, self.action_width = settings["max_state_dim"], settings["max_action_dim"]
+        self.width: int = inner.hidden_size
+        self.state_proj = nn.Linear(self.state_width, text.hidden_size)
+        self.action_in_proj = nn.Linear(self.action_width, self.width)
+        self.action_out_proj = nn.Linear(self.width, self.action_width)
+        self.action_time_mlp_in = nn.Linear(2 * self.width, self.width)
+        self.action_time_mlp_out = nn.Linear(self.width, self.width)
+
+    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Any:
+        """Keys and values of pictures, words and state in every layer, and which of them are no padding."""
+        vlm = self.vlm_with_expert.vlm.model
+        B = len(tokens_BL)
+        seen = vlm.connector(vlm.vision_model(pixel_values=images_BVCHW.flatten(0, 1)).last_hidden_state)
+        seen = seen.unflatten(0, (B, -1)).flatten(1, 2)  # (B, V * tokens per picture, width)
+        words = vlm.text_model.embed_tokens(tokens_BL)
+        scale = math.sqrt(words.shape[-1])
+        x = torch.cat([seen * scale, words * scale, self.state_proj(state)[:, None]], 1)
+        one = mask_BL.new_ones(B, 1)
+        mask_BP = torch.cat([one.expand(-1, seen.shape[1]), mask_BL, one], 1)
+        last = torch.arange(x.shape[1], device=x.device) == x.shape[1] - 1
+        sees_BPP = mask_BP[:, None] & ~(last & ~last[:, None])  # only the state sees the state
+        places = mask_BP.long().cumsum(-1) - 1
+        memory = []
+        for layer in vlm.text_model.layers:
+            query, key, value = self._project(layer, x, places)
+            memory.append((key, value))
+            x = _block(layer, x, self._attend(query, key, value, sees_BPP))
+        return memory, mask_BP
+
+    def velocity(self, prefix: Any, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(velocity (B, K, action_width), features (B, K, width)) at noisy actions x; time 1 is noise."""
+        memory, mask_BP = prefix
+        B, K = x.shape[:2]
+        time = self._waves(time_B)[:, None].expand(-1, K, -1)
+        h = self.action_time_mlp_in(torch.cat([self.action_in_proj(x), time], -1))
+        h = self.action_time_mlp_out(F.silu(h))
+        sees_past = mask_BP[:, None].expand(-1, K, -1)
+        sees_own = torch.ones(K, K, dtype=torch.bool, device=x.device).tril().expand(B, -1, -1)
+        places = torch.arange(K, device=x.device).expand(B, -1)
+        for layer, cross, (key, value) in zip(self.vlm_with_expert.lm_expert.layers, self.crosses, memory, strict=True):
+            if cross:
+                query = self._rotated(layer.self_attn.q_proj(layer.input_layernorm(h)), places)
+                key = layer.self_attn.k_proj(key.flatten(2)).view_as(key)
+                value = layer.self_attn.v_proj(value.flatten(2)).view_as(value)
+                found = self._attend(query, key, value, sees_past)
+            else:
+                query, own_key, own_value = self._project(layer, h, places + mask_BP.sum(-1, keepdim=True))
+                key, value = torch.cat([key, own_key], 1), torch.cat([value, own_value], 1)
+                found = self._attend(query, key, value, torch.cat([sees_past, sees_own], -1))
+            h = _block(layer, h, found)
+        h = self.vlm_with_expert.lm_expert.norm(h)
+        return self.action_out_proj(h), h
+
+    def _project(self, layer: Any, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = layer.input_layernorm(x)
+        attention = layer.self_attn
+        value = attention.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        return self._rotated(attention.q_proj(x), places), self._rotated(attention.k_proj(x), places), value
+
+    def _rotated(self, x: Tensor, places_BL: Tensor) -> Tensor:
+        """(B, L, heads * head_dim) with its places turned in (arXiv 2104.09864), as (B, L, heads, head_dim)."""
+        half = self.head_dim // 2
+        rate = ROPE_BASE ** (-torch.arange(half, device=x.device) / half)
+        angle = places_BL[..., None, None] * rate
+        a, b = x.unflatten(-1, (-1, self.head_dim)).split(half, -1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, sees_BQP: Tensor) -> Tensor:
+        """(B, Q, heads * head_dim) for queries (B, Q, heads, head_dim) and fewer heads of keys and values."""
+        times = self.heads // self.key_heads
+        key, value = (part.repeat_interleave(times, 2).transpose(1, 2) for part in (key, value))
+        found = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=sees_BQP[:, None])
+        return found.transpose(1, 2).flatten(2)
+
+    def _waves(self, time_B: Tensor) -> Tensor:
+        shortest, longest = self.settings["min_period"], self.settings["max_period"]
+        place = torch.linspace(0, 1, self.width // 2, dtype=torch.float64, device=time_B.device)
+        angle = 2 * math.pi * time_B.double()[:, None] / (shortest * (longest / shortest) ** place)
+        return torch.cat([angle.sin(), angle.cos()], 1).to(time_B.dtype)
+
+
+def _block(layer: Any, x: Tensor, found: Tensor) -> Tensor:
+    x = x + layer.self_attn.o_proj(found)
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def published(folder: Path) -> Published:
+    """A folder as LeRobot saves a SmolVLA; config.json and tokenizer.json of its SmolVLM lie in FOLDER/vlm."""
+    described = read_json(folder / "config.json")
+    vlm = folder / "vlm"
+    if not (vlm / "config.json").is_file():
+        name = described.get("vlm_model_name", "its SmolVLM")
+        raise UserError(f"{vlm} needs config.json and tokenizer.json of {name}: LeRobot does not save them.")
+    settings = {name: described.get(name, value) for name, value in DEFAULTS.items()}
+    _check(settings, folder)
+    tensors = read_weights(folder)
+    tensors.pop(UNUSED, None)
+    if strange := sorted(name for name in tensors if not name.startswith("model.")):
+        raise UserError(f"{folder} has {len(strange)} weights that SmolVLA lacks, first {strange[0]!r}.")
+    before = _stored(folder, "policy_preprocessor.json", "normalizer_processor")
+    after = _stored(folder, "policy_postprocessor.json", "unnormalizer_processor")
+    sizes = [
+        described.get(kind, {}).get(name, {}).get("shape", [0])[0]
+        for kind, name in (("input_features", "observation.state"), ("output_features", "action"))
+    ]
+    name = "observation.state"
+    return Published(
+        network="smolvla",
+        settings={**settings, "vlm": read_json(vlm / "config.json")},
+        chunk=settings["chunk_size"],
+        tensors={name.removeprefix("model."): tensor for name, tensor in tensors.items()},
+        state=statistics(before.get(f"{name}.mean"), before.get(f"{name}.std"), sizes[0], "state", folder),
+        action=statistics(after.get("action.mean"), after.get("action.std"), sizes[1], "action", folder),
+        tokenizer=vlm / "tokenizer.json",
+    )
+
+
+def _check(settings: dict[str, Any], folder: Path) -> None:
+    layers: int = settings["num_expert_layers"]
+    width, height = settings["resize_imgs_with_padding"]
+    for wrong, why in (
+        (
+            layers > 0 and layers != settings["num_vlm_layers"],
+            f"an expert of {layers} layers, fewer than its SmolVLM's",
+        ),
+        (width != height, f"pictures of {width}x{height} pixels, which are not square"),
+        (settings["add_image_special_tokens"], "special tokens around pictures"),
+        (settings["adapt_to_pi_aloha"], "the joints of an Aloha turned into pi's"),
+    ):
+        if wrong:
+            raise UserError(f"{folder} is a SmolVLA with {why}, which wmpo does not know.")
+
+
+def _stored(folder: Path, pipeline: str, step: str) -> dict[str, Tensor]:
+    """The statistics of a step of LeRobot's pipelines; states and actions must be normalised by mean and deviation."""
+    for found in read_json(folder / pipeline).get("steps", []):
+        if found.get("registry_name") == step:
+            modes = found.get("config", {}).get("norm_map", {})
+            if other := sorted({modes.get(kind, "MEAN_STD") for kind in ("STATE", "ACTION")} - {"MEAN_STD"}):
+                raise UserError(f"{folder / pipeline} normalises by {other[0]}; wmpo knows SmolVLAs by MEAN_STD.")
+            return load_tensors(folder / found["state_file"])[0] if found.get("state_file") else {}
+    raise UserError(f"{folder / pipeline} has no step {step!r}, so that the scale of actions is unknown.")
