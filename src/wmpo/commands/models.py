@@ -15,9 +15,9 @@ from wmpo.types import EnvSpec
 
 
 def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
-    from wmpo.policies.minivla import MiniVLA
+    from wmpo.policies import open_policy
 
-    policy = MiniVLA.from_pretrained(existing(folder, "policy")).to(device)
+    policy = open_policy(existing(folder, "policy")).to(device)
     check_fits(policy.config, spec, folder)
     return policy
 
@@ -50,19 +50,22 @@ def existing(folder: Path, what: str) -> Path:
 
 
 def check_fits(config: Any, spec: EnvSpec, where: Path) -> None:
-    """A network with settings `config` must see and do what `spec` shows and accepts."""
+    """A network with settings `config` must see and do what `spec` shows and accepts.
+
+    One without `image_size` sees images of any size; one whose `state_dim` is None looks at no state.
+    """
     cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
     if missing := [name for name in cameras if name not in spec.cameras]:
         raise UserError(
             f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
         )
-    for name in cameras:
+    for name in cameras if hasattr(config, "image_size") else ():
         if spec.cameras[name] != tuple(config.image_size):
             made, given = "x".join(map(str, config.image_size)), "x".join(map(str, spec.cameras[name]))
             raise UserError(f"{where} was trained on images of {made} pixels, but camera {name!r} gives {given}.")
     for field, unit in (("action_dim", "action"), ("state_dim", "state")):
         wanted, given = getattr(config, field, getattr(spec, field)), getattr(spec, field)
-        if wanted != given:
+        if wanted not in (given, None):
             raise UserError(f"{where} was trained with {wanted} {unit} dimensions, but here there are {given}.")
 
 

@@ -64,8 +64,12 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str | 
 
 
 def save_module(folder: Path, module: nn.Module, config: Any, extra: Mapping[str, Any] | None = None) -> None:
-    """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`."""
+    """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`.
+
+    A module that says its `family` (see `wmpo.policies.FAMILIES`) is opened as one of it.
+    """
     described = {
+        **({"family": module.family} if hasattr(module, "family") else {}),
         "module": type(module).__name__,
         "config_type": type(config).__name__,
         "config": to_plain(config),
