@@ -323,7 +323,11 @@ def test_saves_opens_and_fits(policy: OpenVLAOFT, tmp_path: Path) -> None:
 
 
 def test_families(tmp_path: Path) -> None:
-    for config, text in (('{"family": "opnvla_oft"}', "did you mean openvla_oft"), ("[]", "not the description")):
+    for config, text in (
+        ('{"family": "opnvla_oft"}', "did you mean openvla_oft"),
+        ('{"model_type": "openvla"}', "another project's checkpoint: make a policy of it first"),
+        ("[]", "another project's checkpoint"),
+    ):
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(UserError, match=text):
             open_policy(tmp_path)

@@ -69,16 +69,19 @@ class OpenVLAOFT(nn.Module):
             for head in (self.proprio_projector, self.action_head):
                 if head is not None:
                     head.requires_grad_(True)
-        self.transformers: tuple[Any, ...] = (self.dino, self.siglip, self.language_model)
         if config.checkpointing:
-            for network in self.transformers:
+            for network in self.transformers():
                 network.activation_checkpointing_enable()
+
+    def transformers(self) -> tuple[Any, ...]:
+        """The parts that are transformers' own."""
+        return self.dino, self.siglip, self.language_model
 
     def train(self, mode: bool = True) -> OpenVLAOFT:
         """Nothing inside depends on the mode, except that transformers saves activations in training mode only."""
         super().train(mode)
         if self.config.checkpointing:
-            for network in self.transformers:
+            for network in self.transformers():
                 network.train()
         return self
 
