@@ -9,7 +9,7 @@ import torch
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.training.checkpoint import CONFIG
+from wmpo.training.checkpoint import CONFIG, check_fits
 from wmpo.training.files import read_json
 from wmpo.types import EnvSpec
 
@@ -47,23 +47,6 @@ def existing(folder: Path, what: str) -> Path:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no {what}, since it has no {CONFIG}: check the path, or train one first.")
     return folder
-
-
-def check_fits(config: Any, spec: EnvSpec, where: Path) -> None:
-    """A network with settings `config` must see and do what `spec` shows and accepts."""
-    cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
-    if missing := [name for name in cameras if name not in spec.cameras]:
-        raise UserError(
-            f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
-        )
-    for name in cameras:
-        if spec.cameras[name] != tuple(config.image_size):
-            made, given = "x".join(map(str, config.image_size)), "x".join(map(str, spec.cameras[name]))
-            raise UserError(f"{where} was trained on images of {made} pixels, but camera {name!r} gives {given}.")
-    for field, unit in (("action_dim", "action"), ("state_dim", "state")):
-        wanted, given = getattr(config, field, getattr(spec, field)), getattr(spec, field)
-        if wanted != given:
-            raise UserError(f"{where} was trained with {wanted} {unit} dimensions, but here there are {given}.")
 
 
 def check_chunk(world_model: Any, policy: Any) -> None:

@@ -8,22 +8,25 @@ from typing import Any
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError, named
-from wmpo.training.checkpoint import CONFIG
+from wmpo.training.checkpoint import CONFIG, check_fits
 from wmpo.training.files import read_json
 from wmpo.types import EnvSpec
 
 FAMILIES: dict[str, str] = {
     "minivla": "wmpo.policies.minivla:MiniVLA",
+    "openvla": "wmpo.policies.openvla_oft:OpenVLAOFT",
+    "openvla_oft": "wmpo.policies.openvla_oft:OpenVLAOFT",
     "pi0": "wmpo.policies.flow_vla:FlowVLA",
     "smolvla": "wmpo.policies.flow_vla:FlowVLA",
 }
-"""Family -> "module:Class" with `from_pretrained(folder)`."""
+"""Family, or what config.json of a published checkpoint calls it -> "module:Class" with `from_pretrained(folder)`."""
 
 
 def family_of(folder: Path) -> str:
     """What the config.json of a folder says; LeRobot and transformers call it type and model_type."""
     described = read_json(Path(folder) / CONFIG)
-    described = described if isinstance(described, dict) else {}
+    if not isinstance(described, dict):
+        raise UserError(f"{Path(folder) / CONFIG} describes no policy: it holds no JSON object.")
     return str(described.get("family") or described.get("type") or described.get("model_type") or "minivla")
 
 
@@ -37,13 +40,9 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Any:
     """The policy that a run begins with: that of `config.start`, or a small one from scratch."""
     if config.start:
         policy = load_policy(Path(config.start))
-        for name, unit in (("action_dim", "action"), ("state_dim", "state")):
-            if (made := getattr(policy.config, name)) != (given := getattr(spec, name)):
-                raise UserError(
-                    f"{config.start} was trained with {made} {unit} dimensions, but here there are {given}."
-                )
         if hasattr(policy, "prepare"):
             policy.prepare(config)
+        check_fits(policy.config, spec, config.start)
         if policy.chunk != config.chunk:
             raise UserError(
                 f"{config.start} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."

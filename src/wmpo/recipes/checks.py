@@ -22,7 +22,7 @@ SHARES = {
     "collect.held_out", "world_model.align_share", "world_model.context_noise", "grpo.keep_low", "grpo.keep_high",
     "grpo.clip_low",
 }  # fmt: skip
-ABOVE_ZERO = {"policy.flow.level", "collect.temperature", "grpo.temperature", "grpo.lr", "grpo.grad_clip"}
+ABOVE_ZERO = {"policy.flow.level", "grpo.temperature", "grpo.lr", "grpo.grad_clip"}
 IN_EVERY_FIT = {"steps": 1, "batch_size": 2, "shares": 1}
 
 

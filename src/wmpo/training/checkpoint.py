@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wmpo.errors import UserError
 from wmpo.training.files import atomic_path, read_json, write_json
 from wmpo.training.plain import from_plain, to_plain
+from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -64,7 +65,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str | 
 
 
 def save_module(folder: Path, module: nn.Module, config: Any, extra: Mapping[str, Any] | None = None) -> None:
-    """Write `config.json` (the dataclass `config`, `extra` JSON values, a policy's family) and `model.safetensors`."""
+    """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`.
+
+    A module that says its `family` (see `wmpo.policies.FAMILIES`) is opened as one of it.
+    """
     described = {
         **({"family": module.family} if hasattr(module, "family") else {}),
         "module": type(module).__name__,
@@ -125,3 +129,23 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors below `prefix`, by their names there."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def check_fits(config: Any, spec: EnvSpec, where: str | Path) -> None:
+    """A network with settings `config` must see and do what `spec` shows and accepts.
+
+    One without `image_size` sees images of any size; one whose `state_dim` is None looks at no state.
+    """
+    cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
+    if missing := [name for name in cameras if name not in spec.cameras]:
+        raise UserError(
+            f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
+        )
+    for name in cameras if hasattr(config, "image_size") else ():
+        if spec.cameras[name] != tuple(config.image_size):
+            made, given = "x".join(map(str, config.image_size)), "x".join(map(str, spec.cameras[name]))
+            raise UserError(f"{where} was trained on images of {made} pixels, but camera {name!r} gives {given}.")
+    for field, unit in (("action_dim", "action"), ("state_dim", "state")):
+        wanted, given = getattr(config, field, getattr(spec, field)), getattr(spec, field)
+        if wanted not in (given, None):
+            raise UserError(f"{where} was trained with {wanted} {unit} dimensions, but here there are {given}.")

@@ -1,0 +1,59 @@
+"""Instructions as token numbers, in the prompt that OpenVLA was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmpo.errors import UserError
+from wmpo.policies.openvla_oft.networks import transformers
+from wmpo.training.files import atomic_write
+
+TOKENIZER = "tokenizer.json"
+PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+
+
+class Prompt:
+    """A tokenizer read from its JSON: plain data, no code."""
+
+    def __init__(self, tokenizer: Any, where: str | Path) -> None:
+        """`tokenizer`: a `tokenizers.Tokenizer` that begins every sentence as Llama's does."""
+        self.tokenizer = tokenizer
+        found = {name: tokenizer.token_to_id(name) for name in ("▁", "</s>")}
+        if missing := [name for name, number in found.items() if number is None]:
+            raise UserError(f"{where} is no tokenizer of a Llama, since it has no token {missing[0]!r}.")
+        self.empty, self.end = found.values()
+
+    def ids(self, instruction: Sequence[str], actions: int) -> tuple[Tensor, Tensor]:
+        """(B, longest) token numbers, the end repeated as padding, and the length (B,) of each row.
+
+        A row is the prompt, the empty token that stands before answers, places for `actions` tokens, and the end.
+        """
+        prompts = [PROMPT.format(instruction=sentence.lower()) for sentence in instruction]
+        answer = [self.empty] * (1 + actions) + [self.end]
+        rows = [self.tokenizer.encode(prompt).ids + answer for prompt in prompts]
+        length = torch.tensor([len(row) for row in rows])
+        longest = int(length.max())
+        return torch.tensor([row + [self.end] * (longest - len(row)) for row in rows]), length
+
+    def save(self, folder: Path) -> None:
+        atomic_write(Path(folder) / TOKENIZER, self.tokenizer.to_str())
+
+    @classmethod
+    def load(cls, folder: Path) -> Prompt:
+        path = Path(folder) / TOKENIZER
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: an OpenVLA-OFT needs the tokenizer that it was trained with.")
+        transformers()  # says what to install; tokenizers comes with it
+        from tokenizers import Tokenizer
+
+        try:
+            return cls(Tokenizer.from_file(str(path)), path)
+        except UserError:
+            raise
+        except Exception as error:  # tokenizers raises nothing more particular
+            raise UserError(f"{path} is damaged or no tokenizer: {error}.") from None

@@ -1,0 +1,125 @@
+"""Files of tensors, and of nothing but tensors: a checkpoint, a part stored apart, a low-rank adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from wmpo.errors import UserError
+from wmpo.training.checkpoint import WEIGHTS, load_tensors
+from wmpo.training.files import read_json
+
+INDEX = f"{WEIGHTS}.index.json"
+PARTS = ("proprio_projector", "action_head")  # stored apart
+OTHER_PARTS = {"vision_backbone": "FiLM", "noisy_action_projector": "a diffusion head"}
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+SPECIAL = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+
+
+class Shards(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name, read when asked for, as float32; low-rank changes are added then."""
+
+    def __init__(self, folder: Path, adapter: Path | None = None) -> None:
+        self.folder = folder
+        where = _index(folder)
+        self.files: dict[str, Any] = {}  # tensor -> the open file that holds it
+        for file in sorted(set(where.values())) or [WEIGHTS]:
+            opened = _open(folder / file)
+            self.files |= dict.fromkeys(opened.keys(), opened)
+        if where and (odd := sorted(where.keys() ^ self.files.keys())):
+            raise UserError(f"{folder / INDEX} and the files that it names disagree about {odd[0]!r}: copy them again.")
+        self.changes = _adapter(adapter) if adapter is not None else {}
+        if unknown := sorted(self.changes.keys() - self.files.keys()):
+            raise UserError(f"{adapter} changes {unknown[0]!r}, which {folder} does not have: it is for another base.")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Known without reading the tensor."""
+        return tuple(self.files[name].get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.files[name].get_tensor(name).float()
+        if name in self.changes:
+            up, down, scale = self.changes[name]
+            if (up.shape[0], down.shape[1]) != tensor.shape:
+                raise UserError(
+                    f"The adapter's change of {name!r} has another shape than that tensor in {self.folder}."
+                )
+            tensor = tensor + scale * up @ down
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def part(folder: Path, name: str) -> dict[str, Tensor]:
+    """Tensors of a part stored apart, {} where there is none; names may begin with "module.", which training added."""
+    path = folder / f"{name}.safetensors"
+    tensors = load_tensors(path)[0] if path.is_file() else {}
+    return {name.removeprefix("module."): tensor.float() for name, tensor in tensors.items()}
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Complain about weights in files that can run code when they are opened, unless they are there as tensors too."""
+    for path in sorted(path for path in folder.iterdir() if path.suffix in PICKLES):
+        name = path.name.partition("--")[0]
+        if name in OTHER_PARTS:
+            raise UserError(f"{path} belongs to an OpenVLA-OFT with {OTHER_PARTS[name]}, which can't be loaded here.")
+        twin = f"{name}.safetensors" if name in PARTS else WEIGHTS
+        if not (folder / twin).is_file() and not (name not in PARTS and (folder / INDEX).is_file()):
+            raise UserError(
+                f"{path} is a pickle, which can run code when opened: where you trust it, convert it once to {twin}, "
+                "with torch.load(..., weights_only=True) and safetensors.torch.save_file."
+            )
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor -> file; {} for a checkpoint of one file."""
+    if not (folder / INDEX).is_file():
+        return {}
+    index = read_json(folder / INDEX)
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise UserError(f"{folder / INDEX} does not say which file holds which tensor.")
+    return {name: Path(file).name for name, file in where.items()}
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the checkpoint is incomplete.")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated or holds something else than tensors ({error}): copy it again.") from None
+
+
+def _adapter(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Low-rank changes in PEFT's layout: weight -> (up, down, scale), to be added as scale * up @ down."""
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
+        raise UserError(f"{folder} is no LoRA adapter in PEFT's layout.")
+    special = [name for name in SPECIAL if config.get(name)]
+    if config.get("bias", "none") != "none":
+        special.append("bias")
+    tensors, _ = load_tensors(folder / "adapter_model.safetensors")
+    changes = {}
+    for name, up in tensors.items():
+        if found := re.fullmatch(r"base_model\.model\.(.+)\.lora_B\.weight", name):
+            down = tensors.get(name.replace(".lora_B.", ".lora_A."))
+            if up.ndim != 2 or down is None or down.ndim != 2 or down.shape[0] != up.shape[1]:
+                raise UserError(f"{folder} has no lora_A that fits {name!r}.")
+            changes[f"{found.group(1)}.weight"] = (up.float(), down.float(), config["lora_alpha"] / up.shape[1])
+    if special or 2 * len(changes) != len(tensors):
+        what = special[0] if special else "tensors besides lora_A and lora_B"
+        raise UserError(f"{folder} has {what}, which can't be added here: merge it with PEFT, and give the result.")
+    return changes
