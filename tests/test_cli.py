@@ -241,6 +241,33 @@ def test_the_smoke_recipe_runs_to_its_report(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "cameras", "dimensions"),
+    [([], ["front", "wrist"], 4), (["--env.cameras", "wrist", "front", "--env.no-state"], ["wrist", "front"], 0)],
+    ids=["with-state", "images-alone"],
+)
+def test_several_cameras_are_dreamt_together(
+    options: list[str], cameras: list[str], dimensions: int, tmp_path: Path
+) -> None:
+    tiny = [
+        "--no-control",
+        "--world-model.depth",
+        "1",
+        "--world-model.body-fit.steps",
+        "30",
+        "--evaluate.episodes",
+        "4",
+    ]
+    assert main(["run", "wrist", *TINY[2:], *tiny, *options, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(dict.fromkeys(at["camera"] for at in result["fidelity"])) == cameras
+    horizons = [at["frames"] for at in result["fidelity"]]
+    assert horizons == [8, 24, 8, 24]
+    assert [len(at["error"]) for at in result["state_fidelity"]] == [dimensions] * 2 * bool(dimensions)
+    assert (tmp_path / "report.html").exists() and (tmp_path / "dream.png").exists()
+
+
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     """Of all stages together. So small a run hardly practises: `test_practice` and `test_training_fit` look closer."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -16,7 +16,7 @@ from wmpo.envs.vector import VectorEnv
 from wmpo.imagination import ImaginedEnv, replay
 from wmpo.policies.minivla import MiniVLA
 from wmpo.rollout import rollout
-from wmpo.types import EnvSpec, Observation
+from wmpo.types import EnvSpec, Episode, Observation
 
 SPEC = EnvSpec({"front": (8, 8)}, 0, 2, 8, 5)
 
@@ -60,7 +60,7 @@ class Memorised:
 
 @pytest.fixture(scope="module")
 def tabletop() -> Iterator[tuple[VectorEnv, VectorEnv]]:
-    config = EnvConfig(image_size=32, workers=0)
+    config = EnvConfig(cameras=("front", "wrist"), image_size=32, workers=0)
     real, inside = make_env(config), make_env(config)
     yield real, inside
     real.close()
@@ -82,7 +82,8 @@ def test_perfect_dream_equals_reality_frame_for_frame(tabletop: tuple[VectorEnv,
     dreamt = rollout(dream, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="dream")
     for a, b in zip(lived.episodes, dreamt.episodes, strict=True):
         np.testing.assert_array_equal(a.actions, b.actions)
-        np.testing.assert_array_equal(a.images["front"], b.images["front"])
+        for camera in ("front", "wrist"):
+            np.testing.assert_array_equal(a.images[camera], b.images[camera])
         np.testing.assert_array_equal(a.state, b.state)
     assert torch.equal(lived.log_prob, dreamt.log_prob)
     # Equal starts, other dice: the batch is no copy of one episode.
@@ -101,8 +102,10 @@ def test_perfect_dream_gives_the_real_verdicts(tabletop: tuple[VectorEnv, Vector
         for t in np.flatnonzero(episode.success):
             referee.seen.add(np.ascontiguousarray(frames[t : t + L].transpose(0, 3, 1, 2)).tobytes())
     replayed = replay(TrueDynamics(inside, starts), referee, real.spec, shown, chunk=4)
-    for episode, images, scores in zip(shown, replayed.images, replayed.scores, strict=True):
-        np.testing.assert_array_equal(images, episode.images["front"])
+    for episode, dreamt, scores in zip(shown, replayed.episodes, replayed.scores, strict=True):
+        for camera in ("front", "wrist"):
+            np.testing.assert_array_equal(dreamt.images[camera], episode.images[camera])
+        np.testing.assert_array_equal(dreamt.state, episode.state)
         hits = np.flatnonzero(np.nan_to_num(scores) > referee.threshold)
         assert (int(hits[0]) if len(hits) else episode.length) == episode.finish_step
 
@@ -178,3 +181,32 @@ def test_a_replay_may_go_on_after_success() -> None:
     dream, _, _ = counting_dream(1, stop=False)
     dream.reset([7, 8])
     assert dream.step([0, 1], torch.zeros(2, 4, 2)).done.tolist() == [False, False]
+
+
+class Watched(Counter):
+    """The same, also seen by a camera that turns light into dark; the state is the value of the frame."""
+
+    def decode(self, latents: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {"wrist": 255 - latents, "front": latents}, latents[:, :, 0, 0, :1].float()
+
+
+def test_a_replay_keeps_what_every_camera_was_imagined_to_show_and_the_state() -> None:
+    def lived(value: int, length: int) -> Episode:
+        """Nothing moves in reality."""
+        front = np.full((length + 1, 8, 8, 3), value, np.uint8)
+        state = np.full((length + 1, 1), value, np.float32)
+        actions, success = np.zeros((length, 2), np.float32), np.arange(length + 1) > 1
+        return Episode({"front": front, "wrist": 255 - front}, state, actions, success, "count", 7, "push", "base")
+
+    spec = EnvSpec({"front": (8, 8), "wrist": (8, 8)}, 1, 2, 8, 5)
+    real = [lived(10, 3), lived(20, 6)]
+    replayed = replay(Watched(), AtLeast(22), spec, real, chunk=4)
+    expected = [[10, 11, 12, 13], [20, 21, 22, 23, 24, 25, 26]]
+    for values, episode, dreamt in zip(expected, real, replayed.episodes, strict=True):
+        assert dreamt.images["front"].shape == episode.images["front"].shape
+        assert dreamt.images["front"][:, 3, 5, 2].tolist() == values
+        assert dreamt.images["wrist"][:, 3, 5, 2].tolist() == [255 - value for value in values]
+        assert dreamt.state.tolist() == [[value] for value in values]
+        assert (dreamt.source, dreamt.success.tolist()) == ("dream", episode.success.tolist())
+    np.testing.assert_array_equal(replayed.scores[1], [np.nan, 0, 1, 1, 1, 1, 1])
+    assert replayed.best_scores().tolist() == [0, 1]

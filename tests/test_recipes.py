@@ -42,6 +42,11 @@ def test_the_paper_recipe_has_the_papers_numbers() -> None:
     assert 0 < paper.grpo.keep_low < 1 / G and 1 - 1 / G < paper.grpo.keep_high < 1
 
 
+def test_wrist_is_place_with_one_more_camera() -> None:
+    assert changed(changed(RECIPES["wrist"], "env.cameras", ("front",)), "name", "place") == RECIPES["place"]
+    assert RECIPES["wrist"].env.cameras == ("front", "wrist") and RECIPES["wrist"].env.state
+
+
 def test_unknown_recipe_names_the_closest() -> None:
     with pytest.raises(UserError, match="did you mean stack"):
         recipe_named("stac")

@@ -15,11 +15,22 @@ from rich.console import Console
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.report import Clip, Media, Pair, ScoreCurve, terminal_table, write_report
+from wmpo.report import Clip, Media, Pair, ScoreCurve, sections, terminal_table, write_report
 from wmpo.report.charts import Bar, rate_bars, ticks
+from wmpo.report.media import panorama
 from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, side_by_side, with_progress
 from wmpo.report.words import headline, policy_kind, policy_name, short_name
-from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult, Stage
+from wmpo.results import (
+    Agreement,
+    Fidelity,
+    Gap,
+    Interactions,
+    PolicyResult,
+    RewardQuality,
+    RunResult,
+    Stage,
+    StateFidelity,
+)
 from wmpo.types import Episode
 
 
@@ -138,6 +149,17 @@ def test_page_of_a_run_that_measured_little(tmp_path: Path) -> None:
     read_page(write_report(empty, Media(), tmp_path / "b.html"))
 
 
+def test_fidelity_tells_every_camera_and_the_state() -> None:
+    result = invented_result()
+    assert "state 0" not in sections.fidelity(result)
+    result.fidelity.append(Fidelity(40, 22.2, 0.8, 3.0, 11.1, 0.4, 9.0, 16, "wrist"))
+    result.state_fidelity = [StateFidelity(40, [0.0123, 0.5], [0.6, 0.7], 0.15, 1.25, 16)]
+    page = sections.fidelity(result)
+    rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(<td>.*?)</tr>", page)]
+    assert [row[:3] for row in rows[2:4]] == [["front", "40", "25.6 (19.2)"], ["wrist", "40", "22.2 (11.1)"]]
+    assert rows[4] == ["40", "0.15 (1.25)", "0.012 (0.600)", "0.500 (0.700)"]
+
+
 def test_text_is_escaped(tmp_path: Path) -> None:
     media = invented_media()
     media.scores = [ScoreCurve([0.1, 0.2], None, "<script>alert(1)</script> & more")]
@@ -230,9 +252,17 @@ def test_clip_of_an_episode() -> None:
         {"front": moving_square(4)}, np.zeros((4, 0)), np.zeros((3, 2)), success, "push", 7, "push", "base"
     )
     clip = Clip.of(episode)
-    assert clip.success_at == 2 and clip.frames is episode.images["front"]
+    assert clip.success_at == 2 and np.array_equal(clip.frames, episode.images["front"])
     episode.success = np.zeros(4, bool)
-    assert Clip.of(episode, "front").success_at is None
+    assert Clip.of(episode).success_at is None
+
+
+def test_cameras_stand_side_by_side_in_their_order() -> None:
+    wrist, front = moving_square(2), 255 - moving_square(2)[:, :32]  # of 64 and of 32 rows
+    both = panorama({"wrist": wrist, "front": front})
+    assert both.shape == (2, 64, 64 + 1 + 64, 3)
+    assert np.array_equal(both[:, :, :64], wrist) and np.array_equal(both[:, :32, 65:], front)
+    assert not both[:, :, 64].any() and not both[:, 32:, 65:].any()
 
 
 def test_filmstrip_and_png() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.results import Agreement, Fidelity, Gain, Interactions, PolicyResult, RunResult, Stage
+from wmpo.results import Agreement, Fidelity, Gain, Interactions, PolicyResult, RunResult, Stage, StateFidelity
 from wmpo.training.log import RunLog
 
 
@@ -21,6 +21,7 @@ def result() -> RunResult:
     made.interactions["rollouts"] = Interactions(128, 4000)
     made.stages["practice"] = Stage(12.5, 800.0)
     made.fidelity = [Fidelity(8, 24.5, 0.9, float("nan"), 19.0, 0.8, 30.0, 16)]
+    made.state_fidelity = [StateFidelity(8, [0.1, 0.2], [0.3, 0.4], 0.5, 1.5, 16)]
     made.agreement = Agreement(0.9, 0.8, 0.7, 0.75, 16, 5)
     made.curves = {"wmpo": {"success": [(1, 0.1), (2, 0.2)]}}
     return made
@@ -36,6 +37,25 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.recipe["grpo"]["group_size"] == 8 and loaded.task == "push"
     assert loaded.curves["wmpo"]["success"] == [(1, 0.1), (2, 0.2)]
     assert set(loaded.versions) >= {"python", "torch", "numpy", "mujoco", "wmpo"}
+
+
+def test_older_results_knew_one_camera_and_no_state(tmp_path: Path) -> None:
+    result().save(tmp_path / "r.json")
+    plain = json.loads((tmp_path / "r.json").read_text())
+    del plain["state_fidelity"], plain["fidelity"][0]["camera"]
+    (tmp_path / "r.json").write_text(json.dumps(plain))
+    loaded = RunResult.load(tmp_path / "r.json")
+    assert loaded.fidelity[0].camera == "front" and loaded.state_fidelity == []
+
+
+def test_fidelity_at_the_end_is_that_of_the_first_camera() -> None:
+    made = result()
+    seen = [("wrist", 8), ("wrist", 24), ("front", 8), ("front", 24)]
+    made.fidelity = [Fidelity(frames, 20.0, 1, 0, 20.0, 1, 0, 4, camera) for camera, frames in seen]
+    assert made.fidelity_at_the_end is made.fidelity[1]
+    made.fidelity = []
+    with pytest.raises(UserError, match="how faithful"):
+        _ = made.fidelity_at_the_end
 
 
 def test_summary_by_hand() -> None:

@@ -240,8 +240,7 @@ def dream_again(run: Run, world_model: FlowWorldModel, referee: RewardModel, tur
         dreamt = replay(
             world_model, referee, spec, real, chunk=chunk, device=run.device, stride=chunk, seed=run.seed(14)
         )
-        pairs = zip(real, dreamt.images, strict=True)
-        store.append([replace(episode, images={camera: frames}, source="dream") for episode, frames in pairs])
+        store.append([replace(episode, images={camera: episode.images[camera]}) for episode in dreamt.episodes])
     return store
 
 

@@ -15,7 +15,7 @@ class EnvConfig:
     task: str = "push"
     """Which task to learn, or several joined by +, told apart by their sentences; `wmpo tasks` lists them."""
     cameras: tuple[str, ...] = ("front",)
-    """Cameras that the policy sees: front, wrist."""
+    """Cameras that the policy sees, and that dreams show: front, wrist. The reward model watches the first one."""
     image_size: int = 64
     """Height and width of each camera, in pixels. [paper 256]"""
     state: bool = True

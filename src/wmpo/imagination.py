@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class ImaginedEnv:
 class Replay:
     """Real actions, imagined anew from the real first frame."""
 
-    images: list[np.ndarray]  # per episode (T+1, H, W, 3) uint8 of the first camera; the first frame is real
+    episodes: list[Episode]  # pictures of all cameras and states are imagined but for frame 0; the rest is as it was
     scores: list[np.ndarray]  # per episode (T+1,), NaN where nothing was scored
 
     def best_scores(self) -> Tensor:
@@ -144,19 +144,31 @@ def replay(
     numbers = range(len(episodes))
     dream = ImaginedEnv(world_model, reward_model, spec, first, numbers, generator=generator, stride=stride, stop=False)
     dream.reset(numbers)
-    camera = dream.camera
-    images = [[episode.images[camera][:1]] for episode in episodes]
+    images = [{name: [episode.images[name][:1]] for name in spec.cameras} for episode in episodes]
+    state = [[episode.state[:1]] for episode in episodes]
     scores = [[np.full(1, np.nan)] for _ in episodes]
     for begin in range(0, max(episode.length for episode in episodes), chunk):
         rows = [i for i, episode in enumerate(episodes) if episode.length > begin]
         actions = np.stack([_padded(episodes[i].actions[begin : begin + chunk], chunk) for i in rows])
         outcome = dream.step(rows, torch.from_numpy(actions).to(device))
-        frames = outcome.images[camera].permute(0, 1, 3, 4, 2).cpu().numpy()
+        frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy() for name, video in outcome.images.items()}
+        states = outcome.state.cpu().numpy()
         for place, i in enumerate(rows):
             left = min(chunk, episodes[i].length - begin)
-            images[i].append(frames[place, :left])
+            for name, parts in images[i].items():
+                parts.append(frames[name][place, :left])
+            state[i].append(states[place, :left])
             scores[i].append(dream.scores[-1][i, :left].numpy())
-    return Replay([np.concatenate(parts) for parts in images], [np.concatenate(parts) for parts in scores])
+    dreamt = [
+        replace(
+            episode,
+            images={name: np.concatenate(parts) for name, parts in videos.items()},
+            state=np.concatenate(states),
+            source="dream",
+        )
+        for episode, videos, states in zip(episodes, images, state, strict=True)
+    ]
+    return Replay(dreamt, [np.concatenate(parts) for parts in scores])
 
 
 def _padded(actions: np.ndarray, chunk: int) -> np.ndarray:

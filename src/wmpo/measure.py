@@ -5,7 +5,7 @@ Everything here looks at the real evaluation episodes, which no stage has learne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from wmpo.imagination import ImaginedEnv, Replay, first_frames_of, replay
 from wmpo.objectives.verdicts import auroc, expected_calibration_error, precision_recall_f1
 from wmpo.policies import load_policy
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.report.media import Clip, Media, Pair, ScoreCurve
+from wmpo.report.media import Clip, Media, Pair, ScoreCurve, panorama
 from wmpo.report.page import write_report
 from wmpo.report.video import encode_png, filmstrip
-from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult
+from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult, StateFidelity
 from wmpo.rollout import rollout
 from wmpo.run import Run, is_rollout
 from wmpo.training.files import atomic_write
@@ -29,6 +29,8 @@ from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
 HORIZONS = (8, 32)  # frames; the longest episodes' length comes on top
 SHOWN = 6  # videos of each kind in a report
 STRIPS = 3  # pairs of film strips in dream.png
+PICTURES = 8  # of a film strip, all cameras together
+SMALLEST_SPREAD = 1e-3  # of a state dimension, as where networks scale it: errors are divided by this at least
 
 
 def score_video(reward_model: RewardModel, frames: np.ndarray, instruction: str) -> np.ndarray:
@@ -77,30 +79,68 @@ def agreement(replayed: Replay, reward_model: RewardModel, episodes: Sequence[Ep
     )
 
 
-def fidelity(replayed: Replay, episodes: Sequence[Episode]) -> list[Fidelity]:
-    """Imagined against real frames of the same actions, beside a still of the first frame."""
-    camera = next(iter(episodes[0].images))
+def horizons(episodes: Sequence[Episode]) -> Iterator[tuple[int, list[int]]]:
+    """Frames into the dream at which to look, and the episodes that last so long, at least two."""
     longest = max(episode.length for episode in episodes)
-    result = []
     for horizon in sorted({*(h for h in HORIZONS if h < longest), longest}):
         rows = [i for i, episode in enumerate(episodes) if episode.length >= horizon]
-        if len(rows) < 2:
-            continue
+        if len(rows) >= 2:
+            yield horizon, rows
 
-        def at(videos: Sequence[np.ndarray], frame: int, rows: list[int] = rows) -> Tensor:
-            return torch.from_numpy(np.stack([videos[i][frame] for i in rows])).permute(0, 3, 1, 2)
 
-        real_videos = [episode.images[camera] for episode in episodes]
-        real, dreamt, still = at(real_videos, horizon), at(replayed.images, horizon), at(real_videos, 0)
+def fidelity(replayed: Replay, episodes: Sequence[Episode]) -> list[Fidelity]:
+    """Imagined against real frames of the same actions, of each camera, beside a still of the first frame.
+
+    Each camera is judged by itself; whether all show one and the same scene is not measured. What they have in common
+    cannot be read off simply: on real frames of `place` a linear map finds the hand's x and y in the front picture, its
+    opening in the wrist's, and nothing well in both.
+    """
+    result = []
+    for camera in episodes[0].images:
+        for horizon, rows in horizons(episodes):
+
+            def at(source: Sequence[Episode], frame: int, camera: str = camera, rows: Sequence[int] = rows) -> Tensor:
+                frames = np.stack([source[i].images[camera][frame] for i in rows])
+                return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+            real, dreamt, still = at(episodes, horizon), at(replayed.episodes, horizon), at(episodes, 0)
+            result.append(
+                Fidelity(
+                    frames=horizon,
+                    psnr=float(psnr(dreamt, real).mean()),
+                    ssim=float(ssim(dreamt, real).mean()),
+                    frechet=random_feature_frechet(dreamt, real),
+                    still_psnr=float(psnr(still, real).mean()),
+                    still_ssim=float(ssim(still, real).mean()),
+                    still_frechet=random_feature_frechet(still, real),
+                    episodes=len(rows),
+                    camera=camera,
+                )
+            )
+    return result
+
+
+def state_fidelity(replayed: Replay, episodes: Sequence[Episode]) -> list[StateFidelity]:
+    """Imagined against real states after the same actions, beside the first state. Empty without a state.
+
+    A standard deviation is that of a dimension over all real frames of `episodes`, at least `SMALLEST_SPREAD`.
+    """
+    if episodes[0].state.shape[1] == 0:
+        return []
+    spread_S = np.concatenate([episode.state for episode in episodes]).std(0, dtype=np.float64).clip(SMALLEST_SPREAD)
+    result = []
+    for horizon, rows in horizons(episodes):
+        real, dreamt, still = (
+            np.stack([source[i].state[frame] for i in rows]).astype(np.float64)
+            for source, frame in ((episodes, horizon), (replayed.episodes, horizon), (episodes, 0))
+        )
         result.append(
-            Fidelity(
+            StateFidelity(
                 frames=horizon,
-                psnr=float(psnr(dreamt, real).mean()),
-                ssim=float(ssim(dreamt, real).mean()),
-                frechet=random_feature_frechet(dreamt, real),
-                still_psnr=float(psnr(still, real).mean()),
-                still_ssim=float(ssim(still, real).mean()),
-                still_frechet=random_feature_frechet(still, real),
+                error=np.abs(dreamt - real).mean(0).tolist(),
+                still_error=np.abs(still - real).mean(0).tolist(),
+                rms=float(np.sqrt(np.square((dreamt - real) / spread_S).mean())),
+                still_rms=float(np.sqrt(np.square((still - real) / spread_S).mean())),
                 episodes=len(rows),
             )
         )
@@ -152,7 +192,7 @@ def pictures_of(
         result.dreams.append(
             Pair(
                 Clip.of(episode),
-                Clip(replayed.images[i], int(hits[0]) if len(hits) else None),
+                Clip(panorama(replayed.episodes[i].images), int(hits[0]) if len(hits) else None),
                 "real",
                 "imagined",
                 f"Really a {'success' if episode.succeeded else 'failure'}, imagined as a {verdict}.",
@@ -233,10 +273,11 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
             )
             for episodes in (base, final)
         ]
-        both = Replay(replayed[0].images + replayed[1].images, replayed[0].scores + replayed[1].scores)
+        both = Replay(replayed[0].episodes + replayed[1].episodes, replayed[0].scores + replayed[1].scores)
         result.reward = reward_quality(reward_model, base + final)
         result.agreement = agreement(both, reward_model, base + final)
         result.fidelity = fidelity(replayed[0], base)
+        result.state_fidelity = state_fidelity(replayed[0], base)
         before = load_policy(run.folder / "policies" / "base").to(run.device)
         for name, who, episodes in (("base", before, base), (result.final, policy, final)):
             imagined = imagined_success(
@@ -264,5 +305,5 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
     result.save(run.folder / "result.json")
     write_report(result, pictures, run.folder / "report.html")
     strips = [clip.frames for pair in pictures.dreams[:STRIPS] for clip in (pair.left, pair.right)]
-    atomic_write(run.folder / "dream.png", encode_png(filmstrip(strips)))
+    atomic_write(run.folder / "dream.png", encode_png(filmstrip(strips, max(2, PICTURES // len(spec.cameras)))))
     return result

@@ -93,7 +93,7 @@ class RewardQuality:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Imagined against real frames of the same actions, at one horizon, beside repeating the first frame."""
+    """Imagined against real pictures of one camera after the same actions, at one horizon, beside the first picture."""
 
     frames: int
     psnr: float  # dB, higher is better
@@ -102,6 +102,19 @@ class Fidelity:
     still_psnr: float
     still_ssim: float
     still_frechet: float
+    episodes: int
+    camera: str = "front"  # older results knew one only
+
+
+@dataclass(frozen=True)
+class StateFidelity:
+    """Imagined against real proprioceptive state after the same actions, at one horizon, beside the first state."""
+
+    frames: int
+    error: list[float]  # per dimension: mean absolute error, in its own unit
+    still_error: list[float]
+    rms: float  # root mean square over all dimensions, each in standard deviations of the real state
+    still_rms: float
     episodes: int
 
 
@@ -148,6 +161,9 @@ class RunResult:
     """base; wmpo, or wmpo-1, wmpo-2 ... over rounds; control; others under any name without a dash."""
     reward: RewardQuality | None = None
     fidelity: list[Fidelity] = field(default_factory=list)
+    """Camera by camera, with growing horizons."""
+    state_fidelity: list[StateFidelity] = field(default_factory=list)
+    """With growing horizons; empty for a policy that feels no state."""
     agreement: Agreement | None = None
     gaps: dict[str, Gap] = field(default_factory=dict)
     """Policy -> its success in imagination and in reality."""
@@ -185,6 +201,13 @@ class RunResult:
         if not names:
             raise UserError("This result holds no policy that practised in imagination.")
         return names[-1]
+
+    @property
+    def fidelity_at_the_end(self) -> Fidelity:
+        """Of the first camera, which the reward model watches, at the longest horizon."""
+        if not self.fidelity:
+            raise UserError("This result says nothing of how faithful the imagined video is.")
+        return [at for at in self.fidelity if at.camera == self.fidelity[0].camera][-1]
 
     def summary(self) -> Summary:
         """Rates and paired differences to the base policy, each with a 95 % interval."""

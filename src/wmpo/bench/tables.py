@@ -267,7 +267,7 @@ def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str
         dreamt = [r for r in own if r.fidelity and r.agreement is not None and r.final in r.gaps]
         if dreamt:
             values = [
-                mean_of(r.fidelity[-1].psnr for r in dreamt),
+                mean_of(r.fidelity_at_the_end.psnr for r in dreamt),
                 100 * mean_of(r.agreement.accuracy for r in dreamt if r.agreement),
                 mean_of(r.agreement.f1 for r in dreamt if r.agreement),
                 100 * mean_of(r.gaps[r.final].imagined - r.gaps[r.final].real for r in dreamt),

@@ -8,6 +8,8 @@ PUSH = Recipe(name="push", env=EnvConfig(task="push"))
 
 PLACE = Recipe(name="place", env=EnvConfig(task="place"))
 
+WRIST = Recipe(name="wrist", env=EnvConfig(task="place", cameras=("front", "wrist")))
+
 STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
 
 SENTENCES = Recipe(name="sentences", env=EnvConfig(task="place+place-blue"))

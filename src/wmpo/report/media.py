@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from wmpo.report.video import Frames
 from wmpo.types import Episode
@@ -18,10 +20,16 @@ class Clip:
     """The first successful frame, if any."""
 
     @staticmethod
-    def of(episode: Episode, camera: str | None = None) -> Clip:
-        """What a camera, by default the first, saw of an episode."""
-        frames = episode.images[camera or next(iter(episode.images))]
-        return Clip(frames, episode.finish_step if episode.succeeded else None)
+    def of(episode: Episode) -> Clip:
+        """What all cameras saw of an episode."""
+        return Clip(panorama(episode.images), episode.finish_step if episode.succeeded else None)
+
+
+def panorama(images: Mapping[str, Frames]) -> Frames:
+    """What all cameras see, beside each other in one video; black between them, and below a lower picture."""
+    height = max(frames.shape[1] for frames in images.values())
+    parts = [np.pad(frames, ((0, 0), (0, height - frames.shape[1]), (0, 1), (0, 0))) for frames in images.values()]
+    return np.concatenate(parts, axis=2)[:, :, :-1]
 
 
 @dataclass(frozen=True)

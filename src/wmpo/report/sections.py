@@ -147,7 +147,7 @@ def dreams(media: Media) -> str:
     return section(
         "The same actions, real and imagined",
         paragraph(
-            "Left what the camera saw, right what the world model imagines from the first picture and the actions "
+            "Left what the cameras saw, right what the world model imagines from the first picture and the actions "
             "alone. These episodes were kept out of training. The bar turns green with success: as it happened "
             "(left), as the reward model judges the imagined video (right)."
         ),
@@ -199,6 +199,7 @@ def fidelity(result: RunResult) -> str:
     for at in result.fidelity:
         rows.append(
             [
+                at.camera,
                 f"{at.frames}",
                 f"{number(at.psnr)} ({number(at.still_psnr)})",
                 f"{number(at.ssim, 3)} ({number(at.still_ssim, 3)})",
@@ -211,8 +212,33 @@ def fidelity(result: RunResult) -> str:
             f"Imagined against real pictures of the same actions, over {result.fidelity[0].episodes} real episodes "
             "kept out of training. In brackets: showing the first picture all along, which any useful model must beat."
         ),
-        table(("frames imagined", "PSNR, dB (higher is better)", "SSIM (higher)", "Fréchet distance (lower)"), rows),
+        table(
+            ("camera", "frames imagined", "PSNR, dB (higher is better)", "SSIM (higher)", "Fréchet distance (lower)"),
+            rows,
+        ),
+        state_fidelity(result),
     )
+
+
+def state_fidelity(result: RunResult) -> str:
+    if not result.state_fidelity:
+        return ""
+    dimensions = range(len(result.state_fidelity[0].error))
+    rows = []
+    for at in result.state_fidelity:
+        each = zip(at.error, at.still_error, strict=True)
+        rows.append(
+            [
+                f"{at.frames}",
+                f"{number(at.rms, 2)} ({number(at.still_rms, 2)})",
+                *(f"{number(error, 3)} ({number(still, 3)})" for error, still in each),
+            ]
+        )
+    return paragraph(
+        "The imagined state of the robot against the real one: the error of all dimensions together, in standard "
+        "deviations of the real state, then the mean absolute error of each in its own unit. In brackets: assuming "
+        "that the state stays as it was at first."
+    ) + table(("frames imagined", "error (lower is better)", *(f"state {i}" for i in dimensions)), rows)
 
 
 def agreement(result: RunResult) -> str:
