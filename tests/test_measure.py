@@ -47,6 +47,13 @@ def test_every_camera_is_measured_at_each_horizon() -> None:
     assert all(at.ssim > at.still_ssim and at.frechet < at.still_frechet for at in found)
 
 
+def test_one_long_episode_alone_is_no_horizon() -> None:
+    real = [*REAL, lived(12)]
+    replayed = Replay([dreamt(episode, (0, 0)) for episode in real], [])
+    assert [(at.frames, at.episodes) for at in fidelity(replayed, real)] == [(8, 3)] * 2
+    assert [(at.frames, at.episodes) for at in state_fidelity(replayed, real)] == [(8, 3)]
+
+
 def test_states_are_measured_in_their_own_units_and_in_standard_deviations() -> None:
     early, late = state_fidelity(REPLAY, REAL)
     assert (early.frames, late.frames, early.episodes, late.episodes) == (8, 9, 2, 2)
