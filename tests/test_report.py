@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from wmpo import pages
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.report import Clip, Media, Pair, ScoreCurve, sections, terminal_table, write_report
 from wmpo.report.charts import Bar, rate_bars, ticks
 from wmpo.report.media import panorama
 from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, side_by_side, with_progress
-from wmpo.report.words import headline, policy_kind, policy_name, short_name
+from wmpo.report.words import headline, percent, points, policy_kind, policy_name, short_name
 from wmpo.results import (
     Agreement,
     Fidelity,
@@ -203,6 +205,36 @@ def test_terminal_table() -> None:
     base = result.policies["base"].rate
     assert f"{100 * base.value:.1f} % of 256" in text.getvalue()
     assert "After practice in imagination" in text.getvalue()
+
+
+def of_two_tasks() -> RunResult:
+    result = invented_result()
+    task = ["place-blue" if start % 3 == 0 else "place" for start in result.policies["base"].starts]
+    result.policies = {name: replace(policy, task=task) for name, policy in result.policies.items()}
+    return result
+
+
+def test_the_success_of_each_task_is_shown(tmp_path: Path) -> None:
+    result, text = of_two_tasks(), io.StringIO()
+    Console(file=text, width=120).print(terminal_table(result))
+    page = read_page(write_report(result, Media(), tmp_path / "r.html")).words
+    row = next(line for line in pages.results_page(stored(result, tmp_path)).splitlines() if "run: place-blue" in line)
+    part, gain = result.of_task("place-blue"), result.summary().tasks["place-blue"].gains["wmpo"]
+    for name in ("base", "wmpo", "control"):
+        rate, count = part.policies[name].rate, len(part.policies[name].starts)
+        assert f"{100 * rate.value:.1f} % of {count}" in text.getvalue() and 80 < count < 90
+        assert f"{sum(part.policies[name].success)} of {count}" in page
+        assert f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %" in page
+    for shown in (text.getvalue(), page, row):
+        assert points(gain.difference) in shown
+    assert percent(part.policies["wmpo"].rate) in row
+    assert text.getvalue().count("After practice in imagination") == 3  # all, place, place-blue
+    assert page.index("place-blue") < page.index(f"{sum(part.policies['base'].success)} of")
+
+
+def stored(result: RunResult, folder: Path) -> Path:
+    result.save(folder / "results" / "run.json")
+    return folder / "results"
 
 
 def test_bars_end_where_the_rates_are() -> None:

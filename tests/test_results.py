@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.results import Agreement, Fidelity, Gain, Interactions, PolicyResult, RunResult, Stage, StateFidelity
+from wmpo.objectives.statistics import wilson_interval
+from wmpo.results import (
+    Agreement,
+    Fidelity,
+    Gain,
+    Interactions,
+    PolicyResult,
+    RunResult,
+    Stage,
+    StateFidelity,
+    told_apart,
+)
 from wmpo.training.log import RunLog
 
 
@@ -81,6 +93,45 @@ def test_other_starts_are_not_paired() -> None:
     assert made.summary().gains == {}
 
 
+def of_two_tasks() -> RunResult:
+    made = result()
+    task = ["place", "push", "push", "place"]
+    made.policies = {name: replace(policy, task=task) for name, policy in made.policies.items()}
+    return made
+
+
+def test_each_task_by_hand(tmp_path: Path) -> None:
+    """Of starts 1 and 4 the base solves none and practice one; of 2 and 3 each solves one."""
+    made = of_two_tasks()
+    made.save(tmp_path / "r.json")
+    assert RunResult.load(tmp_path / "r.json").policies == made.policies and made.tasks == ["place", "push"]
+    place, push = made.summary().tasks["place"], made.summary().tasks["push"]
+    assert place.rates["base"] == wilson_interval(0, 2) and place.rates["wmpo"] == wilson_interval(1, 2)
+    assert (place.gains["wmpo"].won, place.gains["wmpo"].lost, place.gains["wmpo"].difference.value) == (1, 0, 0.5)
+    assert push.rates["base"].value == push.rates["wmpo"].value == 0.5
+    assert (push.gains["wmpo"].won, push.gains["wmpo"].lost) == (1, 1)
+    assert made.policies["wmpo"].of_task("push") == PolicyResult([2, 3], [1, 0], [20, 40])
+    assert made.summary().rates == result().summary().rates and made.summary().gains == result().summary().gains
+    assert result().tasks == [] and result().summary().tasks == {}
+    assert told_apart(["a", "b", "a"]) == ["a", "b", "a"] and told_apart(["a", "a"]) == told_apart([]) == []
+
+
+def test_a_policy_whose_tasks_are_not_known_is_not_compared_task_by_task() -> None:
+    made = of_two_tasks()
+    made.policies["base"] = replace(made.policies["base"], task=[])  # as in files of before
+    assert list(made.summary().tasks["place"].rates) == ["wmpo"] and made.summary().tasks["place"].gains == {}
+
+
+def test_files_of_before_tasks_were_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    result().save(file)
+    data = json.loads(file.read_text())
+    for policy in data["policies"].values():
+        assert policy.pop("task") == []
+    file.write_text(json.dumps(data))
+    assert RunResult.load(file).policies == result().policies
+
+
 def test_final_is_the_last_round() -> None:
     made = result()
     assert made.final == "wmpo"
@@ -107,6 +158,7 @@ def test_logs_are_read(tmp_path: Path) -> None:
     [
         (("policies", "base", "success"), [1], "one outcome and one finish step"),
         (("policies", "base", "success"), [2, 0, 0, 0], "must be 0 or 1"),
+        (("policies", "base", "task"), ["push"], "the task of each start"),
         (("policies", "base", "success"), [0.5, 0, 0, 0], "must be a whole number"),
         (("format",), 99, "has format 99"),
         (("seed",), "x", "seed is 'x'"),

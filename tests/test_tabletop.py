@@ -334,7 +334,7 @@ def test_disruptions_change_what_they_say() -> None:
     assert (plain["front"] != position["front"]).any(2).mean() > 0.02
     np.testing.assert_array_equal(plain["state"], background["state"])
     np.testing.assert_array_equal(plain["state"], texture["state"])
-    assert set(DISRUPTIONS) == {"none", "position", "background", "texture"}
+    assert set(DISRUPTIONS) == {"none", "position", "background", "texture", "paraphrase"}
 
 
 # --- Gymnasium and mistakes -----------------------------------------------------------------------------------

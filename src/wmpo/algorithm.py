@@ -27,7 +27,7 @@ from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
 from wmpo.data.store import EpisodeRecord, EpisodeStore
-from wmpo.envs import demonstrate
+from wmpo.envs import demonstrate, task_names
 from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.measure import measure_run
@@ -110,7 +110,7 @@ def collect(run: Run, policy: Any, turn: int) -> None:
             some = numbers[begin : begin + BATCH]
             played = rollout(
                 run.env, policy, some, temperature=cfg.temperature, generator=generator, record=name,
-                task=run.recipe.env.task,
+                task=task_names(run.recipe.env),
             )  # fmt: skip
             episodes += played.episodes
         run.store.append(episodes)  # all at once: a kill leaves either none or all of them
@@ -321,6 +321,9 @@ def evaluate_policy(run: Run, policy: Any, name: str) -> None:
         if run.evaluation.select(source=name):
             return
         numbers = run.starts("evaluate", cfg.episodes)
-        result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8), record=name)
+        result = evaluate(
+            run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8), record=name,
+            task=task_names(run.recipe.env),
+        )  # fmt: skip
         run.evaluation.append(result.episodes)
         run.log.say(f"{name}: real success {result.rate:.1%} of {len(numbers)}")

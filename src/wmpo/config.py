@@ -94,6 +94,10 @@ class PolicyConfig:
     """Channels of the image encoder."""
     hidden: int = 256
     """Width of the action decoder."""
+    sentences: Literal["small", "minilm"] = "small"
+    """What reads the instruction. small: an encoder that is trained with the policy, and knows the words that it was
+    trained on; minilm: the pretrained all-MiniLM-L6-v2, frozen, and a trained projection (docs/language.md).
+    [paper: the policy is a language model]"""
     shift: int = 4
     """Training images are moved by up to so many pixels, at random."""
     fit: FitConfig = field(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from wmpo.protocols import Env, Policy
-from wmpo.results import PolicyResult
+from wmpo.results import PolicyResult, told_apart
 from wmpo.rollout import rollout
 from wmpo.types import Episode
 
@@ -24,6 +24,8 @@ class Evaluation:
     finish_step: list[int]
     steps: int
     """Real actions that the evaluation took."""
+    task: list[str] = field(default_factory=list)
+    """Task of each start."""
     episodes: list[Episode] = field(default_factory=list)
 
     @property
@@ -38,19 +40,28 @@ class Evaluation:
             finish_step=self.finish_step,
             temperature=temperature,
             disruption=disruption,
+            task=told_apart(self.task),
         )
 
 
 def evaluate(
-    env: Env, policy: Policy, starts: Sequence[int], *, temperature: float, seed: int, record: str | None = None
+    env: Env,
+    policy: Policy,
+    starts: Sequence[int],
+    *,
+    temperature: float,
+    seed: int,
+    record: str | None = None,
+    task: Callable[[int], str] = lambda start: "",
 ) -> Evaluation:
-    """Play one episode from each start; `record` keeps the episodes and names who acted."""
+    """Play one episode from each start, whose task `task` names; `record` keeps the episodes and names who acted."""
     result = Evaluation([], [], [], 0)
     for begin in range(0, len(starts), BATCH):
         some = list(starts[begin : begin + BATCH])
         generator = torch.Generator().manual_seed(seed + begin)
-        played = rollout(env, policy, some, temperature=temperature, generator=generator, record=record)
+        played = rollout(env, policy, some, temperature=temperature, generator=generator, record=record, task=task)
         result.starts += some
+        result.task += map(task, some)
         result.success += played.success.tolist()
         result.finish_step += played.finish_step.tolist()
         result.steps += int(played.length.sum())

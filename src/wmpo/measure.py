@@ -19,7 +19,17 @@ from wmpo.protocols import RewardModel, WorldModel
 from wmpo.report.media import Clip, Media, Pair, ScoreCurve, panorama
 from wmpo.report.page import write_report
 from wmpo.report.video import encode_png, filmstrip
-from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RewardQuality, RunResult, StateFidelity
+from wmpo.results import (
+    Agreement,
+    Fidelity,
+    Gap,
+    Interactions,
+    PolicyResult,
+    RewardQuality,
+    RunResult,
+    StateFidelity,
+    told_apart,
+)
 from wmpo.rollout import rollout
 from wmpo.run import Run, is_rollout
 from wmpo.training.files import atomic_write
@@ -241,6 +251,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
             success=[int(episode.succeeded) for episode in episodes],
             finish_step=[episode.finish_step for episode in episodes],
             temperature=run.recipe.evaluate.temperature,
+            task=told_apart([episode.task for episode in episodes]),
         )
     shown = [record for record in run.store.records() if record.source == "expert"]
     tried = [record for record in run.store.records() if is_rollout(record)]

@@ -71,7 +71,8 @@ def plan(recipe: Recipe, spec: EnvSpec) -> list[Need]:
     """The needs of all stages that train or imagine, in their order."""
     chunk, context = recipe.policy.chunk, recipe.world_model.context
     with torch.device(META):
-        policy = MiniVLA.build(recipe.policy, spec)
+        # Once transformers has loaded a network, torch.linspace may overlook the device that was asked for.
+        policy = MiniVLA.build(recipe.policy, spec).to(META)
         world_model = FlowWorldModel.build(recipe.world_model, spec, chunk)
         reward_model = build_reward_model(recipe.reward, spec)
     camera = next(iter(spec.cameras))

@@ -6,10 +6,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -63,6 +63,18 @@ class PolicyResult:
     finish_step: list[int]  # frame of the first success; the episode's length where there is none
     temperature: float = 0.0
     disruption: str = "none"
+    task: list[str] = field(default_factory=list)  # of each start; empty where all are of one
+
+    def of_task(self, name: str) -> PolicyResult:
+        """The part of it that is about one task."""
+        rows = [row for row, task in enumerate(self.task) if task == name]
+        return replace(
+            self,
+            starts=[self.starts[row] for row in rows],
+            success=[self.success[row] for row in rows],
+            finish_step=[self.finish_step[row] for row in rows],
+            task=[],
+        )
 
     @property
     def rate(self) -> Interval:
@@ -142,6 +154,7 @@ class Gap:
 
 
 Curve = list[tuple[int, float]]
+Result = TypeVar("Result", bound="RunResult")
 
 
 @dataclass
@@ -209,15 +222,25 @@ class RunResult:
             raise UserError("This result says nothing of how faithful the imagined video is.")
         return [at for at in self.fidelity if at.camera == self.fidelity[0].camera][-1]
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that outcomes are told apart by; empty where there is only one."""
+        return sorted({name for policy in self.policies.values() for name in policy.task})
+
+    def of_task(self: Result, name: str) -> Result:
+        """The same result with those outcomes only that are about one task."""
+        policies = {who: policy.of_task(name) for who, policy in self.policies.items() if name in policy.task}
+        return replace(self, policies=policies)
+
     def summary(self) -> Summary:
-        """Rates and paired differences to the base policy, each with a 95 % interval."""
+        """Rates and paired differences to the base policy, each with a 95 % interval; of each task too."""
         rates = {name: policy.rate for name, policy in self.policies.items()}
         gains = {}
         base = self.policies.get(BASE)
         for name, policy in self.policies.items():
             if name != BASE and base is not None and policy.starts == base.starts:
                 gains[name] = Gain.between(base.success, policy.success)
-        return Summary(rates, gains)
+        return Summary(rates, gains, {name: self.of_task(name).summary() for name in self.tasks})
 
     def save(self, path: Path) -> None:
         self.check(str(path))
@@ -238,6 +261,8 @@ class RunResult:
             lengths = {len(policy.starts), len(policy.success), len(policy.finish_step)}
             if len(lengths) != 1 or 0 in lengths:
                 raise UserError(f"{where}: {name} needs one outcome and one finish step for each start.")
+            if len(policy.task) not in (0, len(policy.starts)):
+                raise UserError(f"{where}: {name} needs the task of each start, or of none.")
             if not set(policy.success) <= {0, 1}:
                 raise UserError(f"{where}: outcomes of {name} must be 0 or 1.")
 
@@ -267,6 +292,13 @@ class Summary:
     rates: dict[str, Interval]
     gains: dict[str, Gain]
     """Policy -> its gain over the base policy; only where both met the same initial states."""
+    tasks: dict[str, Summary] = field(default_factory=dict)
+    """Task -> the same of its initial states alone; empty where there is only one."""
+
+
+def told_apart(task: Sequence[str]) -> list[str]:
+    """The task of each start, or nothing where all are of one."""
+    return list(task) if len(set(task)) > 1 else []
 
 
 def commit() -> str:

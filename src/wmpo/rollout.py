@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,11 +78,12 @@ def rollout(
     temperature: float,
     generator: torch.Generator,
     record: str | None = None,
-    task: str = "",
+    task: Callable[[int], str] = lambda start: "",
 ) -> Rollout:
     """Play one episode from each start until all are done or the horizon is reached.
 
-    `record` keeps whole episodes and names who acted. Episodes that are done cost nothing more.
+    `record` keeps whole episodes and names who acted, and `task` names the task of each start number for them.
+    Episodes that are done cost nothing more.
     """
     observation = env.reset(starts)
     instruction = observation.instruction
@@ -174,7 +175,9 @@ class _Tape:
             self.actions[row].append(chunk[i])
             self.success[row].append(outcome.success[i].cpu().numpy())
 
-    def episodes(self, starts: Sequence[int], instruction: tuple[str, ...], task: str, source: str) -> list[Episode]:
+    def episodes(
+        self, starts: Sequence[int], instruction: tuple[str, ...], task: Callable[[int], str], source: str
+    ) -> list[Episode]:
         return [
             Episode(
                 images={
@@ -186,7 +189,7 @@ class _Tape:
                 success=np.concatenate(self.success[i]),
                 instruction=instruction[i],
                 start=start,
-                task=task,
+                task=task(start),
                 source=source,
             )
             for i, start in enumerate(starts)

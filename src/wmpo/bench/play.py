@@ -36,7 +36,7 @@ from wmpo.bench.cells import WMPO, Cell, CellResult, Doubt, digest, plain_recipe
 from wmpo.config import Recipe, WorldModelConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import VideoClips
-from wmpo.envs import make_env
+from wmpo.envs import make_env, task_names
 from wmpo.envs.tabletop.tasks import tasks_named
 from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import Replay, replay
@@ -186,7 +186,10 @@ def measure_disruptions(run: Run, result: CellResult) -> None:
     for disruption in DISRUPTIONS:
         with closing(make_env(run.recipe.env, disruption)) as env:
             for name, policy in policies_of(run, result).items():
-                played = evaluate(env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8))
+                played = evaluate(
+                    env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8),
+                    task=task_names(run.recipe.env),
+                )  # fmt: skip
                 result.policies[f"{name} {disruption}"] = played.result(cfg.temperature, disruption)
 
 

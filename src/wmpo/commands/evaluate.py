@@ -16,8 +16,8 @@ from wmpo.errors import UserError
 class Evaluate:
     """Measure policies of a run in the real environment, all on the same initial states, which nothing learned from.
 
-    Prints success with its Wilson interval and the paired gain over the base policy. Outcomes are kept in
-    FOLDER/evaluations, one file per setting, and compared with what is there already.
+    Prints success with its Wilson interval and the paired gain over the base policy, for each task too where there are
+    several. Outcomes are kept in FOLDER/evaluations, one file per setting, and compared with what is there already.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -28,8 +28,9 @@ class Evaluate:
     """Initial states; default as in the recipe."""
     temperature: float | None = None
     """Sampling temperature, 0 for the greedy choice; default as in the recipe."""
-    disruption: Literal["none", "position", "background", "texture"] = "none"
-    """Change the scene as the paper does: other positions, another background, other textures."""
+    disruption: Literal["none", "position", "background", "texture", "paraphrase"] = "none"
+    """Change the scene as the paper does: other positions, another background, other textures; or only the sentence:
+    paraphrase gives one that nothing was trained on."""
     seed: int = 0
     """Of the sampling, where the temperature is above 0."""
     device: str = "auto"
@@ -39,7 +40,7 @@ class Evaluate:
         from wmpo.commands.models import find_policy, latest, load_policy
         from wmpo.commands.opening import load_recipe, pick_device
         from wmpo.data.starts import starts
-        from wmpo.envs import make_env
+        from wmpo.envs import make_env, task_names
         from wmpo.evaluate import evaluate
         from wmpo.report.terminal import terminal_table
         from wmpo.results import RunResult
@@ -65,7 +66,9 @@ class Evaluate:
             with RunLog(self.folder / "evaluations") as log:
                 for name, policy in policies.items():
                     log.say(f"{name}: {episodes} real episodes, disruption {self.disruption}")
-                    measured = evaluate(env, policy, numbers, temperature=temperature, seed=self.seed)
+                    measured = evaluate(
+                        env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(recipe.env)
+                    )
                     result.policies[name] = measured.result(temperature, self.disruption)
                     result.save(file)
                 log.console.print(terminal_table(result))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 
 
 def make_env(config: EnvConfig, disruption: str = "none") -> VectorEnv:
-    """The real (simulated) environment of a recipe; `disruption` is none, position, background or texture."""
+    """The real (simulated) environment of a recipe, changed by a disruption of `wmpo.envs.tabletop.settings`."""
     from wmpo.envs.vector import VectorEnv
 
     return VectorEnv(config, disruption)
+
+
+def task_names(config: EnvConfig) -> Callable[[int], str]:
+    """Start number -> name of the task that its episode is about."""
+    if "+" not in config.task:
+        return lambda start: config.task
+    from wmpo.envs.tabletop.tasks import task_of, tasks_named
+
+    tasks = tasks_named(config.task)
+    return lambda start: task_of(tasks, start).name
 
 
 def demonstrate(

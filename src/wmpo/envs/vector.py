@@ -29,7 +29,7 @@ from wmpo.envs.simulation import (
 from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.env import Snapshot
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
-from wmpo.envs.tabletop.tasks import task_of, tasks_named
+from wmpo.envs.tabletop.tasks import sentence_of, task_of, tasks_named
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
@@ -47,7 +47,7 @@ class VectorEnv:
         self.tasks = tasks_named(config.task)
         self.cameras = tuple(config.cameras)
         self.image_size = config.image_size
-        check(self.cameras, self.image_size, disruption)
+        self.disruption = check(self.cameras, self.image_size, disruption)
         if not 0 <= config.workers <= 256:
             raise UserError(f"The number of simulator processes must be from 0 to 256, not {config.workers}.")
         self.renderer = display.choose(config.renderer)
@@ -93,7 +93,7 @@ class VectorEnv:
             range(count), 1, lambda rows, board: Begin(rows, tuple(origins[row] for row in rows), rows, board)
         )
         starts = [origin.start if isinstance(origin, Snapshot) else origin for origin in origins]
-        sentences = tuple(task_of(self.tasks, start).instruction for start in starts)
+        sentences = tuple(self._told(start) for start in starts)
         return Observation({name: frames[:, 0] for name, frames in images.items()}, state[:, 0], sentences)
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
@@ -155,13 +155,16 @@ class VectorEnv:
             state=answer.state[:, : self.spec.state_dim],
             actions=answer.actions,
             success=answer.success,
-            instruction=task_of(self.tasks, start).instruction,
+            instruction=self._told(start),
             start=int(start),
             task=task_of(self.tasks, start).name,
             source="expert",
             meta={"renderer": self.renderer, **answer.meta},
             labels=answer.labels,
         )
+
+    def _told(self, start: int) -> str:
+        return sentence_of(task_of(self.tasks, start), start, self.disruption == "paraphrase")
 
     def _simulate(self, request: object) -> Any:
         """Answer a request in this process."""

@@ -18,7 +18,7 @@ from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.layers import Film, modulate, stack_cameras
 from wmpo.objectives.flow_policy import flow_matching_loss, path_log_prob, sample_path
 from wmpo.policies.flow_head import FlowHead
-from wmpo.text import SentenceEncoder
+from wmpo.text import sentence_encoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
 
@@ -43,6 +43,7 @@ class MiniVLAConfig:
     hidden: int
     head: Literal["tokens", "flow"] = "tokens"
     flow: FlowConfig = field(default_factory=FlowConfig)
+    sentences: Literal["small", "minilm"] = "small"
 
 
 class MiniVLA(nn.Module):
@@ -61,7 +62,7 @@ class MiniVLA(nn.Module):
         self.chunk = config.chunk
         height, width = config.image_size
         c = config.width
-        self.text = SentenceEncoder(TEXT_WIDTH)
+        self.text = sentence_encoder(config.sentences, TEXT_WIDTH)
         self.stem = nn.Conv2d(3 * len(config.cameras), c, kernel_size=8, stride=4, padding=2)
         self.conv1, self.film1 = nn.Conv2d(c, c, 3, padding=1), Film(TEXT_WIDTH, c)
         self.norm1, self.norm2 = nn.GroupNorm(4, c), nn.GroupNorm(4, c)
@@ -108,6 +109,7 @@ class MiniVLA(nn.Module):
                 hidden=config.hidden,
                 head=config.head,
                 flow=config.flow,
+                sentences=config.sentences,
             )
         )
 

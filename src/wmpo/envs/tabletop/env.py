@@ -27,7 +27,7 @@ from wmpo.envs.tabletop.settings import (
     STATE_DIM,
     check,
 )
-from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, task_of, tasks_named
+from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, sentence_of, task_of, tasks_named
 
 _STAGES = 4  # the target moves in this many steps, so that the gripper moves evenly
 _LOWEST, _HIGHEST = np.transpose(REACH)
@@ -310,7 +310,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "accomplished": counters.accomplished_at >= 0,
             "contacts": counters.contacts,
             "grasps": counters.grasps,
-            "instruction": self.task.instruction,
+            "instruction": sentence_of(self.task, self.start, self.disruption == "paraphrase"),
         }
 
     def render(self) -> np.ndarray | None:

@@ -10,8 +10,8 @@ from typing import Literal
 
 from wmpo.errors import UserError
 
-Disruption = Literal["none", "position", "background", "texture"]
-DISRUPTIONS: tuple[Disruption, ...] = ("none", "position", "background", "texture")
+Disruption = Literal["none", "position", "background", "texture", "paraphrase"]
+DISRUPTIONS: tuple[Disruption, ...] = ("none", "position", "background", "texture", "paraphrase")
 CAMERAS = ("front", "wrist")
 FPS = 5
 STATE_DIM, ACTION_DIM = 4, 4

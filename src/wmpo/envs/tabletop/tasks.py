@@ -35,6 +35,8 @@ Layout = dict[str, tuple[float, float]]
 class Task:
     name: str
     instruction: str
+    paraphrases: tuple[str, ...]
+    """Other sentences for the same, that nothing is ever trained on."""
     layout: str
     """Which scene: BLOCKS or RING."""
     skill: str
@@ -65,9 +67,18 @@ class Task:
 
 
 def _blocks(
-    name: str, instruction: str, skill: str, thing: str, goal: str, rest: float, tolerance: float, horizon: int
+    name: str,
+    sentences: tuple[str, ...],
+    skill: str,
+    thing: str,
+    goal: str,
+    rest: float,
+    tolerance: float,
+    horizon: int,
 ) -> Task:
-    return Task(name, instruction, BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon)
+    """`sentences`: the one to train on, then its paraphrases."""
+    told, *others = sentences
+    return Task(name, told, tuple(others), BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon)
 
 
 def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
@@ -75,7 +86,12 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
     return [
         _blocks(
             f"push{suffix}",
-            f"push the {colour} cube onto the green zone",
+            (
+                f"push the {colour} cube onto the green zone",
+                f"slide the {colour} block over to the green square",
+                f"move the {colour} box into the green area",
+                f"the {colour} cube belongs in the green zone, push it there",
+            ),
             "push",
             colour,
             "zone",
@@ -85,7 +101,12 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
         ),
         _blocks(
             f"place{suffix}",
-            f"place the {colour} cube on the yellow tray",
+            (
+                f"place the {colour} cube on the yellow tray",
+                f"put the {colour} block onto the yellow tray",
+                f"set the {colour} box down on the yellow platform",
+                f"pick up the {colour} cube and lay it on top of the yellow tray",
+            ),
             "place",
             colour,
             "tray",
@@ -95,7 +116,12 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
         ),
         _blocks(
             f"stack{suffix}",
-            f"stack the {colour} cube on the {other} cube",
+            (
+                f"stack the {colour} cube on the {other} cube",
+                f"put the {colour} block on top of the {other} block",
+                f"build a tower with the {colour} cube above the {other} one",
+                f"on the {other} box, set down the {colour} box",
+            ),
             "place",
             colour,
             other,
@@ -113,6 +139,11 @@ TASKS: dict[str, Task] = {
         Task(
             "insert",
             "put the orange ring on the purple peg",
+            (
+                "slide the orange hoop over the purple pin",
+                "fit the orange ring around the purple post",
+                "the purple peg should go through the orange ring",
+            ),
             RING,
             "insert",
             "ring",
@@ -144,6 +175,13 @@ def tasks_named(names: str) -> tuple[Task, ...]:
 def task_of(tasks: tuple[Task, ...], start: int) -> Task:
     """The task of the episode with this start number: by lot, since what is held out is every n-th number."""
     return tasks[0] if len(tasks) == 1 else tasks[int(np.random.default_rng([start, 2]).integers(len(tasks)))]
+
+
+def sentence_of(task: Task, start: int, paraphrased: bool) -> str:
+    """What the episode with this start number is told: the task's sentence, or one of its paraphrases, by lot."""
+    if not paraphrased:
+        return task.instruction
+    return task.paraphrases[int(np.random.default_rng([start, 3]).integers(len(task.paraphrases)))]
 
 
 Points = dict[str, np.ndarray]
