@@ -65,9 +65,7 @@ class OpenVLAOFT(nn.Module):
         self.register_buffer("state_high", torch.ones(states or 0))
         self.register_buffer("edges", torch.linspace(-1, 1, BINS), persistent=False)
         if config.lora_rank:
-            self.requires_grad_(False)
-            for name in ADAPTED:
-                lora.adapt(self.get_submodule(name), config.lora_rank)
+            lora.adapt(self, ADAPTED, config.lora_rank)
             for head in (self.proprio_projector, self.action_head):
                 if head is not None:
                     head.requires_grad_(True)
