@@ -93,6 +93,10 @@ class OpenVLAOFT(nn.Module):
             self.state_low.copy_(state[0])
             self.state_high.copy_(state[1])
 
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest action that it can choose, (D,) each."""
+        return self.action_low, self.action_high
+
     def prepare(self, config: PolicyConfig) -> None:
         """Take the chunk of a recipe; no weight depends on its length, but what it was trained with is best."""
         self.chunk = config.chunk
