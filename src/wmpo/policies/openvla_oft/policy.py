@@ -146,8 +146,9 @@ class OpenVLAOFT(nn.Module):
         return hidden[torch.arange(len(ids), device=ids.device)[:, None], index].unflatten(1, (cfg.chunk, -1))
 
     def _arithmetic(self) -> Any:
-        half = self.config.precision == "bfloat16"
-        return torch.autocast(self.edges.device.type, torch.bfloat16) if half else nullcontext()
+        kind = self.edges.device.type
+        half = self.config.precision == "bfloat16" and torch.amp.is_autocast_available(kind)  # not without numbers
+        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
 
     def logits(self, observation: Observation) -> Tensor:
         """(B, K, D, 256) float32, unnormalised log-probabilities of the bins, from the lowest to the highest action."""
