@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from golden import make_openvla_oft as tiny
 from wmpo import policies
@@ -26,7 +27,6 @@ from wmpo.errors import UserError
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT, images
-from wmpo.policies.openvla_oft.lora import LowRank
 from wmpo.practice import play_groups, practise, trained_parameters, update
 from wmpo.training.fit import fit
 from wmpo.training.log import RunLog
@@ -185,20 +185,53 @@ def test_low_rank_changes_learn_and_merge(checkpoint: Path, tmp_path: Path) -> N
     policy = opened(checkpoint, lora_rank=4)
     assert torch.equal(policy.logits(observation()), opened(checkpoint).logits(observation()))
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    assert all(name.endswith((".up", ".down")) or name.startswith("proprio_projector") for name in trained)
+    layers = [name for name, layer in opened(checkpoint).named_modules() if isinstance(layer, nn.Linear)]
+    heads = {f"proprio_projector.fc{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    changed = {name for name in layers if not name.startswith(("proprio_projector", "language_model.lm_head"))}
+    assert trained == heads | {f"{name}.lora_{side}.default.weight" for name in changed for side in "AB"}
+    frozen = {name: p.clone() for name, p in policy.named_parameters() if name not in trained}
     batch = ImitationBatch(observation(), torch.zeros(2, tiny.K, tiny.D), torch.ones(2, tiny.K, dtype=torch.bool))
     config = FitConfig(optimizer="adamw", steps=12, batch_size=2, lr=1e-2, warmup=1)
     before = policy(batch)[0].item()
     with RunLog(tmp_path, quiet=True) as log:
         fit(policy, lambda step: batch, config, folder=tmp_path, name="imitation", log=log)
     assert policy(batch)[0].item() < before - 0.5
+    assert frozen and all(torch.equal(policy.get_parameter(name), before) for name, before in frozen.items())
     learned = policy.logits(observation())
     policy.save_pretrained(tmp_path / "low-rank")
     assert torch.equal(policies.load_policy(tmp_path / "low-rank").logits(observation()), learned)
     whole = policy.merged()
-    assert whole.config.lora_rank == 0 and not any(isinstance(layer, LowRank) for layer in whole.modules())
+    assert whole.config.lora_rank == 0 and whole.state_dict().keys() == opened(checkpoint).state_dict().keys()
     assert all(parameter.requires_grad for parameter in whole.parameters())
     torch.testing.assert_close(whole.logits(observation()), learned, rtol=1e-4, atol=1e-4)
+
+
+def test_low_rank_changes_practise_and_save_activations(checkpoint: Path) -> None:
+    """A step of GRPO changes them and the heads alone, and finds the same gradients where activations are not kept."""
+    plain, lean = opened(checkpoint, lora_rank=4), opened(checkpoint, lora_rank=4, checkpointing=True)
+    lean.load_state_dict(plain.state_dict())
+    parameters = [trained_parameters(policy, ()) for policy in (plain, lean)]
+    decision = sampled(plain)
+    gradients = [
+        torch.autograd.grad(policy.log_prob(observation(), decision.trace, temperature=1.0).sum(), its)
+        for policy, its in zip((plain, lean), parameters, strict=True)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1])
+    generator = torch.Generator()
+    dream = ImaginedEnv(Dream(), Dream(), SPEC, observation(), [0, 1], generator=generator)
+    cfg = GRPOConfig(groups=2, group_size=8, minibatches=1, warmup=0, refill=2, keep_low=0.01, keep_high=0.99)
+    groups = play_groups(dream, plain, [0, 1], cfg, generator=generator.manual_seed(0), temperature=0.5)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    update(plain, torch.optim.SGD(parameters[0], lr=1.0), groups, cfg, generator)
+    changed = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert groups.kept and changed  # at first only B: while it is zero, A has no gradient
+    assert all("lora_B" in name or name.startswith("proprio_projector") for name in changed)
+
+
+def test_low_rank_changes_need_peft(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r'pip install "wmpo\[hub\]"'):
+        opened(checkpoint, lora_rank=4)
 
 
 class Dream:
@@ -367,6 +400,44 @@ def test_an_adapter_is_added_to_the_weights(checkpoint: Path, policy: OpenVLAOFT
     )
     with pytest.raises(UserError, match="another shape"):
         opened(checkpoint, adapter=tmp_path)
+
+
+def linear_layers(tensors: dict[str, Tensor]) -> nn.Module:
+    """The linear layers of a checkpoint alone, under its names."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        *path, last, kind = name.split(".")
+        if kind == "weight" and tensor.ndim == 2 and last != "embed_tokens":
+            parent = root
+            for step in path:
+                if not hasattr(parent, step):
+                    parent.add_module(step, nn.Module())
+                parent = parent.get_submodule(step)
+            layer = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+            layer.weight.data = tensor
+            parent.add_module(last, layer)
+    return root
+
+
+def test_an_adapter_of_peft_does_what_merging_it_there_does(
+    checkpoint: Path, policy: OpenVLAOFT, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, init_lora_weights="gaussian",
+        target_modules=["qkv", "proj", "fc1", "fc2", "fc3", "q_proj", "v_proj", "down_proj"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(linear_layers(tiny.checkpoint()), config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "adapter")
+    merged = publish(tmp_path / "merged", "proprio_projector")
+    edit(merged, lambda tensors: tensors.update(theirs.merge_and_unload().state_dict()))
+    logits = opened(checkpoint, adapter=tmp_path / "adapter").logits(observation())
+    torch.testing.assert_close(logits, opened(merged).logits(observation()), rtol=1e-4, atol=1e-4)
+    assert (logits - policy.logits(observation())).abs().max() > 0.1
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,8 +13,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from wmpo.cli import main
-from wmpo.config import FitConfig
-from wmpo.plan import META, Alive, Need, blank, fitting, plan, training
+from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
+from wmpo.errors import UserError
+from wmpo.plan import META, Alive, Need, blank, fitting, plan, training, updating
+from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.openvla_oft import OpenVLAOFT
 from wmpo.recipes import RECIPES
 from wmpo.types import EnvSpec
 
@@ -71,14 +77,63 @@ def test_planned_activations_are_those_of_a_real_step(rows: int) -> None:
 def test_more_rows_need_more_memory_and_the_advice_fits() -> None:
     recipe = RECIPES["smoke"]
     needs = {need.stage: need for need in plan(recipe, SPEC)}
-    assert list(needs) == ["imitate", "world model", "reward model", "practise: imagine"]
+    assert list(needs) == ["imitate", "world model", "reward model", "practise: imagine", "practise: update"]
     double = replace(recipe, grpo=replace(recipe.grpo, groups=2 * recipe.grpo.groups))
-    imagine, more = needs["practise: imagine"], plan(double, SPEC)[-1]
+    imagine, more = needs["practise: imagine"], plan(double, SPEC)[-2]
     assert 1.5 < more.activations / imagine.activations < 2.1
     assert fitting(imagine, imagine.total) == "fits"
     assert fitting(more, (more.total + imagine.total) / 2).startswith("lower grpo.groups to ")
     large = Need("imitate", 10, 10**9, 10**9, 1, "policy.fit.batch_size, policy.width")
     assert fitting(large, 1e9) == "the networks alone are too large: lower policy.width"
+
+
+def grpo(**settings: int) -> GRPOConfig:
+    return GRPOConfig(groups=16, group_size=4, minibatches=2, **settings)  # 32 episodes a step
+
+
+@pytest.mark.parametrize("head", ["tokens", "flow"])
+def test_smaller_micro_batches_need_less_for_an_update(head: Literal["tokens", "flow"]) -> None:
+    with torch.device(META):
+        policy = MiniVLA.build(PolicyConfig(width=16, hidden=32, head=head), SPEC)
+    whole, same, half, tiny = (updating(grpo(micro_batch=n), (policy,), SPEC, "n, width") for n in (64, 32, 16, 1))
+    trained = 4 * sum(p.numel() for p in policy.parameters())
+    assert whole == same and whole.training == 3 * trained  # gradients, and Adam's two moments
+    assert half.training == 4 * trained and half.weights == whole.weights  # gradients so far, and new ones
+    assert 0.45 < half.activations / whole.activations < 0.55 and tiny.activations < whole.activations / 15
+    assert fitting(whole, whole.total - 1).startswith("lower n to ")
+
+
+def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    from test_flow_vla import tiny_smolvla
+    from test_openvla_oft import publish
+
+    published, spec = publish(tmp_path / "published"), replace(SPEC, cameras={"front": (64, 64)})
+    quantiles = {"q01": [-1.0] * 4, "q99": [1.0] * 4}
+    (published / "dataset_statistics.json").write_text(json.dumps({"place": {"action": quantiles}}))
+    OpenVLAOFT.from_published(published, lora_rank=2, chunk=4).save_pretrained(tmp_path / "low-rank")
+    whole = OpenVLAOFT.from_published(published)
+    weights = sum(p.numel() for p in whole.parameters())
+    linear = {name: layer for name, layer in whole.named_modules() if isinstance(layer, nn.Linear)}
+    change = sum(2 * sum(layer.weight.shape) for name, layer in linear.items() if "lm_head" not in name)
+    fit = FitConfig(optimizer="adamw", batch_size=2)
+    for start, parameters, trained in (
+        (published, weights, weights),
+        (tmp_path / "low-rank", weights + change, change),
+    ):
+        policy = PolicyConfig(start=str(start), chunk=4, fit=fit)
+        needs = plan(replace(RECIPES["smoke"], policy=policy, grpo=grpo(micro_batch=32)), spec)
+        imitate, update = needs[0], needs[-1]
+        assert (imitate.parameters, imitate.training, update.training) == (parameters, 12 * trained, 12 * trained)
+        assert 4 * parameters <= imitate.weights < 4 * parameters + 4000  # and some buffers
+        assert update.activations > imitate.activations > 0
+        assert fitting(imitate, imitate.weights).endswith("too large: lower what is trained (lora_rank)")
+    options = ["--policy.start", str(published), "--policy.chunk", "4", "--env.renderer", "rays", "--gpu-memory", "24"]
+    assert main(["plan", "place", *options, "--grpo.micro-batch", "1"]) == 0
+    assert f"{weights:,}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="look at numbers"):
+        start = tiny_smolvla(tmp_path / "smolvla")
+        plan(replace(RECIPES["smoke"], policy=PolicyConfig(start=str(start))), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5))
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

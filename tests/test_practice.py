@@ -177,6 +177,26 @@ def test_first_update_has_ratio_one_and_the_gradient_of_reinforce() -> None:
     torch.testing.assert_close(moved, twin.linear.weight.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("micro_batch", [1, 7, 1000])
+def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro_batch: int, advantage: Any) -> None:
+    """Episodes of different lengths, so that a mean over actions would be another than one over episodes."""
+    policies, told = [], []
+    for size in (32, micro_batch):
+        policy = Coin()
+        nn.init.normal_(policy.linear.weight, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(0)
+        config = replace(CONFIG, micro_batch=size, lr=0.1, advantage=advantage)
+        groups = play_groups(Guess(), policy, STARTS, config, generator=generator, temperature=1.0)
+        groups.rollout.mask[::3, :, 1:] = False
+        told.append(update(policy, torch.optim.SGD(policy.parameters(), lr=0.1), groups, config, generator))
+        policies.append(policy.linear.weight.detach())
+    assert len(groups.rollout) > 33
+    torch.testing.assert_close(policies[0], policies[1], rtol=1e-5, atol=1e-6)
+    for name in ("loss", "grad_norm", "clip_fraction"):
+        assert told[1][name] == pytest.approx(told[0][name], rel=1e-4, abs=1e-6) and told[0]["grad_norm"] > 0.01
+
+
 class Scripted:
     """Fixed log-probabilities; acts 0 everywhere."""
 

@@ -57,6 +57,7 @@ def test_unknown_recipe_names_the_closest() -> None:
     [
         ("grpo.groups", 0, "grpo.groups is 0; it must be at least 1"),
         ("grpo.group_size", 1, "at least 2"),
+        ("grpo.micro_batch", 0, "grpo.micro_batch is 0; it must be at least 1"),
         ("grpo.iterations", -1, "at least 0"),
         ("grpo.lr", float("nan"), "finite"),
         ("grpo.temperature", 0.0, "above 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -91,13 +92,32 @@ def test_with_one_core_the_caller_works_itself(monkeypatch: pytest.MonkeyPatch) 
     assert cores() >= 1
 
 
-def test_gradients_are_weighed_and_added() -> None:
+@pytest.mark.parametrize("cores", ["1", "2", "8"])
+def test_gradients_are_weighed_and_added(cores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", cores)
     used, half_used, unused = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 0.0])
-    put_gradients([used, half_used, unused], [(one, None, None), (two, two, None)], [0.25, 0.75])
-    assert used.grad is not None and used.grad.tolist() == [7.75, 0.5]
-    assert half_used.grad is not None and half_used.grad.tolist() == [7.5, 0]
-    assert unused.grad is None
+    grads = {"a": (one, None, None), "b": (two, two, None), "c": (one, one, None)}
+    told = put_gradients([used, half_used, unused], lambda key: (grads[key], key), [0.25, 0.5, 0.25], grads)
+    assert told == ["a", "b", "c"]
+    assert used.grad is not None and used.grad.tolist() == [5.5, 1.0]
+    assert half_used.grad is not None and half_used.grad.tolist() == [5.25, 0.5]
+    assert unused.grad is None and one.tolist() == [1.0, 2.0]  # what was given is not written to
+
+
+def test_gradients_of_no_more_parts_are_held_than_are_worked_on(two_cores: None) -> None:
+    parameter, held = torch.nn.Parameter(torch.zeros(2)), weakref.WeakSet[Tensor]()
+    most = 0
+
+    def gradient(part: int) -> tuple[list[Tensor], None]:
+        nonlocal most
+        most = max(most, len(held))
+        grad = torch.ones(2)
+        held.add(grad)
+        return [grad], None
+
+    put_gradients([parameter], gradient, [0.1] * 10, range(10))
+    assert most <= 3  # two, and one that is just being let go
 
 
 def test_what_goes_wrong_in_a_share_is_told(two_cores: None) -> None:

@@ -32,7 +32,7 @@ from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.measure import measure_run
 from wmpo.objectives.verdicts import best_f1_threshold, matching_threshold
-from wmpo.policies import build_policy
+from wmpo.policies import build_policy, check_actions
 from wmpo.practice import frozen_copy, practise
 from wmpo.protocols import Env, RewardModel
 from wmpo.results import RunResult
@@ -83,7 +83,9 @@ def imitate(run: Run) -> Any:
         torch.manual_seed(run.seed(1))
         policy = build_policy(cfg, run.env.spec)
         shown = run.episodes(is_demonstration)
-        if not cfg.start:  # else it keeps those that it was trained with
+        if cfg.start:  # it keeps the statistics that it was trained with
+            check_actions(policy, cache.labels_of(shown), cfg.start, run.store.root)
+        else:
             policy.set_statistics(*cache.statistics(shown))
         frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
         run.fit(

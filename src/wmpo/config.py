@@ -208,6 +208,9 @@ class GRPOConfig:
     """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
     minibatches: int = 4
     """Optimiser steps per iteration, one pass over the batch. [paper 4]"""
+    micro_batch: int = 32
+    """Episodes of which gradients are computed at once, by a GPU or by each core of a CPU; they add up to that of the
+    mini-batch. Less takes less memory, and changes what is learned by nothing but rounding."""
     clip_low: float = 0.20
     """The ratio is clipped below 1 - clip_low. [paper 0.20]"""
     clip_high: float = 0.28

@@ -23,7 +23,7 @@ from wmpo.training.shares import cores
 
 Status = Literal["ok", "warn", "missing"]
 REQUIRED = ("torch", "numpy", "mujoco", "gymnasium", "safetensors", "av", "pyarrow", "tyro", "rich", "tensorboard")
-HUB = ("transformers", "diffusers")
+HUB = ("transformers", "diffusers", "peft")
 MEMORY_GB, LEAST_MEMORY_GB = 6.0, 3.0  # what the default recipe promises to stay below; what the smoke recipe needs
 DISK_GB, LEAST_DISK_GB = 5.0, 1.0
 FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
@@ -181,7 +181,7 @@ def hub() -> Finding:
     found = [f"{name} {version(name)}" for name in HUB if find_spec(name) is not None]
     if len(found) == len(HUB):
         return Finding("Models from hubs", "ok", ", ".join(found), "where a recipe asks for it")
-    advice = "pip install 'wmpo[hub]' for VideoMAE and the SDXL autoencoder"
+    advice = "pip install 'wmpo[hub]' for published policies, VideoMAE and the SDXL autoencoder"
     return Finding("Models from hubs", "ok", ", ".join(found) or "not installed", "not in the default recipe", advice)
 
 

@@ -17,9 +17,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from wmpo.config import FitConfig, Recipe
+from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
-from wmpo.policies.minivla import MiniVLA
+from wmpo.errors import UserError
+from wmpo.policies import build_policy
+from wmpo.practice import trained_parameters
 from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.flow import FlowWorldModel
@@ -69,10 +71,13 @@ class Alive(TorchDispatchMode):
 
 def plan(recipe: Recipe, spec: EnvSpec) -> list[Need]:
     """The needs of all stages that train or imagine, in their order."""
-    chunk, context = recipe.policy.chunk, recipe.world_model.context
+    chunk, context, start = recipe.policy.chunk, recipe.world_model.context, recipe.policy.start
+    # What is read from a folder has numbers at first; and once transformers has loaded a network, torch.linspace may
+    # overlook the device that was asked for.
+    with torch.device("cpu" if start else META):
+        policy = build_policy(recipe.policy, spec).to(META)
+    size = "what is trained (lora_rank)" if start else "policy.width"
     with torch.device(META):
-        # Once transformers has loaded a network, torch.linspace may overlook the device that was asked for.
-        policy = MiniVLA.build(recipe.policy, spec).to(META)
         world_model = FlowWorldModel.build(recipe.world_model, spec, chunk)
         reward_model = build_reward_model(recipe.reward, spec)
     camera = next(iter(spec.cameras))
@@ -80,7 +85,7 @@ def plan(recipe: Recipe, spec: EnvSpec) -> list[Need]:
     played = recipe.grpo.groups * recipe.grpo.group_size
     needs = [
         training("imitate", policy, imitation_batch(spec, recipe.policy.fit.batch_size, chunk), recipe.policy.fit,
-                 "policy.fit.batch_size, policy.width"),
+                 f"policy.fit.batch_size, {size}"),
         training("world model", world_model, video_batch(spec, fit.batch_size, context, chunk), fit,
                  "world_model.fit.batch_size, world_model.width, world_model.depth"),
         training("reward model", reward_model,
@@ -99,7 +104,7 @@ def plan(recipe: Recipe, spec: EnvSpec) -> list[Need]:
             "grpo.groups, grpo.group_size",
         )
     )
-    return needs
+    return [*needs, updating(recipe.grpo, networks, spec, f"grpo.micro_batch, {size}")]
 
 
 def training(stage: str, module: nn.Module, batch: Any, config: FitConfig, change: str) -> Need:
@@ -111,18 +116,37 @@ def training(stage: str, module: nn.Module, batch: Any, config: FitConfig, chang
     return Need(stage, count(module), weights, trained * (1 + moments), max(activations, 0), change)
 
 
+def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: str) -> Need:
+    """One step of `practice.update`, on a micro-batch of episodes that all last to the horizon."""
+    policy = networks[0]
+    step_episodes = -(-cfg.groups * cfg.group_size // cfg.minibatches)
+    episodes = min(cfg.micro_batch, step_episodes)
+    seen = observation(spec, episodes * -(-spec.horizon // policy.chunk))
+    trace = policy.act(seen, temperature=cfg.temperature, generator=torch.default_generator).trace
+    parameters = trained_parameters(policy, cfg.freeze)
+    trained = sum(p.numel() * p.element_size() for p in parameters)
+    sums = trained if episodes < step_episodes else 0  # where those of several micro-batches are added up
+
+    def work() -> None:
+        log_prob = policy.log_prob(seen, trace, temperature=cfg.temperature)
+        torch.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
+
+    activations = peak(torch.enable_grad(), work) - trained  # gradients are counted beside the optimiser's two moments
+    weights = sum(map(held, networks))
+    return Need("practise: update", count(policy), weights, 3 * trained + sums, max(activations, 0), change)
+
+
 def step(module: nn.Module, batch: Any) -> None:
     loss, _ = module(batch, None)
     torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
 
 
-def imagine(policy: MiniVLA, world_model: FlowWorldModel, reward_model: Any, spec: EnvSpec, rows: int) -> None:
+def imagine(policy: Any, world_model: FlowWorldModel, reward_model: Any, spec: EnvSpec, rows: int) -> None:
     """The second chunk of a dream, when all is in memory."""
     first = observation(spec, rows)
-    decision = policy.logits(first)
-    chunk = torch.empty(rows, policy.chunk, spec.action_dim, device=META)
+    decision = policy.act(first, temperature=1.0, generator=torch.default_generator)
     memory = world_model.begin(first)
-    memory, imagined = world_model.imagine(memory, chunk, torch.default_generator)
+    memory, imagined = world_model.imagine(memory, decision.chunk, torch.default_generator)
     frames, _ = world_model.decode(imagined)
     clips = images(next(iter(spec.cameras.values())), rows, reward_model.clip_length)
     reward_model.score(clips, first.instruction)
@@ -131,8 +155,15 @@ def imagine(policy: MiniVLA, world_model: FlowWorldModel, reward_model: Any, spe
 
 def peak(mode: AbstractContextManager[Any], work: Callable[[], None]) -> int:
     """Bytes that `work` has alive at its fullest, beside what there was before."""
-    with Alive() as alive, mode:
-        work()
+    try:
+        with Alive() as alive, mode:
+            work()
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        raise UserError(
+            "This can't be planned: its networks look at numbers, as SmolVLA's do, and plans have none."
+        ) from None
     return alive.peak
 
 

@@ -32,9 +32,7 @@ from wmpo.training.checkpoint import (
 )
 from wmpo.training.fit import step_seed, stop_requests
 from wmpo.training.log import RunLog
-from wmpo.training.shares import put_gradients, side_by_side
-
-UPDATE_EPISODES = 32  # of which gradients are computed at once; they add up to that of the mini-batch
+from wmpo.training.shares import put_gradients
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,14 @@ def update(
     for rows in order.chunk(cfg.minibatches):
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * min(1.0, (taken + steps + 1) / max(cfg.warmup, 1))
-        parts = rows.split(UPDATE_EPISODES)
+        parts = rows.split(cfg.micro_batch)
         weights = [len(part) / len(rows) for part in parts]
-        answers = side_by_side(gradient, parts)
-        put_gradients(parameters, [grads for grads, _ in answers], weights)
+        told = put_gradients(parameters, gradient, weights, parts)
         norm = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
         steps += 1
         sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
-        for weight, (_, metrics) in zip(weights, answers, strict=True):
+        for weight, metrics in zip(weights, told, strict=True):
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + weight * value
     return {name: value / max(steps, 1) for name, value in sums.items()}

@@ -130,7 +130,8 @@ class Practise:
     reward_model: Path
     """Folder of the reward model."""
     data: Path
-    """Folder of an episode store: dreams begin with its first frames. Nothing else of it is used."""
+    """Folder of an episode store: dreams begin with its first frames. Nothing else of it is used, but its actions must
+    fit the policy's statistics."""
     out: Path
     """Folder for the training and for the policy, in OUT/policy. The same command continues it."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
@@ -148,17 +149,20 @@ class Practise:
         from wmpo.commands.opening import open_stage
         from wmpo.data.cache import FrameCache
         from wmpo.imagination import ImaginedEnv
+        from wmpo.policies import check_actions
         from wmpo.practice import practise
 
         reward = RewardConfig(stride=self.stride)
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=reward, device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
+            cache = FrameCache(run.store)
             policy = load_policy(self.policy, spec, device)
+            check_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
             dream = load_world_model(self.world_model, spec, device)
             check_chunk(dream, policy)
             judge = load_reward_model(self.reward_model, spec, device)
-            numbers, first = first_frames(FrameCache(run.store), self.grpo.starts)
+            numbers, first = first_frames(cache, self.grpo.starts)
             generator = torch.Generator(device=device)
             env = ImaginedEnv(dream, judge, spec, first.to(device), numbers, generator=generator, stride=self.stride)
             practise(env, policy, numbers, self.grpo, seed=run.seed(7), generator=generator, folder=self.out,

@@ -80,13 +80,17 @@ class FrameCache:
         before = np.cumsum(count) - count
         return np.arange(count.sum()) + np.repeat(self.first[episodes] - before, count)
 
-    def statistics(self, episodes: Sequence[int]) -> Statistics:
-        """Over some episodes; actions are the labels, since those are what is imitated."""
+    def labels_of(self, episodes: Sequence[int]) -> np.ndarray:
+        """(actions, D): all that an imitator of some episodes should do."""
         chosen = np.asarray(episodes, dtype=np.int64)
         if not len(chosen):
             raise UserError(f"No episodes of {self.store.root} were chosen to take statistics of: collect some first.")
-        action = vector_stats(self.label[self.frames_of(chosen, actions_only=True)])
-        state = vector_stats(self.state[self.frames_of(chosen)])
+        return self.label[self.frames_of(chosen, actions_only=True)]
+
+    def statistics(self, episodes: Sequence[int]) -> Statistics:
+        """Over some episodes; actions are the labels, since those are what is imitated."""
+        action = vector_stats(self.labels_of(episodes))
+        state = vector_stats(self.state[self.frames_of(np.asarray(episodes, dtype=np.int64))])
         values = (action["q01"], action["q99"], state["mean"], state["std"])
         return Statistics(*(torch.from_numpy(value.astype(np.float32)) for value in values))
 

@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError, named
 from wmpo.training.checkpoint import CONFIG, check_fits
@@ -20,6 +22,8 @@ FAMILIES: dict[str, str] = {
     "smolvla": "wmpo.policies.flow_vla:FlowVLA",
 }
 """Family, or what config.json of a published checkpoint calls it -> "module:Class" with `from_pretrained(folder)`."""
+
+FAR, OFTEN, NARROW = 0.5, 0.25, 0.1
 
 
 def family_of(folder: Path) -> str:
@@ -51,3 +55,25 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Any:
     from wmpo.policies.minivla import MiniVLA
 
     return MiniVLA.build(config, spec)
+
+
+def check_actions(policy: Any, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
+    """Complain where `policy` (from `where`) has the action statistics of another robot or other units than `data`.
+
+    In some dimension, more than the share OFTEN of the actions lies outside its `action_range()` by more than FAR times
+    the width of that range, or times NARROW where it is narrower. Of the data that a range was taken from, 2 % lie
+    outside quantiles of 1 % and 99 % at all, and at most a 36th that far outside of mean +- 3 standard deviations.
+    A policy without `action_range` is not checked.
+    """
+    if not hasattr(policy, "action_range"):
+        return
+    low_D, high_D = (bound.cpu().numpy() for bound in policy.action_range())
+    slack_D = FAR * np.maximum(high_D - low_D, NARROW)
+    share_D = ((action_ND < low_D - slack_D) | (action_ND > high_D + slack_D)).mean(0)
+    worst = int(share_D.argmax())
+    if share_D[worst] > OFTEN:
+        raise UserError(
+            f"{where} has other action statistics than the data's: it acts within {low_D[worst]:.3g} and "
+            f"{high_D[worst]:.3g} in dimension {worst}, but {share_D[worst]:.0%} of the actions in {data} lie far "
+            "outside; give a policy and data of one robot, in the same units."
+        )

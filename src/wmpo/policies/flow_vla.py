@@ -87,6 +87,10 @@ class FlowVLA(nn.Module):
         self.config = replace(self.config, chunk=config.chunk, flow=config.flow)
         self.spread = self._noise_network()
 
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """Between these nearly all actions lay that it was trained on, (D,) each."""
+        return self.action_mean - 3 * self.action_std, self.action_mean + 3 * self.action_std
+
     def field(self, observation: Observation, idle: Tensor) -> Field:
         """`idle` (B, K, rest): the noise in dimensions that the robot lacks."""
         cfg = self.config

@@ -120,6 +120,10 @@ class MiniVLA(nn.Module):
         self.state_mean.copy_(state_mean)
         self.state_std.copy_(state_std.clamp(min=1e-3))
 
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest action that it can choose, (D,) each."""
+        return self.action_low, self.action_high
+
     def features(self, observation: Observation) -> Tensor:
         """(B, hidden), which the head turns into actions."""
         cfg = self.config

@@ -15,7 +15,7 @@ AT_LEAST_ONE = {
     "rounds", "env.image_size", "policy.chunk", "policy.width", "policy.hidden", "demonstrations.episodes",
     "collect.episodes", "world_model.context", "world_model.sampling_steps", "world_model.width", "world_model.depth",
     "world_model.heads", "reward.clip_length", "reward.stride", "reward.width", "grpo.groups", "grpo.starts",
-    "grpo.minibatches", "evaluate.episodes", "evaluate.watch_episodes", "policy.flow.steps",
+    "grpo.minibatches", "grpo.micro_batch", "evaluate.episodes", "evaluate.watch_episodes", "policy.flow.steps",
 }  # fmt: skip
 AT_LEAST_TWO = {"policy.bins", "grpo.group_size"}
 SHARES = {

@@ -40,7 +40,7 @@ from wmpo.training.log import RunLog
 from wmpo.training.muon import Muon, is_matrix
 from wmpo.training.plain import to_plain
 from wmpo.training.prefetch import prefetch
-from wmpo.training.shares import put_gradients, rows_of, side_by_side, split, weighted_sum
+from wmpo.training.shares import put_gradients, rows_of, split, weighted_sum
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
@@ -126,11 +126,10 @@ def fit(
             parts = split(to_device(batch, device), shares) if shares > 1 else [to_device(batch, device)]
             seeds = [step_seed(seed, step, rank, place) for place in range(len(parts))]
             generators = [torch.Generator(device).manual_seed(number) for number in seeds]
-            answers = side_by_side(gradients, parts, generators)
             sizes = [rows_of(part) for part in parts] if shares > 1 else [1]
             weights = [size / sum(sizes) for size in sizes]
-            put_gradients(parameters, [grads for grads, _ in answers], weights)
-            metrics = {key: weighted_sum(weights, [found[key] for _, found in answers]) for key in answers[0][1]}
+            told = put_gradients(parameters, gradients, weights, parts, generators)
+            metrics = {key: weighted_sum(weights, [found[key] for found in told]) for key in told[0]}
             stopping = average_gradients(parameters, stop.is_set()) if world > 1 else stop.is_set()
             norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
             optimizer.step()

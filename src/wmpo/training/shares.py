@@ -81,12 +81,31 @@ def take(batch: Any, rows: slice) -> Any:
 
 
 def put_gradients(
-    parameters: Sequence[nn.Parameter], grads: Sequence[Sequence[Tensor | None]], weights: Sequence[float]
-) -> None:
-    """Give each parameter the weighted sum of its gradients of all shares; a parameter that none has used gets none."""
-    for parameter, *found in zip(parameters, *grads, strict=True):
-        known = [(weight, grad) for weight, grad in zip(weights, found, strict=True) if grad is not None]
-        parameter.grad = weighted_sum([weight for weight, _ in known], [grad for _, grad in known]) if known else None
+    parameters: Sequence[nn.Parameter],
+    work: Callable[..., tuple[Sequence[Tensor | None], T]],
+    weights: Sequence[float],
+    *arguments: Iterable[Any],
+) -> list[T]:
+    """Give each parameter the weighted sum of its gradients of all parts; one that none has used gets none.
+
+    `work(*row)`, for each row of `zip(*arguments)`, returns gradients and something to tell; what is told is returned.
+    A CPU works on parts side by side, a GPU on one after the other. Gradients are added as they come, always in the
+    same order: no more of them are held than those of the parts in work, and their sum.
+    """
+    together = cores() if parameters[0].device.type == "cpu" else 1
+    rows = list(zip(weights, *arguments, strict=True))
+    sums: list[Tensor | None] = [None] * len(parameters)
+    told = []
+    for begin in range(0, len(rows), together):
+        its, *given = zip(*rows[begin : begin + together], strict=True)
+        for weight, (grads, more) in zip(its, side_by_side(work, *given), strict=True):
+            told.append(more)
+            for place, (total, grad) in enumerate(zip(sums, grads, strict=True)):
+                if grad is not None:
+                    sums[place] = weight * grad if total is None else total.add_(weight * grad)
+    for parameter, total in zip(parameters, sums, strict=True):
+        parameter.grad = total
+    return told
 
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

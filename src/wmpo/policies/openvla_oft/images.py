@@ -7,6 +7,7 @@ whose artefacts are left out.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
@@ -46,7 +47,8 @@ def normalise(image_BCHW: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def _weigh(image_BCHW: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """float32, whatever the networks compute in: new rows and columns as weighted sums of the image's."""
     device = image_BCHW.device
-    with torch.autocast(device.type, enabled=False):
+    autocast = torch.amp.is_autocast_available(device.type)
+    with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
         return rows.to(device) @ image_BCHW.float() @ columns.to(device).T
 
 

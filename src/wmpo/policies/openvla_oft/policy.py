@@ -65,9 +65,7 @@ class OpenVLAOFT(nn.Module):
         self.register_buffer("state_high", torch.ones(states or 0))
         self.register_buffer("edges", torch.linspace(-1, 1, BINS), persistent=False)
         if config.lora_rank:
-            self.requires_grad_(False)
-            for name in ADAPTED:
-                lora.adapt(self.get_submodule(name), config.lora_rank)
+            lora.adapt(self, ADAPTED, config.lora_rank)
             for head in (self.proprio_projector, self.action_head):
                 if head is not None:
                     head.requires_grad_(True)
@@ -94,6 +92,10 @@ class OpenVLAOFT(nn.Module):
         if state is not None:
             self.state_low.copy_(state[0])
             self.state_high.copy_(state[1])
+
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest action that it can choose, (D,) each."""
+        return self.action_low, self.action_high
 
     def prepare(self, config: PolicyConfig) -> None:
         """Take the chunk of a recipe; no weight depends on its length, but what it was trained with is best."""
@@ -144,8 +146,9 @@ class OpenVLAOFT(nn.Module):
         return hidden[torch.arange(len(ids), device=ids.device)[:, None], index].unflatten(1, (cfg.chunk, -1))
 
     def _arithmetic(self) -> Any:
-        half = self.config.precision == "bfloat16"
-        return torch.autocast(self.edges.device.type, torch.bfloat16) if half else nullcontext()
+        kind = self.edges.device.type
+        half = self.config.precision == "bfloat16" and torch.amp.is_autocast_available(kind)  # not without numbers
+        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
 
     def logits(self, observation: Observation) -> Tensor:
         """(B, K, D, 256) float32, unnormalised log-probabilities of the bins, from the lowest to the highest action."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
-from wmpo.policies.openvla_oft import statistics
+from wmpo.policies.openvla_oft import lora, statistics
 from wmpo.policies.openvla_oft.config import BINS, LanguageConfig, OpenVLAOFTConfig, TowerConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.policies.openvla_oft.shards import PARTS, Shards, part, refuse_pickles
@@ -116,9 +116,9 @@ def _fill(policy: nn.Module, shards: Shards, parts: Mapping[str, Mapping[str, Te
     folder = shards.folder
     left = {*shards, *(f"{name}.{key}" for name, tensors in parts.items() for key in tensors)}
     for own, parameter in policy.named_parameters():
-        if own.endswith((".up", ".down")):
+        if lora.LEARNED in own:
             continue  # low-rank changes that are still to be learned
-        name, third = published_name(own)
+        name, third = published_name(own.replace(lora.FROZEN, ""))
         owner, _, key = name.partition(".")
         source, key = (parts[owner], key) if owner in parts else (shards, name)
         if key not in source:

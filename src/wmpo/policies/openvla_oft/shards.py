@@ -18,7 +18,10 @@ INDEX = f"{WEIGHTS}.index.json"
 PARTS = ("proprio_projector", "action_head")  # stored apart
 OTHER_PARTS = {"vision_backbone": "FiLM", "noisy_action_projector": "a diffusion head"}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
-SPECIAL = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+SPECIAL = (
+    "use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
+    "lora_bias", "alora_invocation_tokens", "layer_replication",
+)  # fmt: skip
 
 
 class Shards(Mapping[str, Tensor]):
