@@ -119,22 +119,22 @@ def runs_in(folder: Path) -> dict[Path, RunResult]:
 
 
 def summary_table(folder: Path) -> str:
-    """For README: one row per task, over the seeds of its runs."""
+    """For README: one row per recipe, over the seeds of its runs."""
     runs = list(runs_in(folder).values())
     rows = []
-    for task in dict.fromkeys(run.task for run in runs):
-        own = [run for run in runs if run.task == task]
-        before = [Pair(task, run.seed, run.policies["base"], run.policies["base"]) for run in own]
-        after = [Pair(task, run.seed, run.policies["base"], run.policies[run.final]) for run in own]
+    for name in dict.fromkeys(run.recipe["name"] for run in runs):
+        own = [run for run in runs if run.recipe["name"] == name]
+        before = [Pair(name, run.seed, run.policies["base"], run.policies["base"]) for run in own]
+        after = [Pair(name, run.seed, run.policies["base"], run.policies[run.final]) for run in own]
         control = [
-            Pair(task, run.seed, run.policies["base"], run.policies["control"])
+            Pair(name, run.seed, run.policies["base"], run.policies["control"])
             for run in own
             if "control" in run.policies
         ]
         seeds = ", ".join(str(run.seed) for run in own)
         shuffled = points(gain(control)) if control else "–"
-        rows.append((task, seeds, percent(rate(before)), percent(rate(after)), points(gain(after)), shuffled))
-    return table(("task", "seeds", "before, %", "after practice in imagination, %", "gain", "control"), rows)
+        rows.append((name, seeds, percent(rate(before)), percent(rate(after)), points(gain(after)), shuffled))
+    return table(("recipe", "seeds", "before, %", "after practice in imagination, %", "gain", "control"), rows)
 
 
 def results_page(folder: Path) -> str:

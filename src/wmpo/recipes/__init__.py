@@ -9,15 +9,16 @@ from wmpo.config import Recipe
 from wmpo.errors import named
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
-from wmpo.recipes.tabletop import INSERT, PLACE, PUSH, SENTENCES, STACK, WRIST
+from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, WRIST
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (PLACE, WRIST, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER)
+    recipe.name: recipe for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER)
 }
 
 ABOUT: dict[str, str] = {
     "place": "Pick a block up and put it on a tray: the default, a laptop's CPU in minutes.",
     "wrist": "place, seen by the front and the wrist camera: the dream shows both, and the robot's state.",
+    "flow": "place, by a policy that denoises its actions, as pi0 and SmolVLA do.",
     "push": "Push a block into a zone.",
     "stack": "Put one block on another.",
     "insert": "Put a ring on a peg.",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from wmpo.config import EnvConfig, Recipe
+from dataclasses import replace
+
+from wmpo.config import EnvConfig, PolicyConfig, Recipe
+
+POLICY = PolicyConfig()
 
 PUSH = Recipe(name="push", env=EnvConfig(task="push"))
 
@@ -10,8 +14,18 @@ PLACE = Recipe(name="place", env=EnvConfig(task="place"))
 
 WRIST = Recipe(name="wrist", env=EnvConfig(task="place", cameras=("front", "wrist")))
 
+FLOW = Recipe(
+    name="flow",
+    env=EnvConfig(task="place"),
+    policy=replace(POLICY, head="flow", fit=replace(POLICY.fit, steps=600)),
+)
+
 STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
 
-SENTENCES = Recipe(name="sentences", env=EnvConfig(task="place+place-blue"))
+SENTENCES = Recipe(
+    name="sentences",
+    env=EnvConfig(task="place+place-blue"),
+    policy=replace(POLICY, fit=replace(POLICY.fit, steps=450)),  # two tasks want more of them
+)
 
 INSERT = Recipe(name="insert", env=EnvConfig(task="insert"))
