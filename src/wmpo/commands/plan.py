@@ -39,13 +39,15 @@ class Plan:
         env = make_env(replace(self.recipe.env, workers=0))
         spec = env.spec
         env.close()
-        table = Table(title=f"{self.recipe.name}: memory per stage", title_justify="left")
-        for head in ("stage", "parameters", "weights", "training", "activations", "in all", f"{self.gpu_memory:g} GB"):
-            table.add_column(head, justify="left" if head == "stage" else "right", no_wrap=True)
+        table = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
+        table.add_column("stage", no_wrap=True)
+        for head in ("parameters", "weights", "training", "activations", "in all"):
+            table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(f"{self.gpu_memory:g} GB")  # advice may take several lines
         needs = plan(self.recipe, spec)
         for need in needs:
             sizes = [gigabytes(size) for size in (need.weights, need.training, need.activations, need.total)]
-            table.add_row(need.stage, f"{need.parameters:,}", *sizes, fitting(need, 1e9 * self.gpu_memory))
+            table.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *sizes, fitting(need, 1e9 * self.gpu_memory))
         console = Console()
         console.print(table)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
@@ -55,4 +57,4 @@ class Plan:
 
 
 def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3f} GB"
+    return f"{size / 1e9:.3f}"
