@@ -130,7 +130,7 @@ def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert fitting(imitate, imitate.weights).endswith("too large: lower what is trained (lora_rank)")
     options = ["--policy.start", str(published), "--policy.chunk", "4", "--env.renderer", "rays", "--gpu-memory", "24"]
     assert main(["plan", "place", *options, "--grpo.micro-batch", "1"]) == 0
-    assert f"{weights:,}" in capsys.readouterr().out
+    assert f"{weights / 1e6:.2f} M" in capsys.readouterr().out
     with pytest.raises(UserError, match="look at numbers"):
         start = tiny_smolvla(tmp_path / "smolvla")
         plan(replace(RECIPES["smoke"], policy=PolicyConfig(start=str(start))), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5))
