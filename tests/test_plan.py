@@ -94,7 +94,7 @@ def grpo(**settings: int) -> GRPOConfig:
 @pytest.mark.parametrize("head", ["tokens", "flow"])
 def test_smaller_micro_batches_need_less_for_an_update(head: Literal["tokens", "flow"]) -> None:
     with torch.device(META):
-        policy = MiniVLA.build(PolicyConfig(width=16, hidden=32, head=head), SPEC).to(META)  # torch.linspace may overlook the device
+        policy = MiniVLA.build(PolicyConfig(width=16, hidden=32, head=head), SPEC).to(META)
     whole, same, half, tiny = (updating(grpo(micro_batch=n), (policy,), SPEC, "n, width") for n in (64, 32, 16, 1))
     trained = 4 * sum(p.numel() for p in policy.parameters())
     assert whole == same and whole.training == 3 * trained  # gradients, and Adam's two moments

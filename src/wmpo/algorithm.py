@@ -28,6 +28,7 @@ from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
 from wmpo.data.store import EpisodeRecord, EpisodeStore
 from wmpo.envs import demonstrate, task_names
+from wmpo.errors import UserError
 from wmpo.evaluate import BATCH, evaluate
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.measure import measure_run
@@ -83,6 +84,8 @@ def imitate(run: Run) -> Any:
         torch.manual_seed(run.seed(1))
         policy = build_policy(cfg, run.env.spec)
         shown = run.episodes(is_demonstration)
+        if not shown:
+            raise UserError(f"{run.store.root} holds no successful demonstrations to imitate: see wmpo demonstrate.")
         if cfg.start:  # it keeps the statistics that it was trained with
             check_actions(policy, cache.labels_of(shown), cfg.start, run.store.root)
         else:

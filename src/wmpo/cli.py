@@ -35,7 +35,9 @@ COMMANDS: dict[str, Command] = {
     "reward-model": Command("dreaming", "RewardModel", "stage: a success classifier from the episodes of a store"),
     "practise": Command("dreaming", "Practise", "stage: improve a policy in imagination"),
 }
-OUT_OF_USER_CONTROL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+NO_FAULT_OF_OURS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("stopped; nothing that was finished is lost, and the same command continues.", 130)
     except OSError as error:
-        if error.errno not in OUT_OF_USER_CONTROL:
+        if error.errno not in NO_FAULT_OF_OURS:
             raise
         return complain(f"{error.strerror}: {error.filename or 'the disk'}; what was made so far is kept.", 2)
 

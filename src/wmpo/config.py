@@ -79,8 +79,11 @@ class FlowConfig:
 @dataclass(frozen=True)
 class PolicyConfig:
     start: str = ""
-    """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: a MiniVLA from
-    scratch, to which most settings here belong."""
+    """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: one from
+    scratch."""
+    family: str = "minivla"
+    """Whose policy is built from scratch: minivla, to which most settings here belong, or one of yours
+    (docs/own_policy.md)."""
     chunk: int = 4
     """K: actions decided at once. [paper 8]"""
     head: Literal["tokens", "flow"] = "tokens"

@@ -1,8 +1,10 @@
-"""Policies. Anything that fits `wmpo.protocols.Policy` plugs in; families named here are loaded by their folder."""
+"""Policies. Anything that fits `wmpo.protocols.Policy` plugs in: families named here, and those that installed packages
+name as entry points of the group wmpo.policies (docs/own_policy.md)."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,20 @@ def family_of(folder: Path) -> str:
     return str(described.get("family") or described.get("type") or described.get("model_type") or "minivla")
 
 
+def class_of(family: str) -> Any:
+    """The class of a family. What a checkpoint says is only looked up: it can't have anything imported."""
+    plugged = {entry.name: entry.value for entry in entry_points(group="wmpo.policies")}
+    module, _, name = named("policy family", family, {**plugged, **FAMILIES}).partition(":")
+    return getattr(import_module(module), name)
+
+
 def load_policy(folder: Path) -> Any:
     """The policy that a folder holds, of any family, ready to act."""
-    module, _, name = named("policy family", family_of(folder), FAMILIES).partition(":")
-    return getattr(import_module(module), name).from_pretrained(Path(folder))
+    return class_of(family_of(folder)).from_pretrained(Path(folder))
 
 
 def build_policy(config: PolicyConfig, spec: EnvSpec) -> Any:
-    """The policy that a run begins with: that of `config.start`, or a small one from scratch."""
+    """The policy that a run begins with: that of `config.start`, or one of `config.family` from scratch."""
     if config.start:
         policy = load_policy(Path(config.start))
         if hasattr(policy, "prepare"):
@@ -52,9 +60,10 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Any:
                 f"{config.start} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."
             )
         return policy
-    from wmpo.policies.minivla import MiniVLA
-
-    return MiniVLA.build(config, spec)
+    family = class_of(config.family)
+    if not hasattr(family, "build"):
+        raise UserError(f"A {config.family} can't be built from scratch: name a folder to begin from, policy.start.")
+    return family.build(config, spec)
 
 
 def check_actions(policy: Any, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
