@@ -51,7 +51,7 @@ class Evaluate:
         episodes = recipe.evaluate.episodes if self.episodes is None else self.episodes
         temperature = recipe.evaluate.temperature if self.temperature is None else self.temperature
         if episodes < 1 or not 0 <= temperature < float("inf"):
-            raise UserError(f"{episodes} episodes at temperature {temperature}: ask for at least 1, at 0 or above.")
+            raise UserError(f"--episodes is {episodes} and --temperature {temperature:g}; at least 1 and 0 are needed.")
         one_core_each()
         device = pick_device(self.device)
         numbers = starts("evaluate", recipe.seed, episodes)

@@ -13,8 +13,9 @@ class Recipes:
     def execute(self) -> None:
         from wmpo.recipes import ABOUT, RECIPES
 
+        width = max(map(len, RECIPES))
         for name in RECIPES:
-            print(f"{name:8} {ABOUT[name]}")
+            print(f"{name:{width}}  {ABOUT[name]}")
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,16 @@ class Run:
         from wmpo.algorithm import optimise
         from wmpo.commands.opening import open_run
         from wmpo.report.terminal import terminal_table
+        from wmpo.results import RunResult
 
         folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
         with open_run(self.recipe, folder) as run:
-            run.log.say(f"{folder}: on {run.device}")
-            result = optimise(run)
+            if (folder / "dream.png").exists():  # which is written last
+                run.log.say(f"{folder} is finished; wmpo report makes what is missing, and measures its dream again")
+                result = RunResult.load(folder / "result.json")
+            else:
+                run.log.say(f"{folder}: on {run.device}")
+                result = optimise(run)
             run.log.console.print(terminal_table(result))
             run.log.say(f"Report: {folder / 'report.html'}")
 
