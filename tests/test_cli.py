@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean push?" in refused(capsys, "run", "psh")
-    assert "place, push, stack" in refused(capsys, "run", "zzz")
+    assert "place, wrist, flow, push" in refused(capsys, "run", "zzz")
     assert "did you mean evaluate?" in refused(capsys, "evalute", "x")
     assert "Which recipe?" in refused(capsys, "run")
     assert "Name the recipe before its options" in refused(capsys, "run", "--seed", "1")
