@@ -3,8 +3,8 @@
 OMP_NUM_THREADS=1 python benchmarks/plan.py --out results/plan.json
 
 The same code goes through the steps twice: with tensors that have no numbers, and with tensors that have, while the
-profiler tells what is allocated and freed, of which the fullest moment counts. A CPU imagines a few rows at a time, so that
-they stay in its cache: it takes less there than what is planned for a GPU.
+profiler tells what is allocated and freed, of which the fullest moment counts. A CPU imagines a few rows at a time, to
+stay in its cache: it takes less there than what is planned for a GPU.
 """
 
 from __future__ import annotations
