@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -20,3 +20,11 @@ def named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}? There are" if close else "there are"
     raise UserError(f"There is no {kind} {name!r}: {hint} {', '.join(known)}.")
+
+
+def optional(package: str, who_needs: str, extra: str = "hub") -> Any:
+    """A package that not everybody installs, imported where it is used; `who_needs` begins the complaint without it."""
+    try:
+        return __import__(package)
+    except ImportError as error:
+        raise UserError(f'{who_needs} one more package: pip install "wmpo[{extra}]".') from error

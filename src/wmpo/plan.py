@@ -6,7 +6,7 @@ alive is added up. An allocator's cutting loss and the workspaces of libraries c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +109,7 @@ def plan(recipe: Recipe, spec: EnvSpec) -> list[Need]:
 
 def training(stage: str, module: nn.Module, batch: Any, config: FitConfig, change: str) -> Need:
     """One step of `training.fit`: forward and backward, then an optimiser with its state."""
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    trained = size_of(parameter for parameter in module.parameters() if parameter.requires_grad)
     moments = 1 if config.optimizer == "muon" else 2
     activations = peak(torch.enable_grad(), lambda: step(module, batch)) - trained  # gradients are counted below
     weights = held(module) * (2 if config.ema > 0 else 1)
@@ -124,7 +124,7 @@ def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: 
     seen = observation(spec, episodes * -(-spec.horizon // policy.chunk))
     trace = policy.act(seen, temperature=cfg.temperature, generator=torch.default_generator).trace
     parameters = trained_parameters(policy, cfg.freeze)
-    trained = sum(p.numel() * p.element_size() for p in parameters)
+    trained = size_of(parameters)
     sums = trained if episodes < step_episodes else 0  # where those of several micro-batches are added up
 
     def work() -> None:
@@ -173,7 +173,12 @@ def count(module: nn.Module) -> int:
 
 def held(module: nn.Module) -> int:
     """Bytes of parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    return size_of(module.state_dict().values())
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 # Batches without numbers

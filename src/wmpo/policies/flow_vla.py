@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import FlowConfig, PolicyConfig
-from wmpo.errors import UserError
+from wmpo.errors import UserError, optional
 from wmpo.layers import zero_init
 from wmpo.objectives.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
 from wmpo.policies.published import Published
@@ -224,10 +224,7 @@ def _text(path: Path) -> str:
 
 
 def _tokenizer(text: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise UserError('pi0 and SmolVLA need one more package: pip install "wmpo[hub]".') from error
+    tokenizers = optional("tokenizers", "pi0 and SmolVLA need")
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # whatever its parser raises

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, optional
 from wmpo.training.checkpoint import load_tensors
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors that hold the weights of a folder, in one piece or several."""
     files = sorted(Path(folder).glob("model*.safetensors"))
     if not files:
-        pickles = [path.name for kind in PICKLES for path in Path(folder).glob(kind)]
+        pickles = [path.name for kind in PICKLES for path in Path(folder).glob(f"*{kind}")]
         if pickles:
             raise UserError(
                 f"{folder} holds its weights as a pickle, {pickles[0]}, which could run any code when opened: "
@@ -64,10 +64,7 @@ def statistics(mean: Any, std: Any, size: int, what: str, folder: Path) -> tuple
 
 
 def transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError('pi0 and SmolVLA need one more package: pip install "wmpo[hub]".') from error
+    transformers = optional("transformers", "pi0 and SmolVLA need")
     if not hasattr(transformers, "PI0Config"):
         raise UserError("pi0 and SmolVLA need transformers 5 or later: pip install -U transformers.")
     return transformers

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
-from wmpo.errors import UserError
+from wmpo.errors import UserError, optional
 from wmpo.objectives.verdicts import verdict_loss
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
@@ -174,11 +174,7 @@ class VideoMAEClassifier(nn.Module):
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError('The VideoMAE reward model needs one more package: pip install "wmpo[hub]".') from error
-    return transformers
+    return optional("transformers", "The VideoMAE reward model needs")
 
 
 def _side(size: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from wmpo.errors import UserError
+from wmpo.errors import optional
 
 ALPHA = 16
 """The product is scaled by min(rank, ALPHA) / rank, as in OpenVLA's fine-tuning."""
@@ -16,11 +16,7 @@ LEARNED, FROZEN = ".lora_", ".base_layer"  # in the names of the changes, and of
 
 def peft() -> Any:
     """The package, imported where it is used."""
-    try:
-        import peft
-    except ImportError as error:
-        raise UserError('Low-rank changes (lora_rank) need one more package: pip install "wmpo[hub]".') from error
-    return peft
+    return optional("peft", "Low-rank changes (lora_rank) need")
 
 
 def adapt(module: nn.Module, parts: Sequence[str], rank: int) -> None:

@@ -10,17 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmpo.errors import UserError
+from wmpo.errors import optional
 from wmpo.policies.openvla_oft.config import LanguageConfig, TowerConfig
 
 
 def transformers() -> Any:
     """The package, imported where it is used."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError('The OpenVLA-OFT policy needs one more package: pip install "wmpo[hub]".') from error
-    return transformers
+    return optional("transformers", "The OpenVLA-OFT policy needs")
 
 
 def dino(config: TowerConfig) -> nn.Module:

@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wmpo.errors import UserError
+from wmpo.policies.published import PICKLES
 from wmpo.training.checkpoint import WEIGHTS, load_tensors
 from wmpo.training.files import read_json
 
 INDEX = f"{WEIGHTS}.index.json"
 PARTS = ("proprio_projector", "action_head")  # stored apart
 OTHER_PARTS = {"vision_backbone": "FiLM", "noisy_action_projector": "a diffusion head"}
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 SPECIAL = (
     "use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
     "lora_bias", "alora_invocation_tokens", "layer_replication",
