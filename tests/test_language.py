@@ -35,6 +35,22 @@ from wmpo.results import RunResult
 from wmpo.text import FrozenSentenceEncoder, embedding
 from wmpo.training.checkpoint import load_tensors
 
+def test_only_the_chosen_task_is_tried_and_practised(tmp_path: Path) -> None:
+    """The other one is evaluated all the same."""
+    recipe = replace(TINY, env=replace(TINY.env, task="place+place-blue"))
+    name_of = task_names(recipe.env)
+    with open_run(recipe, tmp_path / "both", quiet=True) as both:
+        everything = both.starts("collect", 64, 1)
+    recipe = replace(recipe, collect=replace(recipe.collect, task="place-blue"))
+    with open_run(recipe, tmp_path / "one", quiet=True) as run:
+        for split in ("collect", "practise"):
+            chosen = run.starts(split, 40, 1)
+            assert len(chosen) == 40 and {name_of(start) for start in chosen} == {"place-blue"}
+        some = run.starts("collect", 8, 1)
+        assert some == [start for start in everything if name_of(start) == "place-blue"][:8]
+        assert {name_of(start) for start in run.starts("evaluate", 40)} == {"place", "place-blue"}
+
+
 BOTH = EnvConfig(task="place+place-blue", image_size=16, renderer="rays", workers=0)
 STARTS = list(range(40))
 

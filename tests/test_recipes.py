@@ -64,6 +64,7 @@ def test_unknown_recipe_names_the_closest() -> None:
         ("grpo.keep_low", 0.95, "below grpo.keep_high"),
         ("collect.held_out", 0.0, "leave some"),
         ("collect.held_out", 1.5, "between 0 and 1"),
+        ("collect.task", "push+stack", "collect.task names 'stack', which is none of the tasks of env.task: push"),
         ("policy.fit.steps", 0, "policy.fit.steps is 0"),
         ("world_model.align.lr", 0.0, "above 0"),
         ("world_model.fit.ema", 1.0, "below 1"),

@@ -117,6 +117,9 @@ class CollectConfig:
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
     temperature: float = 0.5
     """Sampling temperature of the policy while collecting: what it does there is what it will do in practice."""
+    task: str = ""
+    """Of an environment with several tasks, the one to try and to practise, or several joined by +; the others are only
+    evaluated, which shows what is forgotten. Empty: all."""
 
 
 @dataclass(frozen=True)

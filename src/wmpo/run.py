@@ -13,6 +13,7 @@ from torch import nn
 from wmpo.config import FitConfig, Recipe
 from wmpo.data.starts import held_out, starts
 from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.envs import task_names
 from wmpo.protocols import Env
 from wmpo.training.fit import fit, step_seed
 from wmpo.training.log import RunLog
@@ -34,7 +35,16 @@ class Run:
         return step_seed(self.recipe.seed, *purpose)
 
     def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
-        return starts(split, self.recipe.seed, n, turn)
+        """The first n initial states of a split; only those of `collect.task`, where it is about trying or practising."""
+        chosen, count = self.recipe.collect.task.split("+"), n
+        found = starts(split, self.recipe.seed, count, turn)
+        if chosen == [""] or split not in ("collect", "practise"):
+            return found
+        name_of = task_names(self.recipe.env)
+        while len(found := [start for start in found if name_of(start) in chosen]) < n:
+            count *= 2
+            found = starts(split, self.recipe.seed, count, turn)
+        return found[:n]
 
     def fit(
         self, module: nn.Module, sample: Callable[[int], Any], config: FitConfig, name: str, seed: int

@@ -62,6 +62,10 @@ class Experiment:
     measures: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the recipes in all arms."""
+    budget_changes: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """P -> settings that go with so many rollouts, in all arms."""
+    first_task_only: bool = False
+    """Of tasks joined by +, only the first is tried and practised; the others show what is forgotten."""
     smoke_arms: int = 2
     """How many of the arms its smoke size runs."""
 
@@ -75,9 +79,13 @@ class Experiment:
             for arm in self.arms[: self.smoke_arms] if smoke else self.arms:
                 for seed in seeds:
                     for task in tasks:
-                        recipe = changed(recipe_for(task, smoke), {**self.changes, **arm.changes, "seed": seed})
+                        recipe = changed(recipe_for(task, smoke), {"seed": seed, **self.changes})
+                        if self.first_task_only and "+" in task:
+                            recipe = changed(recipe, {"collect.task": task.partition("+")[0]})
                         if arm.limited:
-                            recipe = changed(recipe, {"collect.episodes": budget})
+                            more = {} if smoke else self.budget_changes.get(budget, {})
+                            recipe = changed(recipe, {"collect.episodes": budget, **more})
+                        recipe = changed(recipe, arm.changes)
                         settings = changed(SMOKE_SETTINGS if smoke else BaselineConfig(), arm.settings)
                         cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, self.measures))
         return list({cell.id: cell for cell in cells}.values())  # what has no budget is there once
@@ -85,7 +93,7 @@ class Experiment:
 
 def recipe_for(task: str, smoke: bool) -> Recipe:
     """A task's recipe without the control; a cell simulates in its own process, since cells run side by side."""
-    recipe = SMOKE if smoke else RECIPES.get(task, RECIPES["push"])
+    recipe = SMOKE if smoke else RECIPES.get(task, RECIPES["sentences" if "+" in task else "push"])
     return replace(recipe, control=False, env=replace(recipe.env, task=task, workers=0))
 
 

@@ -38,6 +38,10 @@ def check_recipe(recipe: Recipe) -> None:
             f"collect.held_out is {recipe.collect.held_out}; of {recipe.collect.episodes} rollouts it must leave some "
             "to learn from and some to choose thresholds on."
         )
+    tasks = recipe.env.task.split("+")
+    for task in filter(None, recipe.collect.task.split("+")):
+        if task not in tasks:
+            raise UserError(f"collect.task names {task!r}, which is none of the tasks of env.task: {', '.join(tasks)}.")
     _networks(recipe)
 
 
