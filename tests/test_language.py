@@ -35,6 +35,7 @@ from wmpo.results import RunResult
 from wmpo.text import FrozenSentenceEncoder, embedding
 from wmpo.training.checkpoint import load_tensors
 
+
 def test_only_the_chosen_task_is_tried_and_practised(tmp_path: Path) -> None:
     """The other one is evaluated all the same."""
     recipe = replace(TINY, env=replace(TINY.env, task="place+place-blue"))

@@ -260,6 +260,25 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     )
 
 
+def old_tasks(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Where one policy knows several tasks and only the first was tried and practised: what became of each."""
+    rows = []
+    for (label, _), own in groups(result for result in results if result.tasks).items():
+        for told in own[0].task.split("+"):
+            parts = [result.of_task(told) for result in own]
+            turns = [key for key in parts[0].policies if " " not in key]
+            cells = [percent(mean_rate(over_base(parts, BASE)))]
+            for turn in turns[1:]:
+                pairs = over_base(parts, turn)
+                cells.append(f"{percent(mean_rate(pairs))}, {points(gain(pairs))}")
+            practised = "yes" if told == own[0].task.split("+")[0] else "no"
+            rows.append([label, told, practised, *cells])
+    if not rows:
+        return ""
+    head = ("method", "task", "practised", "base %", *(f"round {i}: %, gain" for i in range(1, len(rows[0]) - 3)))
+    return f"## Old tasks\n\n{table(head, rows)}"
+
+
 def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """How good the dreams were that a policy practised in."""
     rows = []
