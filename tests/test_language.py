@@ -36,6 +36,12 @@ from wmpo.text import FrozenSentenceEncoder, embedding
 from wmpo.training.checkpoint import load_tensors
 
 
+BOTH = EnvConfig(task="place+place-blue", image_size=16, renderer="rays", workers=0)
+STARTS = list(range(40))
+
+# --- paraphrases ----------------------------------------------------------------------------------------------
+
+
 def test_only_the_chosen_task_is_tried_and_practised(tmp_path: Path) -> None:
     """The other one is evaluated all the same."""
     recipe = replace(TINY, env=replace(TINY.env, task="place+place-blue"))
@@ -50,12 +56,6 @@ def test_only_the_chosen_task_is_tried_and_practised(tmp_path: Path) -> None:
         some = run.starts("collect", 8, 1)
         assert some == [start for start in everything if name_of(start) == "place-blue"][:8]
         assert {name_of(start) for start in run.starts("evaluate", 40)} == {"place", "place-blue"}
-
-
-BOTH = EnvConfig(task="place+place-blue", image_size=16, renderer="rays", workers=0)
-STARTS = list(range(40))
-
-# --- paraphrases ----------------------------------------------------------------------------------------------
 
 
 def test_every_task_has_paraphrases_of_its_own() -> None:

@@ -35,7 +35,7 @@ class Run:
         return step_seed(self.recipe.seed, *purpose)
 
     def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
-        """The first n initial states of a split; only those of `collect.task`, where it is about trying or practising."""
+        """The first n initial states of a split; to collect and practise, only those of `collect.task`."""
         chosen, count = self.recipe.collect.task.split("+"), n
         found = starts(split, self.recipe.seed, count, turn)
         if chosen == [""] or split not in ("collect", "practise"):
