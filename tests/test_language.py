@@ -35,7 +35,6 @@ from wmpo.results import RunResult
 from wmpo.text import FrozenSentenceEncoder, embedding
 from wmpo.training.checkpoint import load_tensors
 
-
 BOTH = EnvConfig(task="place+place-blue", image_size=16, renderer="rays", workers=0)
 STARTS = list(range(40))
 
