@@ -16,8 +16,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,15 +44,17 @@ from wmpo.imagination import Replay, replay
 from wmpo.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.objectives.verdicts import auroc, expected_calibration_error
 from wmpo.policies import load_policy
-from wmpo.results import BASE, RunResult
+from wmpo.results import BASE, Gap, PolicyResult, RunResult
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.run import Run
-from wmpo.training.files import write_json
+from wmpo.training.files import read_json, write_json
 from wmpo.training.log import read_stages
+from wmpo.training.plain import from_plain, to_plain
 from wmpo.types import Episode
 from wmpo.world_models.flow import FlowWorldModel
 
 Opener = Callable[[Recipe, Path], AbstractContextManager[Run]]
+Found = TypeVar("Found")
 PARENTS = {"base": (), "world": ("base",), "rollouts": ("base",), "dream": ("rollouts", "world")}
 BASE_PARTS = ("seed", "device", "env", "demonstrations", "policy", "evaluate")
 PARTS = {
@@ -78,10 +81,7 @@ def play(cell: Cell, runs: Path, open_run: Opener) -> CellResult:
                 result.save(folder / "result.json")
             found = CellResult.of(cell, result)
             for measure in cell.measures:
-                if measure == "imagination":
-                    measure_imagination(run, found, prepare("dream", cell.recipe, runs, open_run))
-                else:
-                    MEASURES[measure](run, found)
+                MEASURES[measure](run, found, lambda level: prepare(level, cell.recipe, runs, open_run))
         forget(folder)
     return found
 
@@ -172,6 +172,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 # Measures
 
+Levels = Callable[[str], Path]
+"""Level -> its folder. What is found of the base policy is kept there, since many cells ask for it."""
+
 
 def policies_of(run: Run, result: CellResult) -> dict[str, Any]:
     """The base policy and what became of it."""
@@ -179,21 +182,36 @@ def policies_of(run: Run, result: CellResult) -> dict[str, Any]:
     return {name: load_policy(run.folder / "policies" / name).to(run.device) for name in names}
 
 
-def measure_disruptions(run: Run, result: CellResult) -> None:
+def known(file: Path | None, kind: type[Found], measure: Callable[[], Found]) -> Found:
+    """Read from `file` where it is there; else measured, and kept in it. Without a file only measured."""
+    if file is not None and file.exists():
+        return from_plain(kind, read_json(file), str(file))
+    found = measure()
+    if file is not None:
+        write_json(file, to_plain(found))
+    return found
+
+
+def measure_disruptions(run: Run, result: CellResult, levels: Levels) -> None:
     """Both policies where positions, the background or textures are others."""
     cfg = run.recipe.evaluate
     numbers = run.starts("evaluate", cfg.episodes)
     for disruption in DISRUPTIONS:
         with closing(make_env(run.recipe.env, disruption)) as env:
-            for name, policy in policies_of(run, result).items():
+
+            def measure(policy: Any, env: Any = env, disruption: str = disruption) -> PolicyResult:
                 played = evaluate(
                     env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8),
                     task=task_names(run.recipe.env),
                 )  # fmt: skip
-                result.policies[f"{name} {disruption}"] = played.result(cfg.temperature, disruption)
+                return played.result(cfg.temperature, disruption)
+
+            for name, policy in policies_of(run, result).items():
+                file = levels("base") / f"{disruption}.json" if name == BASE else None
+                result.policies[f"{name} {disruption}"] = known(file, PolicyResult, partial(measure, policy))
 
 
-def measure_attempts(run: Run, result: CellResult) -> None:
+def measure_attempts(run: Run, result: CellResult, levels: Levels) -> None:
     """Play the evaluation again, and count how often the gripper tried: the simulator knows."""
     cfg = run.recipe.evaluate
     event = "contacts" if tasks_named(run.recipe.env.task)[0].skill == "push" else "grasps"
@@ -208,20 +226,25 @@ def measure_attempts(run: Run, result: CellResult) -> None:
             result.attempts[name] = counts
 
 
-def measure_imagination(run: Run, result: CellResult, dream: Path) -> None:
-    """Both policies in the dream of `dream`, from the initial states of the evaluation; and how sound its verdicts are
-    on what the final policy really did."""
-    recipe, spec, device = run.recipe, run.env.spec, run.device
+def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
+    """Both policies in the dream of their P rollouts, from the initial states of the evaluation; and how sound its
+    verdicts are on what the final policy really did."""
+    recipe, spec, device, dream = run.recipe, run.env.spec, run.device, levels("dream")
     world_model = FlowWorldModel.from_pretrained(dream / "world_model-1").to(device)
     reward_model = ClipClassifier.from_pretrained(dream / "reward_model-1").to(device)
-    episodes: list[Episode] = []
-    for name, policy in policies_of(run, result).items():
-        episodes = run.evaluation.episodes(run.evaluation.select(source=name))
+
+    def measure(policy: Any, episodes: list[Episode]) -> Gap:
         imagined = imagined_success(
             world_model, reward_model, spec, policy, episodes, temperature=recipe.evaluate.temperature,
             stride=recipe.reward.stride, device=device, seed=run.seed(11),
         )  # fmt: skip
-        result.gaps[name] = gap(imagined, episodes)
+        return gap(imagined, episodes)
+
+    episodes: list[Episode] = []
+    for name, policy in policies_of(run, result).items():
+        episodes = run.evaluation.episodes(run.evaluation.select(source=name))
+        file = dream / "gap.json" if name == BASE else None
+        result.gaps[name] = known(file, Gap, partial(measure, policy, episodes))
     dreams = [
         replay(
             world_model, reward_model, spec, episodes, chunk=recipe.policy.chunk, device=device, seed=run.seed(10, i),
@@ -251,4 +274,4 @@ def doubt(first: Replay, second: Replay, threshold: float, label_N: torch.Tensor
     )
 
 
-MEASURES = {"disruptions": measure_disruptions, "attempts": measure_attempts}
+MEASURES = {"disruptions": measure_disruptions, "attempts": measure_attempts, "imagination": measure_imagination}
