@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
-from wmpo.practice import play_groups, practise, update
+from wmpo.practice import distance, play_groups, practise, update
 from wmpo.rollout import rollout
-from wmpo.training.log import RunLog
+from wmpo.training.log import RunLog, read_metrics
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
 
 
@@ -90,6 +91,42 @@ def test_grpo_learns_what_is_rewarded(tmp_path: Path) -> None:
     assert right(policy) == pytest.approx(0.5)
     run(tmp_path, policy, CONFIG)
     assert right(policy) > 0.9
+
+
+def test_distance_is_that_of_the_two_distributions() -> None:
+    """KL of (p, 1-p) against halves, for the second action, on which success does not depend."""
+    start, policy = Coin(), Coin()
+    with torch.no_grad():
+        policy.linear.bias += torch.tensor([0.0, 0.0, 0.5, -0.5])
+    generator = torch.Generator().manual_seed(1)
+    many = replace(CONFIG, groups=400, refill=0, keep_low=0.0, keep_high=1.0)
+    groups = play_groups(Guess(), policy, STARTS, many, generator=generator, temperature=1.0)
+    assert len(groups.rollout) > 1000
+    p = 1 / (1 + math.exp(-1.0))
+    known = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert distance(start, groups, 1.0) == pytest.approx(known, rel=0.15)
+    assert distance(policy, groups, 1.0) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_practice_ends_where_trust_does(tmp_path: Path) -> None:
+    free = run(tmp_path / "free", Coin(), replace(CONFIG, trust=0.0))
+    bound = run(tmp_path / "bound", Coin(), replace(CONFIG, trust=0.3))
+    away = [value for _, value in read_metrics(tmp_path / "bound")["practice/distance"]]
+    assert 0 < len(away) < CONFIG.iterations and away[0] == pytest.approx(0.0, abs=1e-6)
+    assert max(away) <= 0.3  # the iteration that found more has learned nothing
+    assert right(bound) < right(free)
+
+    short = run(tmp_path / "short", Coin(), replace(CONFIG, trust=0.0, iterations=len(away)))
+    assert torch.equal(short.linear.weight, bound.linear.weight)  # it ended after exactly so many
+
+    def kill(iteration: int, policy: Any) -> None:
+        if iteration == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "broken", Coin(), replace(CONFIG, trust=0.3), kill)
+    resumed = run(tmp_path / "broken", Coin(), replace(CONFIG, trust=0.3))
+    assert torch.equal(resumed.linear.weight, bound.linear.weight)
 
 
 def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:

@@ -36,8 +36,11 @@ from wmpo.types import Observation, Outcome
 class BaselineConfig:
     """What the baselines need beside the settings of a recipe."""
 
-    online: GRPOConfig = field(default_factory=lambda: GRPOConfig(groups=8, group_size=8, warmup=4, minibatches=2))
-    """GRPO on real rollouts. Its batches are small, since P pays for few; iterations and refills are set by P."""
+    online: GRPOConfig = field(
+        default_factory=lambda: GRPOConfig(groups=8, group_size=8, warmup=4, minibatches=2, trust=0.0)
+    )
+    """GRPO on real rollouts. Its batches are small, since P pays for few; iterations and refills are set by P. Reality
+    can be trusted however far the policy goes."""
     beta: float = 0.1
     """DPO: how strongly the policy is held to the base; the smaller, the farther it may move."""
     dpo: FitConfig = field(default_factory=lambda: FitConfig(steps=200, batch_size=16, lr=1e-4, warmup=20))
@@ -74,7 +77,7 @@ def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
 
 def upper_bound(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
     """GRPO in the real environment, set as practice in imagination is but for longer: what a perfect dream gives."""
-    unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations)
+    unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, trust=0.0)
     numbers = run.starts("practise", unlimited.starts, turn)
     return practise_for_real(run, policy, unlimited, numbers, f"upper_bound-{turn}", turn)
 

@@ -33,6 +33,7 @@ from wmpo.results import (
 from wmpo.rollout import rollout
 from wmpo.run import Run, is_rollout
 from wmpo.training.files import atomic_write
+from wmpo.training.log import read_metrics
 from wmpo.types import EnvSpec, Episode
 from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
 
@@ -303,8 +304,8 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
                 seed=run.seed(11),
             )
             result.gaps[name] = gap(imagined, episodes)
-        watched = recipe.grpo.iterations // recipe.evaluate.watch_every if recipe.evaluate.watch_every else 0
-        watched *= recipe.evaluate.watch_episodes * (recipe.rounds + recipe.control)
+        looks = [points for name, points in read_metrics(run.folder).items() if name.endswith("/real_success")]
+        watched = sum(map(len, looks)) * recipe.evaluate.watch_episodes
         evaluation = result.interactions.pop("evaluation")
         result.interactions |= {  # in the order in which they took place
             "practice_resets": Interactions(recipe.grpo.starts * recipe.rounds, 0),

@@ -132,7 +132,7 @@ def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: 
         torch.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
 
     activations = peak(torch.enable_grad(), work) - trained  # gradients are counted beside the optimiser's two moments
-    weights = sum(map(held, networks))
+    weights = sum(map(held, networks)) + (held(policy) if cfg.trust else 0)  # where it began, to tell how far it went
     return Need("practise: update", count(policy), weights, 3 * trained + sums, max(activations, 0), change)
 
 

@@ -1,7 +1,8 @@
 """GRPO on any environment: a dream, or the real one.
 
 Per iteration: draw initial states, play a group of G rollouts from each with the current policy, drop groups that
-all fail or all succeed (and refill the batch), then a few clipped updates.
+all fail or all succeed (and refill the batch), then a few clipped updates. Practice ends early where the policy has gone
+too far from where it began: a dream knows what the policy did that it was aligned on, and flatters what is new to it.
 """
 
 from __future__ import annotations
@@ -124,6 +125,17 @@ def update(
     return {name: value / max(steps, 1) for name, value in sums.items()}
 
 
+@torch.no_grad()
+def distance(start: Any, groups: Groups, temperature: float) -> float:
+    """KL(policy || start) in nats per chunk, estimated on the policy's own choices in the informative groups."""
+    batch = groups.rollout
+    observation, trace, index = batch.decisions(torch.arange(len(batch)))
+    device = next(start.parameters()).device
+    before = start.log_prob(observation.to(device), trace.to(device), temperature=temperature)
+    now = batch.log_prob[tuple(index.T)].to(device)
+    return float((now - before).flatten(1).sum(1).mean())
+
+
 def practise(
     env: Env,
     policy: Any,
@@ -142,6 +154,7 @@ def practise(
 
     `watch(iteration, policy)` is called after each iteration, to measure. Checkpoints: `folder/name`.
     """
+    start = frozen_copy(policy) if cfg.trust else None
     place = Path(folder) / name
     finished, checkpoint = place / "model.safetensors", place / "checkpoint.safetensors"
     if finished.exists():
@@ -163,12 +176,17 @@ def practise(
             generator.manual_seed(step_seed(seed, iteration))
             groups = play_groups(env, policy, starts, cfg, generator=generator, temperature=cfg.temperature)
             imagined = time.monotonic()
+            away = distance(start, groups, cfg.temperature) if start is not None and groups.kept else 0.0
+            if away > cfg.trust > 0:
+                log.say(f"{name}: ends after {iteration} iterations, {away:.2f} nats per chunk away from its start")
+                break
             taken = iteration * cfg.minibatches
             metrics = update(policy, optimizer, groups, cfg, generator, taken) if groups.kept else {}
             metrics |= {
                 "success": groups.success_rate,
                 "groups_played": groups.played,
                 "groups_kept": groups.kept,
+                "distance": away,
                 "finish_step": float(groups.rollout.finish_step.float().mean()) if groups.kept else 0.0,
                 "seconds_playing": imagined - clock,
                 "seconds_updating": time.monotonic() - imagined,

@@ -41,7 +41,7 @@ UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
 OURS = Arm("WMPO")
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
-    online=GRPOConfig(groups=2, group_size=4),
+    online=GRPOConfig(groups=2, group_size=4, trust=0.0),
     dpo=FitConfig(steps=10, batch_size=2, lr=1e-4, warmup=2),
     sft=FitConfig(steps=10, batch_size=16, lr=1e-3, warmup=2),
     upper_iterations=1,
@@ -160,6 +160,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("Ratio of chunks", changes={"grpo.ratio": "chunk"}),
             Arm("All unequal groups", changes={"grpo.keep_low": 0.0, "grpo.keep_high": 1.0}),
             Arm("Batches refilled", changes={"grpo.refill": 2}),
+            Arm("No stop rule", changes={"grpo.trust": 0.0}),
             Arm("Dr. GRPO", changes={"grpo.advantage": "dr_grpo"}),
             Arm("RLOO", changes={"grpo.advantage": "rloo"}),
         ),
@@ -173,7 +174,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(
             *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
-            Arm("WMPO, 40 iterations", changes={"grpo.iterations": 40}),
+            Arm("WMPO, trust 3", changes={"grpo.trust": 3.0}),
             *(Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
             Arm("Online GRPO, groups of 16", "online_grpo", settings={"online.group_size": 16}),
             *(Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr}) for lr in (3e-5, 1e-4, 3e-4)),
@@ -194,7 +195,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(
             OURS,
-            *(Arm(f"WMPO after {n}", changes={"grpo.iterations": n}) for n in (2, 5, 10, 40)),
+            *(Arm(f"{n} iterations", changes={"grpo.iterations": n, "grpo.trust": 0.0}) for n in (2, 12, 24)),
             ONLINE,
             DPO,
             FILTERED,
