@@ -238,8 +238,8 @@ class GRPOConfig:
     refill: int = 0
     """Dynamic sampling: how many times a batch that came out short is refilled; 0 turns refilling off."""
     trust: float = 1.5
-    """The stop rule: practice ends once the policy is so far from where it began, which is the policy that the dream was
-    aligned on: KL divergence of its choices from those, in nats per chunk. 0: only `iterations` end it. [paper: none]"""
+    """The stop rule: practice ends once the policy is so far from where it began, the policy that the dream was aligned
+    on: KL divergence of its choices from those, in nats per chunk. 0: only `iterations` end it. [paper: none]"""
     shuffle_rewards: bool = False
     """Control experiment: permute rewards inside each group, so that they say nothing."""
 

@@ -1,8 +1,8 @@
 """GRPO on any environment: a dream, or the real one.
 
 Per iteration: draw initial states, play a group of G rollouts from each with the current policy, drop groups that
-all fail or all succeed (and refill the batch), then a few clipped updates. Practice ends early where the policy has gone
-too far from where it began: a dream knows what the policy did that it was aligned on, and flatters what is new to it.
+all fail or all succeed (and refill the batch), then a few clipped updates. Practice ends early where the policy has
+gone too far from where it began: a dream is right about what that policy did, and flatters what is new to it.
 """
 
 from __future__ import annotations
