@@ -56,7 +56,8 @@ class Experiment:
     arms: tuple[Arm, ...]
     sections: tuple[Section, ...]
     """What its page shows."""
-    tasks: tuple[str, ...] = ("push", "place", "stack")
+    tasks: tuple[str, ...] = ("place", "stack", "insert")
+    """All need a grasp and then some precision, as those of the paper do."""
     budgets: tuple[int, ...] = (128,)
     seeds: tuple[int, ...] = (0, 1, 2)
     measures: tuple[str, ...] = ()
@@ -106,7 +107,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(*AT_EQUAL_COST, UPPER),
         budgets=(128, 1280),
-        sections=(tables.success, tables.against, tables.growth, tables.cost),
+        sections=(tables.success, tables.against, tables.growth, tables.budget_plot, tables.cost),
         smoke_arms=6,
     ),
     "efficiency": Experiment(
@@ -202,7 +203,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             MORE,
         ),
         measures=("imagination",),
-        sections=(trust.correlation, trust.exploitation, trust.verdicts, trust.doubts),
+        sections=(trust.correlation, trust.exploitation, tables.success, trust.verdicts, trust.doubts),
         smoke_arms=1,
     ),
     "self-correction": Experiment(

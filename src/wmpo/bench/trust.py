@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
-from wmpo.bench.tables import DASH, Plots, first_of_each_seed, groups, mean_of, table
+from wmpo.bench.tables import DASH, Plots, budget_told, first_of_each_seed, groups, mean_of, table
 from wmpo.objectives.statistics import pearson, spearman
 from wmpo.report.charts import Line, line_chart
 from wmpo.report.words import number, signed
@@ -54,11 +54,21 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         if gaps:
             start = mean_of(gap.imagined - gap.real for gap in before)
             end = mean_of(gap.imagined - gap.real for gap in gaps)
-            rows.append([label, str(budget or DASH), str(len(gaps)), signed(start), signed(end)])
+            practised = [result.curves.get("practice-1", {}).get("distance", []) for result in own]
+            rows.append([
+                label, budget_told(budget), str(len(gaps)), signed(start), signed(end),
+                signed(mean_of(gap.real for gap in gaps) - mean_of(gap.real for gap in before)),
+                number(mean_of(float(len(curve)) for curve in practised if curve)),
+                number(mean_of(curve[-1][1] for curve in practised if curve), 2),
+            ])  # fmt: skip
     if not rows:
         return ""
-    text = "## Exploitation gap\n\nImagined minus real success, in points.\n\n" + table(
-        ("method", "P", "cells", "base", "final"), rows
+    text = (
+        "## Exploitation gap\n\nImagined minus real success, in points. Distance: KL divergence of the policy's "
+        "choices from those that it began with, in nats per chunk, at the last iteration; the stop rule (`grpo.trust`) "
+        "goes by it alone, and needs no real episode.\n\n"
+    ) + table(
+        ("method", "P", "cells", "gap of the base", "gap at the end", "real gain", "iterations", "distance"), rows
     )
     lines = courses([result for result in results if result.label == results[0].label])
     if lines:
