@@ -319,10 +319,12 @@ def test_only_the_first_of_several_tasks_is_practised() -> None:
     assert {cell.recipe.collect.task for cell in EXPERIMENTS["lifelong"].cells(tasks=["place"])} == {""}
 
 
-def test_settings_go_with_a_budget_in_all_arms() -> None:
-    experiment = replace(TWO, budget_changes={64: {"world_model.align.steps": 9, "grpo.iterations": 2}})
-    steps = {(cell.budget, cell.recipe.world_model.align.steps) for cell in experiment.cells()}
-    assert steps == {(16, Recipe().world_model.align.steps), (64, 9), (0, Recipe().world_model.align.steps)}
+def test_settings_go_with_a_budget() -> None:
+    arm = Arm("WMPO", at={64: {"rounds": 4, "grpo.iterations": 2}})
+    few, many = replace(TWO, arms=(arm,)).cells(tasks=["push"], seeds=[3])
+    assert (few.budget, few.recipe.collect.episodes, few.recipe.rounds) == (16, 16, 1)
+    assert (many.budget, many.recipe.collect.episodes, many.recipe.rounds) == (64, 16, 4)
+    assert many.recipe.grpo.iterations == 2 != few.recipe.grpo.iterations
 
 
 # The command

@@ -34,8 +34,8 @@ class Cell:
 
     @property
     def budget(self) -> int:
-        """P; 0 for no limit."""
-        return self.recipe.collect.episodes if self.limited else 0
+        """P, of all rounds together; 0 for no limit."""
+        return self.recipe.collect.episodes * self.recipe.rounds if self.limited else 0
 
     @property
     def id(self) -> str:
@@ -98,7 +98,7 @@ class CellResult(RunResult):
     label: str = ""
     method: str = ""
     budget: int = 0
-    """P; 0 for no limit."""
+    """P, of all rounds together; 0 for no limit."""
     attempts: dict[str, list[int]] = field(default_factory=dict)
     """Policy -> per initial state, how often the gripper began to grasp the object (to push it, in pushing tasks)."""
     dream_calibration: float | None = None

@@ -27,6 +27,8 @@ class Arm:
     method: str = WMPO
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings of the recipe -> their values in this arm."""
+    at: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """P -> more of them, with so many rollouts."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The same for those of the baselines, `BaselineConfig`."""
     limited: bool = True
@@ -38,7 +40,7 @@ DPO = Arm("DPO", "dpo")
 FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
-OURS = Arm("WMPO")
+OURS = Arm("WMPO", at={1280: {"rounds": 2}})
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, trust=0.0),
@@ -59,12 +61,11 @@ class Experiment:
     tasks: tuple[str, ...] = ("place", "stack", "insert")
     """All need a grasp and then some precision, as those of the paper do."""
     budgets: tuple[int, ...] = (128,)
+    """P, of all rounds together."""
     seeds: tuple[int, ...] = (0, 1, 2)
     measures: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the recipes in all arms."""
-    budget_changes: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """P -> settings that go with so many rollouts, in all arms."""
     first_task_only: bool = False
     """Of tasks joined by +, only the first is tried and practised; the others show what is forgotten."""
     smoke_arms: int = 2
@@ -80,13 +81,12 @@ class Experiment:
             for arm in self.arms[: self.smoke_arms] if smoke else self.arms:
                 for seed in seeds:
                     for task in tasks:
-                        recipe = changed(recipe_for(task, smoke), {"seed": seed, **self.changes})
+                        changes = {**self.changes, **arm.changes, **arm.at.get(budget, {}), "seed": seed}
+                        recipe = changed(recipe_for(task, smoke), changes)
                         if self.first_task_only and "+" in task:
                             recipe = changed(recipe, {"collect.task": task.partition("+")[0]})
-                        if arm.limited:
-                            more = {} if smoke else self.budget_changes.get(budget, {})
-                            recipe = changed(recipe, {"collect.episodes": budget, **more})
-                        recipe = changed(recipe, arm.changes)
+                        if arm.limited and not smoke:
+                            recipe = changed(recipe, {"collect.episodes": budget // recipe.rounds})
                         settings = changed(SMOKE_SETTINGS if smoke else BaselineConfig(), arm.settings)
                         cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, self.measures))
         return list({cell.id: cell for cell in cells}.values())  # what has no budget is there once
@@ -103,7 +103,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="The same real rollouts, spent in different ways",
         about=(
             "Does practising in imagination make more of P real rollouts than other methods do? The paper gains +13.5 "
-            "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy."
+            "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy. With 1280 "
+            "rollouts WMPO goes through two rounds of 640; the paper spends them in one."
         ),
         arms=(*AT_EQUAL_COST, UPPER),
         budgets=(128, 1280),
@@ -130,11 +131,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="Several rounds",
         about=(
             "Does repeating the loop on the improved policy's rollouts go on to help, and are initial states lost that "
-            "were solved before? P is of each round. Of the policy that knows two tasks only the first is tried and "
+            "were solved before? Of the policy that knows two tasks only the first is tried and "
             "practised; the second is measured."
         ),
         arms=(OURS, DPO, MORE),
         tasks=("place", "stack", "insert", "place+place-blue"),
+        budgets=(384,),
         changes={"rounds": 3},
         first_task_only=True,
         sections=(tables.rounds, tables.old_tasks, tables.success, tables.cost),
@@ -178,8 +180,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("WMPO, trust 3", changes={"grpo.trust": 3.0}),
             *(Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
             Arm("Online GRPO, groups of 16", "online_grpo", settings={"online.group_size": 16}),
-            *(Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr}) for lr in (3e-5, 1e-4, 3e-4)),
-            Arm("DPO, beta 0.3", "dpo", settings={"beta": 0.3}),
+            *(Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr}) for lr in (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
+            Arm("DPO, beta 0.3", "dpo", settings={"beta": 0.3, "dpo.lr": 1e-4}),
             *(Arm(f"Filtered BC, lr {lr:g}", "filtered_bc", settings={"sft.lr": lr}) for lr in (3e-4, 1e-3, 3e-3)),
             Arm("Filtered BC, 800 steps", "filtered_bc", settings={"sft.steps": 800}),
         ),

@@ -251,8 +251,9 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             ]
             solved = [(b, a) for p in pairs for b, a in zip(p.before.success, p.after.success, strict=True) if b]
             lost = f"{100 * sum(not a for _, a in solved) / len(solved):.1f}" if solved else DASH
-            rows.append([label, str(turn * budget), str(turn), percent(mean_rate(pairs)), points(gain(steps)),
-                         points(gain(pairs)), lost])  # fmt: skip
+            so_far = str(budget * turn // len(names))
+            rows.append([label, so_far, str(turn), percent(mean_rate(pairs)), points(gain(steps)), points(gain(pairs)),
+                         lost])  # fmt: skip
     head = ("method", "P so far", "round", "mean %", "gain of the round", "gain over base", "forgotten, %")
     return (
         f"## Round by round\n\n{table(head, rows)}\n\n"
