@@ -37,11 +37,11 @@ class BaselineConfig:
     """What the baselines need beside the settings of a recipe."""
 
     online: GRPOConfig = field(
-        default_factory=lambda: GRPOConfig(groups=8, group_size=8, warmup=4, minibatches=2, trust=0.0)
+        default_factory=lambda: GRPOConfig(groups=8, group_size=16, warmup=4, minibatches=2, trust=0.0)
     )
     """GRPO on real rollouts. Its batches are small, since P pays for few; iterations and refills are set by P. Reality
     can be trusted however far the policy goes."""
-    beta: float = 0.1
+    beta: float = 1.0
     """DPO: how strongly the policy is held to the base; the smaller, the farther it may move."""
     dpo: FitConfig = field(default_factory=lambda: FitConfig(steps=200, batch_size=16, lr=1e-4, warmup=20))
     """DPO: training on pairs of a success and a failure; batch_size counts pairs."""

@@ -172,18 +172,28 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tuning": Experiment(
         title="The same search for every method",
         about=(
-            "Four settings of each method on one task, from a seed that no other experiment uses. The best of each is "
-            "its default in all other experiments, so that no method is compared at settings that suit another one."
+            "Four settings of each method, and eight of DPO, which the first ones harmed, on one task, from a seed that "
+            "no other experiment uses. The best of each is its default in all other experiments, so that no method is "
+            "compared at settings that suit another one."
         ),
         arms=(
-            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
-            Arm("WMPO, trust 3", changes={"grpo.trust": 3.0}),
-            *(Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr}) for lr in (1e-4, 3e-4, 1e-3)),
-            Arm("Online GRPO, groups of 16", "online_grpo", settings={"online.group_size": 16}),
-            *(Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr}) for lr in (1e-5, 3e-5, 1e-4, 3e-4)),
-            *(Arm(f"DPO, beta {b:g}", "dpo", settings={"beta": b, "dpo.lr": 1e-4}) for b in (0.3, 1.0, 3.0)),
-            *(Arm(f"Filtered BC, lr {lr:g}", "filtered_bc", settings={"sft.lr": lr}) for lr in (3e-4, 1e-3, 3e-3)),
-            Arm("Filtered BC, 800 steps", "filtered_bc", settings={"sft.steps": 800}),
+            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr, "grpo.trust": 1.5}) for lr in (1e-4, 3e-4, 1e-3)),
+            Arm("WMPO, trust 3", changes={"grpo.lr": 3e-4, "grpo.trust": 3.0}),
+            *(
+                Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr, "online.group_size": 8})
+                for lr in (1e-4, 3e-4, 1e-3)
+            ),
+            Arm("Online GRPO, groups of 16", "online_grpo", settings={"online.lr": 3e-4, "online.group_size": 16}),
+            *(
+                Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr, "beta": 0.1})
+                for lr in (1e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+            ),
+            *(Arm(f"DPO, beta {b:g}", "dpo", settings={"dpo.lr": 1e-4, "beta": b}) for b in (0.3, 1.0, 3.0)),
+            *(
+                Arm(f"Filtered BC, lr {lr:g}", "filtered_bc", settings={"sft.lr": lr, "sft.steps": 400})
+                for lr in (3e-4, 1e-3, 3e-3)
+            ),
+            Arm("Filtered BC, 800 steps", "filtered_bc", settings={"sft.lr": 1e-3, "sft.steps": 800}),
         ),
         tasks=("place",),
         seeds=(100,),
