@@ -172,8 +172,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tuning": Experiment(
         title="The same search for every method",
         about=(
-            "Four settings of each method, and eight of DPO, which the first ones harmed, on one task, from a seed that "
-            "no other experiment uses. The best of each is its default in all other experiments, so that no method is "
+            "Four settings of each method, and eight of DPO, which the first ones harmed; on one task, from a seed "
+            "that no other experiment uses. The best of each is its default in all other experiments, so that no method is "
             "compared at settings that suit another one."
         ),
         arms=(
