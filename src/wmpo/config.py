@@ -104,7 +104,7 @@ class PolicyConfig:
     shift: int = 4
     """Training images are moved by up to so many pixels, at random."""
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=128, shares=2, lr=2e-3)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=128, shares=2, lr=2e-3)
     )
     """Supervised training on the demonstrations."""
 

@@ -40,7 +40,7 @@ DPO = Arm("DPO", "dpo")
 FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
-OURS = Arm("WMPO", at={1280: {"rounds": 2}})
+OURS = Arm("WMPO", at={1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}})
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, trust=0.0),
@@ -103,8 +103,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="The same real rollouts, spent in different ways",
         about=(
             "Does practising in imagination make more of P real rollouts than other methods do? The paper gains +13.5 "
-            "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy. With 1280 "
-            "rollouts WMPO goes through two rounds of 640; the paper spends them in one."
+            "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy."
         ),
         arms=(*AT_EQUAL_COST, UPPER),
         budgets=(128, 1280),

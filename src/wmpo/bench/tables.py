@@ -128,21 +128,23 @@ def tasks_of(results: Iterable[CellResult]) -> list[str]:
 
 
 def success(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """Every method on every task, and its gain over the base."""
+    """Every method on every task, and its gain over the base; their means where there are several tasks."""
     tasks = tasks_of(results)
-    rows = []
+    several = len(tasks) > 1
     base = by_task([Pair(r.task, r.seed, r.policies[BASE], r.policies[BASE]) for r in first_of_each_seed(results)])
     cells = [percent(rate(base[task])) for task in tasks]
-    rows.append(["Base", "0", *cells, percent(mean_rate([pair for own in base.values() for pair in own])), DASH, DASH])
+    mean = [percent(mean_rate([pair for own in base.values() for pair in own])), DASH] if several else []
+    rows = [["Base", "0", *cells, *mean, DASH]]
     for (label, budget), own in groups(results).items():
         pairs = over_base(own)
         mine = by_task(pairs)
         cells = [f"{percent(rate(mine[task]))}, {points(gain(mine[task]))}" if task in mine else DASH for task in tasks]
         whole = set(mine) == set(tasks)  # a mean over other tasks could not be compared
-        means = [percent(mean_rate(pairs)), points(gain(pairs)), seeds_told(gain_over_seeds(pairs))] if whole else []
-        last = means or [DASH] * 3
-        rows.append([label, budget_told(budget), *cells, *last])
-    head = ("method", "P", *(f"{task}: %, gain" for task in tasks), "mean %", "mean gain", "over seeds")
+        means = [percent(mean_rate(pairs)), points(gain(pairs))] if whole else [DASH, DASH]
+        last = seeds_told(gain_over_seeds(pairs)) if whole else DASH
+        rows.append([label, budget_told(budget), *cells, *(means if several else []), last])
+    means = ["mean %", "mean gain"] if several else []
+    head = ("method", "P", *(f"{task}: %, gain" for task in tasks), *means, "gain over seeds")
     return f"## Success\n\n{table(head, rows)}"
 
 

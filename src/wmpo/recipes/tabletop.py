@@ -14,18 +14,14 @@ PLACE = Recipe(name="place", env=EnvConfig(task="place"))
 
 WRIST = Recipe(name="wrist", env=EnvConfig(task="place", cameras=("front", "wrist")))
 
-FLOW = Recipe(
-    name="flow",
-    env=EnvConfig(task="place"),
-    policy=replace(POLICY, head="flow", fit=replace(POLICY.fit, steps=600)),
-)
+FLOW = Recipe(name="flow", env=EnvConfig(task="place"), policy=replace(POLICY, head="flow"))
 
 STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
 
 SENTENCES = Recipe(
     name="sentences",
     env=EnvConfig(task="place+place-blue"),
-    policy=replace(POLICY, fit=replace(POLICY.fit, steps=450)),  # two tasks want more of them
+    policy=replace(POLICY, fit=replace(POLICY.fit, steps=900)),  # two tasks want more of them
 )
 
 INSERT = Recipe(name="insert", env=EnvConfig(task="insert"))
