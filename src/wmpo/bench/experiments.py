@@ -172,8 +172,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="The same search for every method",
         about=(
             "Four settings of each method, and eight of DPO, which the first ones harmed; on one task, from a seed "
-            "that no other experiment uses, and from a base that imitates for 250 steps. The best of each is its default "
-            "in all other experiments, so that no method is compared at settings that suit another one."
+            "that no other experiment uses, and from a base that imitates for 250 steps. The best of each is its "
+            "default in all other experiments, so that no method is compared at settings that suit another one."
         ),
         arms=(
             *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr, "grpo.trust": 1.5}) for lr in (1e-4, 3e-4, 1e-3)),
