@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from wmpo.bench.tables import Pair, gain, rate, table
+from wmpo.bench.cells import CellResult
+from wmpo.bench.tables import Pair, gain, over_base, rate, table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
 from wmpo.report.words import percent, points
@@ -134,7 +135,26 @@ def summary_table(folder: Path) -> str:
         seeds = ", ".join(str(run.seed) for run in own)
         shuffled = points(gain(control)) if control else "–"
         rows.append((name, seeds, percent(rate(before)), percent(rate(after)), points(gain(after)), shuffled))
-    return table(("recipe", "seeds", "before, %", "after practice in imagination, %", "gain", "control"), rows)
+    shown = table(("recipe", "seeds", "before, %", "after practice in imagination, %", "gain", "control"), rows)
+    return "\n\n".join(filter(None, [shown, comparison(folder / "bench" / "table1")]))
+
+
+def comparison(folder: Path, budget: int = 128) -> str:
+    """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on."""
+    cells = [result for path in sorted(folder.glob("*.json")) if (result := CellResult.load(path)).budget == budget]
+    labels = dict.fromkeys(result.label for result in cells)
+    where = [{(result.task, result.seed) for result in cells if result.label == label} for label in labels]
+    common = set.intersection(*where) if where else set()
+    if not common:
+        return ""
+    own = {
+        label: [r for r in cells if r.label == label and (r.task, r.seed) in common]
+        for label in sorted(labels, key=lambda label: label != "WMPO")
+    }
+    gains = ", ".join(f"{label} {points(gain(over_base(results)))}" for label, results in own.items())
+    tasks = ", ".join(sorted({task for task, _ in common}))
+    seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
+    return f"What methods make of the same {budget} real tries (mean gain over {tasks}; seeds {seeds}): {gains}."
 
 
 def results_page(folder: Path) -> str:
