@@ -24,6 +24,7 @@ from wmpo.commands.opening import open_run
 from wmpo.config import FitConfig, Recipe, RewardConfig, WorldModelConfig
 from wmpo.errors import UserError
 from wmpo.imagination import Replay
+from wmpo.pages import comparison
 from wmpo.recipes.checks import check_recipe
 from wmpo.results import Gap, PolicyResult, RunResult
 
@@ -317,6 +318,17 @@ def test_only_the_first_of_several_tasks_is_practised() -> None:
     (recipe,) = {cell.recipe.collect.task for cell in EXPERIMENTS["lifelong"].cells(tasks=["place+stack"])}
     assert recipe == "place"
     assert {cell.recipe.collect.task for cell in EXPERIMENTS["lifelong"].cells(tasks=["place"])} == {""}
+
+
+def test_methods_are_compared_where_all_of_them_have_been_run(tmp_path: Path) -> None:
+    cells = {cell.id: cell for cell in TWO.cells(seeds=[3])}
+    assert comparison(tmp_path, 16) == ""
+    written(tmp_path, cells["dpo-push-P16-seed3"], [0, 0, 0, 0], [1, 0, 0, 0])
+    written(tmp_path, cells["wmpo-push-P16-seed3"], [0, 0, 0, 0], [1, 1, 0, 0])
+    written(tmp_path, cells["wmpo-place-P16-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # of which DPO has no cell
+    written(tmp_path, cells["wmpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # more rollouts
+    text = comparison(tmp_path, 16)
+    assert "over push; seeds 3" in text and text.index("WMPO +50.0") < text.index("DPO +25.0")
 
 
 def test_settings_go_with_a_budget() -> None:
