@@ -104,6 +104,14 @@ def test_what_is_let_go_is_not_counted() -> None:
             del x
         y = torch.empty(10, device=META)
         y.view(5, 2)
+        assert alive.live == 40
+        matrix = torch.empty(10, 10, device=META, requires_grad=True)
+        saved = (y.view(1, 10) @ matrix).exp()
+        total = saved.sum()
+        del saved
+        assert alive.live == 40 + 400 + 40 + 4  # autograd holds the exponential
+        del total
+        assert alive.live == 440
     assert alive.peak == 4000
 
 

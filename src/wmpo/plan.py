@@ -8,14 +8,14 @@ large networks; optimisers, the real environment, the autoencoder's own training
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -71,20 +71,29 @@ class Alive(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-        self.flop = 0
+        self.known: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
+        self.live = self.peak = self.flop = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor) and tensor.device == META:
-                self.live[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        self.live = {ref: size for ref, size in self.live.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(self.live.values()))
+                self.count(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live)
         if formula := flop_registry.get(func._overloadpacket):
             self.flop += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+    def count(self, storage: UntypedStorage) -> None:
+        """Once, whatever views there are of it, and until the last of them is let go, by autograd too."""
+        if storage not in self.known:
+            size = storage.nbytes()
+            self.known.add(storage)
+            self.live += size
+            weakref.finalize(storage, self.forget, size)
+
+    def forget(self, size: int) -> None:
+        self.live -= size
 
 
 def plan(recipe: Recipe, spec: EnvSpec, policy: Any = None) -> list[Need]:
