@@ -12,6 +12,7 @@ the planned arithmetic would take at the speed of a matrix product of 1024 x 102
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -76,7 +77,9 @@ def done(seconds: list[float], mode: AbstractContextManager[Any], work: Callable
 def main(settings: Settings) -> None:
     one_core_each()
     gflops = matmul_gflops(torch.float32, seconds=5.0)
-    print(f"{gflops:.1f} GFLOP/s", flush=True)
+    load = os.getloadavg()[0]  # what else runs
+    facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": load, "gflops": round(gflops, 1)}
+    print(facts, flush=True)
     rows = []
     for name in settings.recipes:
         recipe = recipe_named(name)
@@ -101,7 +104,6 @@ def main(settings: Settings) -> None:
             print(row, flush=True)
             rows.append(row)
     if settings.out is not None:
-        facts = {"commit": commit(), "machine": to_plain(this_machine()), "gflops": round(gflops, 1)}
         write_json(settings.out, {**facts, "steps": rows})
 
 
