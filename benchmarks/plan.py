@@ -51,7 +51,9 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def done(seconds: list[float], mode: AbstractContextManager[Any], work: Callable[[], None]) -> SimpleNamespace:
+def done(
+    seconds: list[float], mode: AbstractContextManager[Any], work: Callable[[], None], networks: Any
+) -> SimpleNamespace:
     """`plan.go_through` of what really happens: bytes allocated and not yet freed, at the fullest moment.
 
     The seconds that it took are appended, the least of three times.

@@ -46,7 +46,9 @@ def test_by_hand() -> None:
     need = training("square", module, blank(1000, 64), FitConfig(optimizer="adamw", ema=0.9), "")
     matrix, rows = 64 * 64 * 4, 1000 * 64 * 4
     assert (need.parameters, need.weights, need.training) == (64 * 64, 2 * matrix, 3 * matrix)
-    assert 2 * rows <= need.activations <= 6 * rows  # outputs, squares, and gradients of them
+    assert 2 * rows <= need.activations <= 6 * rows  # inputs, outputs, squares, and gradients of them
+    few = training("square", module, blank(1, 64), FitConfig(), "")
+    assert few.activations <= 6 * 64 * 4 + 8 < matrix  # and nothing of the matrix, of which products see a view
     lean = training("square", module, blank(1000, 64), FitConfig(optimizer="muon"), "")
     assert (lean.weights, lean.training) == (matrix, 2 * matrix)
     product = 2 * 1000 * 64 * 64

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,14 +70,16 @@ class Alive(TorchDispatchMode):
     which does not bear `torch.autograd.grad` of their inputs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, networks: Iterable[nn.Module] = ()) -> None:
+        """`networks`: what they hold is not counted, though operations make views of it."""
         super().__init__()
-        self.known: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
+        own = (tensor for module in networks for tensor in chain(module.parameters(), module.buffers()))
+        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
         self.live = self.peak = self.flop = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
+        for tensor in tree_iter((args, kwargs, result)):  # a batch is made before, and counted where it is used
             if isinstance(tensor, Tensor) and tensor.device == META:
                 self.count(tensor.untyped_storage())
         self.peak = max(self.peak, self.live)
@@ -137,7 +140,7 @@ def training(
     """One step of `training.fit`: forward and backward, then an optimiser with its state. `steps`: as in `Need`."""
     trained = size_of(parameter for parameter in module.parameters() if parameter.requires_grad)
     moments = 1 if config.optimizer == "muon" else 2
-    taken = go_through(torch.enable_grad(), lambda: step(module, batch))
+    taken = go_through(torch.enable_grad(), lambda: step(module, batch), [module])
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's state
     weights = held(module) * (2 if config.ema > 0 else 1)
     steps = config.steps if steps is None else steps
@@ -148,7 +151,7 @@ def imagining(recipe: Recipe, networks: tuple[Any, Any, Any], spec: EnvSpec, pra
     """One chunk of all episodes of an iteration of `practice.play_groups`."""
     cfg, chunks = recipe.grpo, -(-spec.horizon // recipe.policy.chunk)
     rows = cfg.groups * cfg.group_size
-    taken = go_through(torch.no_grad(), lambda: imagine(*networks, spec, rows, recipe.reward.stride))
+    taken = go_through(torch.no_grad(), lambda: imagine(*networks, spec, rows, recipe.reward.stride), networks)
     weights = sum(map(held, networks))
     change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks
     parameters = sum(map(count, networks))
@@ -171,7 +174,7 @@ def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: 
         log_prob = policy.log_prob(seen, trace, temperature=cfg.temperature)
         torch.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
 
-    taken = go_through(torch.enable_grad(), work)
+    taken = go_through(torch.enable_grad(), work, networks)
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's two moments
     weights, steps = sum(map(held, networks)), practices * cfg.iterations * played / episodes
     return Need("practise: update", count(policy), weights, 3 * trained + sums, activations, change, taken.flop, steps)
@@ -195,10 +198,12 @@ def imagine(policy: Any, world_model: FlowWorldModel, reward_model: Any, spec: E
     del decision, frames
 
 
-def go_through(mode: AbstractContextManager[Any], work: Callable[[], None]) -> Alive:
-    """Bytes that `work` has alive at its fullest, beside what there was before, and what it computes."""
+def go_through(
+    mode: AbstractContextManager[Any], work: Callable[[], None], networks: Iterable[nn.Module] = ()
+) -> Alive:
+    """Bytes that `work` has alive at its fullest, beside those of the networks, and what it computes."""
     try:
-        with Alive() as alive, mode:
+        with Alive(networks) as alive, mode:
             work()
     except RuntimeError as error:
         if "meta tensors" not in str(error):
