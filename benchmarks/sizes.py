@@ -77,7 +77,6 @@ POLICIES: dict[str, Callable[[EnvSpec], Any]] = {
     "SmolVLA": lambda spec: flow("smolvla", lambda: {"vlm": SMOLVLM}, spec),
     "pi0": lambda spec: flow("pi0", lambda: transformers.PI0Config().to_dict(), spec),
     "OpenVLA-OFT": openvla,
-    "OpenVLA-OFT, checkpointing": lambda spec: openvla(spec, checkpointing=True),
     f"OpenVLA-OFT, lora_rank {RANK}": lambda spec: openvla(spec, lora_rank=RANK),
     f"OpenVLA-OFT, lora_rank {RANK}, checkpointing": lambda spec: openvla(spec, lora_rank=RANK, checkpointing=True),
 }
@@ -122,7 +121,7 @@ def main(settings: Settings) -> None:
         print(row, flush=True)
         rows.append(row)
     if settings.out is not None:
-        write_json(settings.out, {**facts, "policies": rows})
+        write_json(settings.out, {**facts, "sizes": rows})
 
 
 if __name__ == "__main__":
