@@ -1,24 +1,29 @@
-"""Memory that is planned, against memory that is taken."""
+"""Memory and arithmetic that are planned, against those that are taken or counted by hand."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from wmpo.cli import main
 from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
 from wmpo.errors import UserError
-from wmpo.plan import META, Alive, Need, blank, fitting, plan, training, updating
+from wmpo.plan import META, Alive, Need, blank, fitting, go_through, images, plan, training, updating
+from wmpo.policies import load_policy
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT
 from wmpo.recipes import RECIPES
+from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec
 
 SPEC = EnvSpec({"front": (32, 32)}, 4, 4, 24, 5)
@@ -41,9 +46,57 @@ def test_by_hand() -> None:
     need = training("square", module, blank(1000, 64), FitConfig(optimizer="adamw", ema=0.9), "")
     matrix, rows = 64 * 64 * 4, 1000 * 64 * 4
     assert (need.parameters, need.weights, need.training) == (64 * 64, 2 * matrix, 3 * matrix)
-    assert 2 * rows <= need.activations <= 6 * rows  # outputs, squares, and gradients of them
+    assert 2 * rows <= need.activations <= 6 * rows  # inputs, outputs, squares, and gradients of them
+    few = training("square", module, blank(1, 64), FitConfig(), "")
+    assert few.activations <= 6 * 64 * 4 + 8 < matrix  # and nothing of the matrix, of which products see a view
     lean = training("square", module, blank(1000, 64), FitConfig(optimizer="muon"), "")
     assert (lean.weights, lean.training) == (matrix, 2 * matrix)
+    product = 2 * 1000 * 64 * 64
+    assert need.flop == 2 * product  # forward, and the gradient of the matrix; none of the input is asked for
+    assert (need.steps, need.hours(2.0)) == (1000, 1000 * 2 * product / 2e12 / 3600)
+
+
+def test_arithmetic_by_hand() -> None:
+    """Forward, and twice as much backward where gradients of inputs and of weights are asked for."""
+    B, L, W = 3, 10, 16
+    with torch.device(META):
+        linear, conv = nn.Linear(W, W), nn.Conv1d(W, W, 5, padding=2)
+    x = torch.empty(B, L, W, device=META, requires_grad=True)
+    cases: list[tuple[Callable[[], torch.Tensor], int, list[nn.Parameter]]] = [
+        (lambda: linear(x), 2 * B * L * W * W, list(linear.parameters())),
+        (lambda: conv(x.mT), 2 * B * L * W * W * 5, list(conv.parameters())),
+        (lambda: scaled_dot_product_attention(x, x, x), 4 * B * L * L * W, []),
+    ]
+
+    def both(forward: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> None:
+        torch.autograd.grad(forward().sum(), [x, *parameters])
+
+    for forward, flop, parameters in cases:
+        assert go_through(torch.no_grad(), forward).flop == flop
+        assert go_through(torch.enable_grad(), partial(both, forward, parameters)).flop == 3 * flop
+
+
+def test_steps_of_a_run_by_hand() -> None:
+    """Every stage's arithmetic grows as its settings say."""
+    recipe = RECIPES["smoke"]
+    align = replace(recipe.world_model.align, steps=30, batch_size=2 * recipe.world_model.fit.batch_size)
+    recipe = replace(
+        recipe, rounds=2, control=True, world_model=replace(recipe.world_model, align=align),
+        grpo=replace(recipe.grpo, iterations=5, groups=6, group_size=4, minibatches=2, micro_batch=3),
+    )  # fmt: skip
+    needs = plan(recipe, SPEC)  # 24 actions in chunks of 4
+    fits = (recipe.policy.fit.steps, recipe.world_model.fit.steps + 2 * 30 * 2, 2 * recipe.reward.fit.steps)
+    assert [need.steps for need in needs] == [*fits, 3 * 5 * 6, 3 * 5 * 24 / 3]
+    once = plan(replace(recipe, reward=replace(recipe.reward, stride=4)), SPEC)[3].flop  # one clip a chunk, not two
+    double = plan(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[3].flop
+    assert double == pytest.approx(2 * needs[3].flop, rel=1e-3)  # but for sentences, each read once
+    judge = build_reward_model(recipe.reward, SPEC).to(META)
+    with Alive() as alive:
+        judge.score(images((32, 32), 24, recipe.reward.clip_length), ("",) * 24)
+    assert needs[3].flop - once == alive.flop > 0
+    slow = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=3)), SPEC)[3].flop
+    slower = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=5)), SPEC)[3].flop
+    assert slower - slow == slow - needs[3].flop > 0
 
 
 def test_what_is_let_go_is_not_counted() -> None:
@@ -53,6 +106,14 @@ def test_what_is_let_go_is_not_counted() -> None:
             del x
         y = torch.empty(10, device=META)
         y.view(5, 2)
+        assert alive.live == 40
+        matrix = torch.empty(10, 10, device=META, requires_grad=True)
+        saved = (y.view(1, 10) @ matrix).exp()
+        total = saved.sum()
+        del saved
+        assert alive.live == 40 + 400 + 40 + 4  # autograd holds the exponential
+        del total
+        assert alive.live == 440
     assert alive.peak == 4000
 
 
@@ -83,7 +144,7 @@ def test_more_rows_need_more_memory_and_the_advice_fits() -> None:
     assert 1.5 < more.activations / imagine.activations < 2.1
     assert fitting(imagine, imagine.total) == "fits"
     assert fitting(more, (more.total + imagine.total) / 2).startswith("lower grpo.groups to ")
-    large = Need("imitate", 10, 10**9, 10**9, 1, "policy.fit.batch_size, policy.width")
+    large = Need("imitate", 10, 10**9, 10**9, 1, "policy.fit.batch_size, policy.width", 1, 1)
     assert fitting(large, 1e9) == "the networks alone are too large: lower policy.width"
 
 
@@ -105,7 +166,6 @@ def test_smaller_micro_batches_need_less_for_an_update(head: Literal["tokens", "
 
 def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("peft")
-    from test_flow_vla import tiny_smolvla
     from test_openvla_oft import publish
 
     published, spec = publish(tmp_path / "published"), replace(SPEC, cameras={"front": (64, 64)})
@@ -131,13 +191,40 @@ def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     options = ["--policy.start", str(published), "--policy.chunk", "4", "--env.renderer", "rays", "--gpu-memory", "24"]
     assert main(["plan", "place", *options, "--grpo.micro-batch", "1"]) == 0
     assert f"{weights / 1e6:.2f} M" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["pi0", "smolvla"])
+def test_flow_policies_from_folders(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from test_flow_vla import MAKERS
+
+    policy = PolicyConfig(start=str(MAKERS[family](tmp_path)), fit=FitConfig(batch_size=2))
+    recipe, spec = replace(RECIPES["smoke"], policy=policy), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5)
+    imitate, *_, imagine, update = plan(recipe, spec)
+    trained = sum(p.numel() for p in load_policy(tmp_path).parameters() if p.requires_grad)
+    assert 0 < trained < imitate.parameters and imitate.training == 3 * 4 * trained == update.training
+    fewer = replace(recipe, policy=replace(policy, flow=replace(policy.flow, steps=policy.flow.steps - 1)))
+    assert plan(fewer, spec)[-2].flop < imagine.flop
+
+
+def test_networks_that_look_at_numbers_are_told() -> None:
+    class Choosy(Square):
+        def forward(self, batch: torch.Tensor, generator: object = None) -> tuple[torch.Tensor, dict[str, Any]]:
+            return super().forward(batch if batch.max() > 0 else -batch)
+
+    with torch.device(META):
+        module = Choosy()
     with pytest.raises(UserError, match="look at numbers"):
-        start = tiny_smolvla(tmp_path / "smolvla")
-        plan(replace(RECIPES["smoke"], policy=PolicyConfig(start=str(start))), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5))
+        training("choosy", module, blank(10, 64), FitConfig(), "")
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--env.renderer", "rays"]) == 0
-    assert "16 episodes, up to" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "16 episodes, up to" in told and "hours in all" in told
+    assert max(map(len, told.splitlines())) <= 80 and "…" not in told
+    assert main(["plan", "smoke", "--env.renderer", "rays", "--tflops", "0.000001"]) == 0
+    assert "hours at 1e-06 TFLOP/s" in capsys.readouterr().out
+    assert main(["plan", "smoke", "--tflops", "-1"]) == 2
     assert main(["plan", "smoke", "--env.renderer", "rays", "--gpu-memory", "0.001"]) == 1
     assert main(["plan", "smoke", "--gpu-memory", "0"]) == 2

@@ -24,7 +24,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("evaluate", "Evaluate", "measure policies of a run in the real environment"),
     "report": Command("run", "Report", "rewrite the report of a finished run"),
     "bench": Command("bench", "Bench", "run an experiment as a grid of cells, or write its page"),
-    "plan": Command("plan", "Plan", "how much memory the stages of a recipe will take"),
+    "plan": Command("plan", "Plan", "how much memory and time the stages of a recipe will take"),
     "recipes": Command("lists", "Recipes", "what `wmpo run` can run"),
     "tasks": Command("lists", "Tasks", "what the embedded simulator can ask of a policy"),
     "doctor": Command("lists", "Doctor", "what this machine has, what will be used, and how to get more"),

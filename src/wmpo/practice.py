@@ -217,5 +217,6 @@ def trained_parameters(policy: nn.Module, freeze: Sequence[str]) -> list[nn.Para
 
 
 def frozen_copy(policy: Any) -> Any:
-    """The same policy, to keep while the original goes on learning."""
-    return copy.deepcopy(policy).eval()
+    """The same policy, to keep while the original goes on learning; they share what doesn't learn."""
+    shared = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(policy, shared).eval()

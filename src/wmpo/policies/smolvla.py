@@ -75,7 +75,7 @@ class SmolVLANetwork(nn.Module):
         """Keys and values of pictures, words and state in every layer, and which of them are no padding."""
         vlm = self.vlm_with_expert.vlm.model
         B = len(tokens_BL)
-        seen = vlm.connector(vlm.vision_model(pixel_values=images_BVCHW.flatten(0, 1)).last_hidden_state)
+        seen = vlm.connector(_patches(vlm.vision_model, images_BVCHW.flatten(0, 1)))
         seen = seen.unflatten(0, (B, -1)).flatten(1, 2)  # (B, V * tokens per picture, width)
         words = vlm.text_model.embed_tokens(tokens_BL)
         scale = math.sqrt(words.shape[-1])
@@ -142,6 +142,14 @@ class SmolVLANetwork(nn.Module):
         place = torch.linspace(0, 1, self.width // 2, dtype=torch.float64, device=time_B.device)
         angle = 2 * math.pi * time_B.double()[:, None] / (shortest * (longest / shortest) ** place)
         return torch.cat([angle.sin(), angle.cos()], 1).to(time_B.dtype)
+
+
+def _patches(tower: Any, images_BCHW: Tensor) -> Tensor:
+    """(B, patches, width) features of whole pictures: the tower without the look at which patches are padding."""
+    side = images_BCHW.shape[-1] // tower.patch_size
+    whole = torch.ones(len(images_BCHW), side, side, dtype=torch.bool, device=images_BCHW.device)
+    embeds = tower.embeddings(pixel_values=images_BCHW, patch_attention_mask=whole)
+    return tower.post_layernorm(tower.encoder(inputs_embeds=embeds).last_hidden_state)
 
 
 def _block(layer: Any, x: Tensor, found: Tensor) -> Tensor:
