@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
-from wmpo.practice import distance, play_groups, practise, update
+from wmpo.practice import distance, frozen_copy, play_groups, practise, update
 from wmpo.rollout import rollout
 from wmpo.training.log import RunLog, read_metrics
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
@@ -282,3 +282,12 @@ def test_masks_end_with_the_action_that_succeeds() -> None:
     assert played.episodes[2].images["front"][:, 0, 0, 0].tolist() == [255, 1, 2, 3, 4, 5, 6]
     _, _, index = played.decisions(torch.tensor([0, 2]))
     assert index.tolist() == [[0, 0], [1, 0], [1, 1]]  # only decisions with an action that counts
+
+
+def test_a_frozen_copy_stays_and_shares_what_does_not_learn() -> None:
+    policy = Coin()
+    policy.linear.bias.requires_grad_(False)
+    kept = frozen_copy(policy)
+    with torch.no_grad():
+        policy.linear.weight += 1
+    assert kept.linear.weight.abs().max() == 0 and kept.linear.bias is policy.linear.bias
