@@ -291,7 +291,7 @@ def test_attempts_by_hand() -> None:
 
 
 def test_rounds_by_hand() -> None:
-    cell = TWO.cells()[0]
+    cell = replace(TWO.cells()[0], recipe=changed(TWO.cells()[0].recipe, {"rounds": 2}))
     made = RunResult.begin(cell.recipe)
     for name, success in (("base", [1, 1, 0, 0]), ("wmpo-1", [1, 0, 1, 1]), ("wmpo-2", [1, 1, 1, 1])):
         made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4)
@@ -362,7 +362,7 @@ def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[st
 
 def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "lifelong", "--list", "--smoke", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == ["to", "run", "wmpo-place-P32-seed0"]
+    assert capsys.readouterr().out.split() == ["to", "run", "wmpo-place-P96-seed0"]  # of three rounds
 
 
 @pytest.fixture(scope="module")
