@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def test_no_path_of_one_machine() -> None:
     assert found == []
 
 
+def planned(page: str) -> str:
+    table = pages.sizes_table(ROOT / "results" / "sizes.json", *pages.SIZES[page])
+    return pages.with_generated((ROOT / "docs" / page).read_text(), table)
+
+
 @pytest.mark.parametrize(
     ("page", "text"),
     [
@@ -136,6 +142,7 @@ def test_no_path_of_one_machine() -> None:
             "../README.md",
             lambda: pages.with_generated((ROOT / "README.md").read_text(), pages.summary_table(ROOT / "results")),
         ),
+        *((page, partial(planned, page)) for page in pages.SIZES),
     ],
 )
 def test_generated_pages_are_up_to_date(page: str, text: Any) -> None:

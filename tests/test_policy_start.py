@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from episodes_by_hand import make_episode, make_store
 from wmpo.cli import main
+from wmpo.commands.dreaming import first_frames
 from wmpo.config import PolicyConfig, RewardConfig, WorldModelConfig
-from wmpo.data.cache import FrameCache
+from wmpo.data.cache import FrameCache, Statistics
 from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
+from wmpo.imagination import ImaginedEnv
 from wmpo.policies import check_actions, family_of, load_policy
 from wmpo.policies.minivla import MiniVLA
 from wmpo.rewards import build_reward_model
+from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rollout import rollout
 from wmpo.types import EnvSpec
 from wmpo.world_models.flow import FlowWorldModel
 
@@ -101,6 +105,86 @@ def test_a_published_flow_policy_imitates_from_the_command_line(
     capsys.readouterr()
     assert main([*command, "--data", str(tmp_path / "far"), "--out", str(tmp_path / "other")]) == 2
     assert "other action statistics than the data's" in capsys.readouterr().err
+
+
+def of_robot(folder: Path, family: str, statistics: Statistics) -> None:
+    """Give a tiny published flow policy the dimensions and statistics of some data."""
+    mean, std = (
+        (statistics.action_low + statistics.action_high) / 2,
+        (statistics.action_high - statistics.action_low) / 6,
+    )
+    if family == "pi0":
+        numbers = {"state_mean": statistics.state_mean, "state_std": statistics.state_std}
+        numbers |= {"actions_mean": mean, "actions_std": std}
+        told = {name: row.tolist() for name, row in numbers.items()}
+        (folder / "processor_config.json").write_text(json.dumps(told))
+        return
+    config = json.loads((folder / "config.json").read_text())
+    config["input_features"]["observation.state"]["shape"] = [len(statistics.state_mean)]
+    config["output_features"]["action"]["shape"] = [len(mean)]
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {"observation.state.mean": statistics.state_mean, "observation.state.std": statistics.state_std}
+    tensors |= {"action.mean": mean, "action.std": std}
+    for path in folder.glob("policy_*.safetensors"):
+        save_file(tensors, path)
+
+
+@pytest.mark.parametrize("family", ["pi0", "smolvla"])
+def test_a_published_flow_policy_practises_from_the_command_line(family: str, tmp_path: Path) -> None:
+    """Every command of docs/flow_policies.md, tiny; what was frozen stays, and the rest has learned."""
+    pytest.importorskip("transformers")
+    from test_flow_vla import MAKERS
+
+    start, data, out = MAKERS[family](tmp_path / "start"), tmp_path / "data", tmp_path / "out"
+    base, dream, judge, better = out / "policies" / "base", tmp_path / "dream", tmp_path / "judge", tmp_path / "better"
+    env = ["--env.image-size", "32", "--env.workers", "0", "--env.renderer", "rays"]
+    store = ["--data", str(data)]
+    assert main(["demonstrate", *store, "--demonstrations.episodes", "4", *env]) == 0
+    opened = EpisodeStore.open(data)
+    of_robot(start, family, FrameCache(opened).statistics(range(len(opened))))
+    tiny = ["--policy.chunk", "2", "--policy.flow.steps", "2", "--policy.fit.optimizer", "adamw"]
+    fit = ["--policy.fit.steps", "1", "--policy.fit.batch-size", "2"]
+    assert main(["imitate", *store, "--out", str(out), "--policy.start", str(start), *tiny, *fit, *DEVICE]) == 0
+    collect = ["--collect.episodes", "4", "--collect.temperature", "1"]
+    assert main(["collect", "--policy", str(base), *store, *collect, *env, *DEVICE]) == 0
+    tiny = ["--world-model.width", "16", "--world-model.depth", "1", "--world-model.body-fit.steps", "20"]
+    fit = ["--world-model.fit.steps", "20", "--world-model.fit.batch-size", "2", "--world-model.fit.shares", "1"]
+    assert main(["world-model", *store, "--out", str(dream), "--chunk", "2", *tiny, *fit, *DEVICE]) == 0
+    tiny = [
+        "--reward.width",
+        "8",
+        "--reward.clip-length",
+        "2",
+        "--reward.fit.steps",
+        "1",
+        "--reward.fit.batch-size",
+        "2",
+    ]
+    with_dream = ["--world-model", str(dream / "model")]
+    assert main(["reward-model", *store, "--out", str(judge), *with_dream, *tiny, *DEVICE]) == 0
+
+    undecided(base, dream / "model", judge / "model", data)
+    practise = ["practise", "--policy", str(base), *with_dream, "--reward-model", str(judge / "model"), *store]
+    practise += ["--out", str(better), "--grpo.iterations", "1", "--grpo.groups", "2", "--grpo.group-size", "8"]
+    practise += ["--grpo.starts", "1", "--grpo.temperature", "1", "--grpo.lr", "1e-2", "--grpo.keep-low", "0.01"]
+    assert main([*practise, "--grpo.keep-high", "0.99", *DEVICE]) == 0
+    before, after = load_policy(base), load_policy(better / "policy")
+    trained = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    changed = {name for name, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[name])}
+    assert changed and changed <= trained
+    after_practice = ["--data", str(tmp_path / "after"), "--round", "2", "--collect.episodes", "4"]
+    assert main(["collect", "--policy", str(better / "policy"), *after_practice, *env, *DEVICE]) == 0
+
+
+def undecided(base: Path, dream: Path, judge: Path, data: Path) -> None:
+    """Move the judge's threshold to where half of the episodes succeed that a policy dreams from the first start."""
+    store = EpisodeStore.open(data)
+    model, first = ClipClassifier.from_pretrained(judge), first_frames(FrameCache(store), 1)[1]
+    generator = torch.Generator().manual_seed(0)
+    world = FlowWorldModel.from_pretrained(dream)
+    env = ImaginedEnv(world, model, store.spec, first, [0], generator=generator, stride=2, stop=False)
+    rollout(env, load_policy(base), [0] * 16, temperature=1.0, generator=generator)
+    model.with_threshold(float(env.best_scores().median())).save_pretrained(judge)
 
 
 def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(

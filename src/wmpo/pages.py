@@ -24,6 +24,8 @@ from wmpo.training.files import read_json
 from wmpo.training.metrics import metrics_page
 
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
+SPEED = 25  # TFLOP/s, at which published policies are planned: 40 % of an H100's 67 in float32
+SIZES = {"openvla_oft.md": ("OpenVLA-OFT",), "flow_policies.md": ("SmolVLA", "pi0")}
 PAPER = re.compile(r"\s*\[((?:paper|code)[^\]]*)\]")
 
 
@@ -251,6 +253,27 @@ def success_cells(result: RunResult) -> list[str]:
     ]
 
 
+def sizes_table(path: Path, *names: str) -> str:
+    """What `benchmarks/sizes.py` has planned for the policies whose names begin so, per stage and for a whole run."""
+    columns = ("policy", "parameters, M", "trained, M", "imitate, GB", "imagine, GB", "update, GB", "imitate, PFLOP",
+               "practise, PFLOP", f"hours at {SPEED} TFLOP/s")  # fmt: skip
+    rows = []
+    for planned in read_json(path)["sizes"]:
+        if not planned["policy"].startswith(names):
+            continue
+        gigabytes = {stage["stage"]: stage["gb"] for stage in planned["stages"]}
+        work = {stage["stage"]: stage["tflop"] * stage["steps"] for stage in planned["stages"]}
+        numbers = (
+            *(planned[name] / 1e6 for name in ("parameters", "trained")),
+            *(gigabytes[stage] for stage in ("imitate", "practise: imagine", "practise: update")),
+            work["imitate"] / 1000,
+            (work["practise: imagine"] + work["practise: update"]) / 1000,
+            sum(work.values()) / SPEED / 3600,
+        )
+        rows.append((planned["policy"], *(f"{number:,.1f}" for number in numbers)))
+    return table(columns, rows)
+
+
 def with_generated(page: str, text: str) -> str:
     """The page with `text` between its two marks."""
     before, _, rest = page.partition(BEGIN)
@@ -262,8 +285,10 @@ def write(docs: Path) -> None:
     (docs / "metrics.md").write_text(metrics_page(), encoding="utf-8")
     (docs / "cli.md").write_text(cli_page(), encoding="utf-8")
     (docs / "results.md").write_text(results_page(docs.parent / "results"), encoding="utf-8")
-    results = summary_table(docs.parent / "results")
-    for page, text in ((docs / "settings.md", settings_table()), (docs.parent / "README.md", results)):
+    results = docs.parent / "results"
+    generated = {docs / "settings.md": settings_table(), docs.parent / "README.md": summary_table(results)}
+    generated |= {docs / page: sizes_table(results / "sizes.json", *names) for page, names in SIZES.items()}
+    for page, text in generated.items():
         page.write_text(with_generated(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
