@@ -59,7 +59,8 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 label, budget_told(budget), str(len(gaps)), signed(start), signed(end),
                 signed(mean_of(gap.real for gap in gaps) - mean_of(gap.real for gap in before)),
                 number(mean_of(float(len(curve)) for curve in practised if curve)),
-                number(mean_of(curve[-1][1] for curve in practised if curve), 2),
+                # it is told only where the rule is on
+                number(mean_of(curve[-1][1] for curve in practised if any(value for _, value in curve)), 2),
             ])  # fmt: skip
     if not rows:
         return ""
