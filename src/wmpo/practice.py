@@ -126,14 +126,16 @@ def update(
 
 
 @torch.no_grad()
-def distance(start: Any, groups: Groups, temperature: float) -> float:
+def distance(start: Any, groups: Groups, cfg: GRPOConfig) -> float:
     """KL(policy || start) in nats per chunk, estimated on the policy's own choices in the informative groups."""
-    batch = groups.rollout
-    observation, trace, index = batch.decisions(torch.arange(len(batch)))
-    device = next(start.parameters()).device
-    before = start.log_prob(observation.to(device), trace.to(device), temperature=temperature)
-    now = batch.log_prob[tuple(index.T)].to(device)
-    return float((now - before).flatten(1).sum(1).mean())
+    batch, device = groups.rollout, next(start.parameters()).device
+    found = []
+    for rows in torch.arange(len(batch)).split(cfg.micro_batch):
+        observation, trace, index = batch.decisions(rows)
+        before = start.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
+        now = batch.log_prob[rows][tuple(index.T)].to(device)
+        found.append((now - before).flatten(1).sum(1))
+    return float(torch.cat(found).mean())
 
 
 def practise(
@@ -176,7 +178,7 @@ def practise(
             generator.manual_seed(step_seed(seed, iteration))
             groups = play_groups(env, policy, starts, cfg, generator=generator, temperature=cfg.temperature)
             imagined = time.monotonic()
-            away = distance(start, groups, cfg.temperature) if start is not None and groups.kept else 0.0
+            away = distance(start, groups, cfg) if start is not None and groups.kept else 0.0
             if away > cfg.trust > 0:
                 log.say(f"{name}: ends after {iteration} iterations, {away:.2f} nats per chunk away from its start")
                 break
