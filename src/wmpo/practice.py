@@ -179,7 +179,7 @@ def practise(
             groups = play_groups(env, policy, starts, cfg, generator=generator, temperature=cfg.temperature)
             imagined = time.monotonic()
             away = distance(start, groups, cfg) if start is not None and groups.kept else 0.0
-            if away > cfg.trust > 0:
+            if away > cfg.trust:
                 log.say(f"{name}: ends after {iteration} iterations, {away:.2f} nats per chunk away from its start")
                 break
             taken = iteration * cfg.minibatches
