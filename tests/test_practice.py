@@ -111,12 +111,13 @@ def test_distance_is_that_of_the_two_distributions() -> None:
 def test_practice_ends_where_trust_does(tmp_path: Path) -> None:
     free = run(tmp_path / "free", Coin(), replace(CONFIG, trust=0.0))
     bound = run(tmp_path / "bound", Coin(), replace(CONFIG, trust=0.3))
-    away = [value for _, value in read_metrics(tmp_path / "bound")["practice/distance"]]
-    assert 0 < len(away) < CONFIG.iterations and away[0] == pytest.approx(0.0, abs=1e-6)
+    metrics = read_metrics(tmp_path / "bound")
+    away, taken = [value for _, value in metrics["practice/distance"]], len(metrics["practice/success"])
+    assert 0 < taken < CONFIG.iterations and away[0] == pytest.approx(0.0, abs=1e-6)
     assert max(away) <= 0.3  # the iteration that found more has learned nothing
     assert right(bound) < right(free)
 
-    short = run(tmp_path / "short", Coin(), replace(CONFIG, trust=0.0, iterations=len(away)))
+    short = run(tmp_path / "short", Coin(), replace(CONFIG, trust=0.0, iterations=taken))
     assert torch.equal(short.linear.weight, bound.linear.weight)  # it ended after exactly so many
 
     def kill(iteration: int, policy: Any) -> None:
@@ -127,6 +128,19 @@ def test_practice_ends_where_trust_does(tmp_path: Path) -> None:
         run(tmp_path / "broken", Coin(), replace(CONFIG, trust=0.3), kill)
     resumed = run(tmp_path / "broken", Coin(), replace(CONFIG, trust=0.3))
     assert torch.equal(resumed.linear.weight, bound.linear.weight)
+
+
+def test_practice_hands_on_the_mean_of_its_last_iterations(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+    config = replace(CONFIG, iterations=6, ema=0.5)
+    policy = run(tmp_path, Coin(), config, lambda _, policy: seen.append(policy.linear.weight.detach().clone()))
+    first, second, *rest = seen
+    known = (first + second) / 2
+    for weight in rest:
+        known = (known + weight) / 2
+    assert torch.allclose(policy.linear.weight, known) and not torch.allclose(known, seen[-1], atol=1e-3)
+    last = run(tmp_path / "last", Coin(), replace(config, ema=0.0))
+    assert torch.equal(last.linear.weight, seen[-1])
 
 
 def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:

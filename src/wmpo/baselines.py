@@ -37,10 +37,10 @@ class BaselineConfig:
     """What the baselines need beside the settings of a recipe."""
 
     online: GRPOConfig = field(
-        default_factory=lambda: GRPOConfig(groups=8, group_size=16, warmup=4, minibatches=2, trust=0.0)
+        default_factory=lambda: GRPOConfig(groups=8, group_size=16, lr=3e-4, warmup=4, minibatches=2, ema=0.0)
     )
-    """GRPO on real rollouts. Its batches are small, since P pays for few; iterations and refills are set by P. Reality
-    can be trusted however far the policy goes."""
+    """GRPO on real rollouts. Its batches are small, since P pays for few; iterations, too few to average, and refills
+    are set by P."""
     beta: float = 1.0
     """DPO: how strongly the policy is held to the base; the smaller, the farther it may move."""
     dpo: FitConfig = field(default_factory=lambda: FitConfig(steps=200, batch_size=16, lr=1e-4, warmup=20))
@@ -77,7 +77,7 @@ def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
 
 def upper_bound(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
     """GRPO in the real environment, set as practice in imagination is but for longer: what a perfect dream gives."""
-    unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, trust=0.0)
+    unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, trust=0.0)  # reality can be trusted
     numbers = run.starts("practise", unlimited.starts, turn)
     return practise_for_real(run, policy, unlimited, numbers, f"upper_bound-{turn}", turn)
 

@@ -195,7 +195,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    iterations: int = 12
+    iterations: int = 16
     """Policy iterations: imagine groups, then a few clipped updates."""
     groups: int = 40
     """Informative groups per iteration. [paper 64]"""
@@ -206,7 +206,7 @@ class GRPOConfig:
     keyframes: int = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""
-    lr: float = 3e-4
+    lr: float = 6e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
     freeze: tuple[str, ...] = ()
     """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names."""
@@ -237,7 +237,10 @@ class GRPOConfig:
     """Dynamic sampling: groups with a mean success above this are skipped. [paper: below 1; code 0.9]"""
     refill: int = 0
     """Dynamic sampling: how many times a batch that came out short is refilled; 0 turns refilling off."""
-    trust: float = 1.5
+    ema: float = 0.75
+    """Decay, per iteration, of the moving average of the weights that practice hands on; 0: those of its last
+    iteration. [paper: none]"""
+    trust: float = 0.0
     """The stop rule: practice ends once the policy is so far from where it began, the policy that the dream was aligned
     on: KL divergence of its choices from those, in nats per chunk. 0: only `iterations` end it. [paper: none]"""
     shuffle_rewards: bool = False

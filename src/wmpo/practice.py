@@ -2,7 +2,8 @@
 
 Per iteration: draw initial states, play a group of G rollouts from each with the current policy, drop groups that
 all fail or all succeed (and refill the batch), then a few clipped updates. Practice ends early where the policy has
-gone too far from where it began: a dream is right about what that policy did, and flatters what is new to it.
+gone too far from where it began: a dream is right about what that policy did, and flatters what is new to it. What it
+hands on is a running mean of the iterations' policies, each of which is a noisy one.
 """
 
 from __future__ import annotations
@@ -151,10 +152,11 @@ def practise(
     log: RunLog,
     watch: Any = None,
 ) -> Any:
-    """Improve `policy` in `env` by GRPO, in place. `generator` is reseeded each iteration, so that a resumed run equals
-    an uninterrupted one; an `env` that draws random numbers must draw them from the same generator.
+    """Improve `policy` in `env` by GRPO, in place; in the end its weights are the mean over the last iterations.
 
-    `watch(iteration, policy)` is called after each iteration, to measure. Checkpoints: `folder/name`.
+    `generator` is reseeded each iteration, so that a resumed run equals an uninterrupted one; an `env` that draws
+    random numbers must draw them from the same generator. `watch(iteration, policy)` is called after each iteration, to
+    measure the policy that practises. Checkpoints: `folder/name`.
     """
     start = frozen_copy(policy) if cfg.trust else None
     place = Path(folder) / name
@@ -164,11 +166,13 @@ def practise(
         return policy
     parameters = trained_parameters(policy, cfg.freeze)
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
+    average = [parameter.detach().clone() for parameter in parameters]
     begin = 0
     if checkpoint.exists():
         tensors, facts = load_tensors(checkpoint)
         load_weights(policy, without_prefix("policy", tensors), checkpoint)
         load_optimizer(optimizer, without_prefix("optimizer", tensors), checkpoint)
+        average = [tensors[f"average.{i}"].to(parameter) for i, parameter in enumerate(parameters)]
         begin = int(facts["iteration"])
     policy.eval()
     with log.progress(name, cfg.iterations) as ticker, stop_requests() as stop:
@@ -178,17 +182,19 @@ def practise(
             generator.manual_seed(step_seed(seed, iteration))
             groups = play_groups(env, policy, starts, cfg, generator=generator, temperature=cfg.temperature)
             imagined = time.monotonic()
-            away = distance(start, groups, cfg) if start is not None and groups.kept else 0.0
-            if away > cfg.trust:
-                log.say(f"{name}: ends after {iteration} iterations, {away:.2f} nats per chunk away from its start")
+            far = {} if start is None or not groups.kept else {"distance": distance(start, groups, cfg)}
+            if far and far["distance"] > cfg.trust:
+                nats = far["distance"]
+                log.say(f"{name}: ends after {iteration} iterations, {nats:.2f} nats per chunk away from its start")
                 break
             taken = iteration * cfg.minibatches
             metrics = update(policy, optimizer, groups, cfg, generator, taken) if groups.kept else {}
-            metrics |= {
+            # at first a plain mean, else the policy before practice would weigh for 1 / (1 - ema) iterations
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], max(1 - cfg.ema, 1 / (iteration + 1)))
+            metrics |= far | {
                 "success": groups.success_rate,
                 "groups_played": groups.played,
                 "groups_kept": groups.kept,
-                "distance": away,
                 "finish_step": float(groups.rollout.finish_step.float().mean()) if groups.kept else 0.0,
                 "seconds_playing": imagined - clock,
                 "seconds_updating": time.monotonic() - imagined,
@@ -200,10 +206,13 @@ def practise(
             tensors = {
                 **with_prefix("policy", policy.state_dict()),
                 **with_prefix("optimizer", optimizer_tensors(optimizer)),
+                **{f"average.{i}": tensor for i, tensor in enumerate(average)},
             }
             save_tensors(checkpoint, tensors, {"iteration": iteration + 1})
             if stop.is_set() and iteration + 1 < cfg.iterations:
                 raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
+    with torch.no_grad():
+        torch._foreach_copy_([*parameters], average)
     save_tensors(finished, policy.state_dict())
     checkpoint.unlink(missing_ok=True)
     return policy

@@ -43,7 +43,7 @@ UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
 OURS = Arm("WMPO", at={1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}})
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
-    online=GRPOConfig(groups=2, group_size=4, trust=0.0),
+    online=GRPOConfig(groups=2, group_size=4, ema=0.0),
     dpo=FitConfig(steps=10, batch_size=2, lr=1e-4, warmup=2),
     sft=FitConfig(steps=10, batch_size=16, lr=1e-3, warmup=2),
     upper_iterations=1,
@@ -162,7 +162,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("Ratio of chunks", changes={"grpo.ratio": "chunk"}),
             Arm("All unequal groups", changes={"grpo.keep_low": 0.0, "grpo.keep_high": 1.0}),
             Arm("Batches refilled", changes={"grpo.refill": 2}),
-            Arm("No stop rule", changes={"grpo.trust": 0.0}),
+            Arm("Last iteration's policy", changes={"grpo.ema": 0.0}),
+            Arm("Stop rule", changes={"grpo.trust": 1.5}),
             Arm("Dr. GRPO", changes={"grpo.advantage": "dr_grpo"}),
             Arm("RLOO", changes={"grpo.advantage": "rloo"}),
         ),
@@ -171,13 +172,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tuning": Experiment(
         title="The same search for every method",
         about=(
-            "Four settings of each method, and eight of DPO, which the first ones harmed; on one task, from a seed "
-            "that no other experiment uses, and from a base that imitates for 250 steps. The best of each is its "
-            "default in all other experiments, so that no method is compared at settings that suit another one."
+            "Four settings of each method, five of WMPO, and eight of DPO, which the first ones harmed; on one task "
+            "and from a seed that no other experiment uses. The best of each is its default in all other experiments, "
+            "so that no method is compared at settings that suit another one."
         ),
         arms=(
-            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr, "grpo.trust": 1.5}) for lr in (1e-4, 3e-4, 1e-3)),
-            Arm("WMPO, trust 3", changes={"grpo.lr": 3e-4, "grpo.trust": 3.0}),
+            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (3e-4, 6e-4, 1e-3)),
+            Arm("WMPO, 24 iterations, lr 0.0003", changes={"grpo.lr": 3e-4, "grpo.iterations": 24}),
+            Arm("WMPO, stop rule", changes={"grpo.trust": 1.5}),
             *(
                 Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr, "online.group_size": 8})
                 for lr in (1e-4, 3e-4, 1e-3)
@@ -196,7 +198,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         tasks=("place",),
         seeds=(100,),
-        changes={"policy.fit.steps": 250},
         sections=(tables.success,),
         smoke_arms=1,
     ),
@@ -208,7 +209,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(
             OURS,
-            *(Arm(f"{n} iterations", changes={"grpo.iterations": n, "grpo.trust": 0.0}) for n in (2, 12, 24)),
+            *(Arm(f"{n} iterations", changes={"grpo.iterations": n}) for n in (4, 32)),
+            Arm("Stop rule", changes={"grpo.trust": 1.5}),
             ONLINE,
             DPO,
             FILTERED,

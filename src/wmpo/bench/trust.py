@@ -54,13 +54,12 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         if gaps:
             start = mean_of(gap.imagined - gap.real for gap in before)
             end = mean_of(gap.imagined - gap.real for gap in gaps)
-            practised = [result.curves.get("practice-1", {}).get("distance", []) for result in own]
+            curves = [result.curves.get("practice-1", {}) for result in own]
             rows.append([
                 label, budget_told(budget), str(len(gaps)), signed(start), signed(end),
                 signed(mean_of(gap.real for gap in gaps) - mean_of(gap.real for gap in before)),
-                number(mean_of(float(len(curve)) for curve in practised if curve)),
-                # it is told only where the rule is on
-                number(mean_of(curve[-1][1] for curve in practised if any(value for _, value in curve)), 2),
+                number(mean_of(float(len(curve["success"])) for curve in curves if "success" in curve)),
+                number(mean_of(curve["distance"][-1][1] for curve in curves if "distance" in curve), 2),
             ])  # fmt: skip
     if not rows:
         return ""

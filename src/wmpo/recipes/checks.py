@@ -101,5 +101,5 @@ def _number(field: str, value: float) -> None:
         raise UserError(f"{field} is {value}; it must lie between 0 and 1.")
     if field == "world_model.codec_fit.shares" and value > 1:
         raise UserError(f"{field} is {value}; it must be 1, since the autoencoder measures whole batches.")
-    if in_fit and name == "ema" and value >= 1:
+    if name == "ema" and value >= 1:
         raise UserError(f"{field} is {value}; it must be below 1.")

@@ -59,6 +59,7 @@ PAPER = Recipe(
         keep_low=0.01,  # only groups that all fail or all succeed are dropped
         keep_high=0.99,
         refill=8,
+        ema=0.0,
     ),
     evaluate=EvaluateConfig(episodes=128),
 )
