@@ -37,7 +37,7 @@ class BaselineConfig:
     """What the baselines need beside the settings of a recipe."""
 
     online: GRPOConfig = field(
-        default_factory=lambda: GRPOConfig(groups=8, group_size=16, lr=3e-4, warmup=4, minibatches=2, ema=0.0)
+        default_factory=lambda: GRPOConfig(groups=8, group_size=16, warmup=4, minibatches=2, ema=0.0)
     )
     """GRPO on real rollouts. Its batches are small, since P pays for few; iterations, too few to average, and refills
     are set by P."""

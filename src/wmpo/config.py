@@ -195,7 +195,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    iterations: int = 16
+    iterations: int = 20
     """Policy iterations: imagine groups, then a few clipped updates."""
     groups: int = 40
     """Informative groups per iteration. [paper 64]"""
@@ -206,7 +206,7 @@ class GRPOConfig:
     keyframes: int = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""
-    lr: float = 6e-4
+    lr: float = 3e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
     freeze: tuple[str, ...] = ()
     """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wmpo.config import EnvConfig, GRPOConfig, PolicyConfig, Recipe
+from wmpo.config import EnvConfig, PolicyConfig, Recipe
 
 POLICY = PolicyConfig()
 
@@ -14,12 +14,7 @@ PLACE = Recipe(name="place", env=EnvConfig(task="place"))
 
 WRIST = Recipe(name="wrist", env=EnvConfig(task="place", cameras=("front", "wrist")))
 
-FLOW = Recipe(
-    name="flow",
-    env=EnvConfig(task="place"),
-    policy=replace(POLICY, head="flow"),
-    grpo=GRPOConfig(lr=3e-4),
-)
+FLOW = Recipe(name="flow", env=EnvConfig(task="place"), policy=replace(POLICY, head="flow"))
 
 STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
 
