@@ -258,6 +258,17 @@ def test_growth_by_hand(tmp_path: Path) -> None:
     assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | push | +25.0 (")
 
 
+def test_seeds_by_hand(tmp_path: Path) -> None:
+    cells = [cell for cell in TWO.cells(seeds=[3, 4]) if cell.method == "wmpo" and cell.budget == 16]
+    some = [cell for cell in cells if (cell.recipe.env.task, cell.recipe.seed) != ("place", 4)]
+    for cell in some:
+        gained = [1, 1, 0, 0] if cell.recipe.env.task == "push" else [1, 0, 0, 0]
+        written(tmp_path, cell, [0, 0, 0, 0], gained)
+    results = [CellResult.load(result_file(tmp_path, cell)) for cell in some]
+    row = tables.seeds(results, "x", {}).splitlines()[-1]
+    assert len(cells) == 4 and row.startswith("| WMPO | 16 | +37.5 (") and row.endswith(" | – |")
+
+
 def test_interval_over_seeds_by_hand() -> None:
     def pair(seed: int, after: list[int]) -> tables.Pair:
         zero = PolicyResult([1, 2], [0, 0], [9, 9])

@@ -171,6 +171,20 @@ def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     )
 
 
+def seeds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """The mean gain of each seed by itself, where it has been run on all tasks."""
+    numbers = sorted({result.seed for result in results})
+    tasks = set(tasks_of(results))
+    rows = []
+    for (label, budget), own in groups(results).items():
+        parts = [over_base([result for result in own if result.seed == seed]) for seed in numbers]
+        gains = [points(gain(pairs)) if set(by_task(pairs)) == tasks else DASH for pairs in parts]
+        if set(gains) != {DASH}:
+            rows.append([label, budget_told(budget), *gains])
+    head = ("method", "P", *(f"seed {seed}" for seed in numbers))
+    return f"## Seed by seed\n\nMean gain over tasks.\n\n{table(head, rows)}" if rows else ""
+
+
 def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """What a method makes of more real rollouts: each P minus the one before."""
     found = groups(results)
