@@ -176,7 +176,7 @@ def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: 
 
     taken = go_through(torch.enable_grad(), work, networks)
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's two moments
-    kept = trained * (2 if cfg.trust else 1)  # the average, and where practice began, to tell how far it went
+    kept = trained * (bool(cfg.ema) + bool(cfg.trust))  # the average, and where practice began, to tell how far it went
     weights, steps = sum(map(held, networks)) + kept, practices * cfg.iterations * played / episodes
     return Need("practise: update", count(policy), weights, 3 * trained + sums, activations, change, taken.flop, steps)
 

@@ -158,21 +158,21 @@ def practise(
     random numbers must draw them from the same generator. `watch(iteration, policy)` is called after each iteration, to
     measure the policy that practises. Checkpoints: `folder/name`.
     """
-    start = frozen_copy(policy) if cfg.trust else None
     place = Path(folder) / name
     finished, checkpoint = place / "model.safetensors", place / "checkpoint.safetensors"
     if finished.exists():
         load_weights(policy, load_tensors(finished)[0], finished)
         return policy
+    start = frozen_copy(policy) if cfg.trust else None
     parameters = trained_parameters(policy, cfg.freeze)
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
-    average = [parameter.detach().clone() for parameter in parameters]
+    average = [parameter.detach().clone() for parameter in parameters] if cfg.ema else []
     begin = 0
     if checkpoint.exists():
         tensors, facts = load_tensors(checkpoint)
         load_weights(policy, without_prefix("policy", tensors), checkpoint)
         load_optimizer(optimizer, without_prefix("optimizer", tensors), checkpoint)
-        average = [tensors[f"average.{i}"].to(parameter) for i, parameter in enumerate(parameters)]
+        average = [tensors[f"average.{i}"].to(own) for i, own in enumerate(average)]
         begin = int(facts["iteration"])
     policy.eval()
     with log.progress(name, cfg.iterations) as ticker, stop_requests() as stop:
@@ -189,8 +189,9 @@ def practise(
                 break
             taken = iteration * cfg.minibatches
             metrics = update(policy, optimizer, groups, cfg, generator, taken) if groups.kept else {}
-            # at first a plain mean, else the policy before practice would weigh for 1 / (1 - ema) iterations
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], max(1 - cfg.ema, 1 / (iteration + 1)))
+            if average:
+                # at first a plain mean, else the policy before practice would weigh for 1 / (1 - ema) iterations
+                torch._foreach_lerp_(average, [p.detach() for p in parameters], max(1 - cfg.ema, 1 / (iteration + 1)))
             metrics |= far | {
                 "success": groups.success_rate,
                 "groups_played": groups.played,
@@ -211,8 +212,9 @@ def practise(
             save_tensors(checkpoint, tensors, {"iteration": iteration + 1})
             if stop.is_set() and iteration + 1 < cfg.iterations:
                 raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
-    with torch.no_grad():
-        torch._foreach_copy_([*parameters], average)
+    if average:
+        with torch.no_grad():
+            torch._foreach_copy_([*parameters], average)
     save_tensors(finished, policy.state_dict())
     checkpoint.unlink(missing_ok=True)
     return policy
