@@ -134,7 +134,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "were solved before? Of the policy that knows two tasks only the first is tried and "
             "practised; the second is measured."
         ),
-        arms=(OURS, DPO, MORE),
+        arms=(OURS, Arm("WMPO, stop rule", changes={"grpo.trust": 1.5}), DPO, MORE),
         tasks=("place", "stack", "insert", "place+place-blue"),
         budgets=(384,),
         changes={"rounds": 3},
