@@ -22,7 +22,8 @@ from wmpo.config import (
     Recipe,
 )
 from wmpo.data.cache import FrameCache
-from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.data.records import EpisodeRecord
+from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA

@@ -26,7 +26,8 @@ from torch import Tensor
 from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
-from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.data.records import EpisodeRecord
+from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrate, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import BATCH, evaluate

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.data.cache import FrameCache
-from wmpo.data.store import EpisodeRecord
+from wmpo.data.records import EpisodeRecord
 from wmpo.errors import UserError
 from wmpo.objectives.dpo import masked_sum, preference_loss
 from wmpo.policies.minivla import MiniVLA

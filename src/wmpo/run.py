@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from wmpo.config import FitConfig, Recipe
+from wmpo.data.records import EpisodeRecord
 from wmpo.data.starts import held_out, starts
-from wmpo.data.store import EpisodeRecord, EpisodeStore
+from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.protocols import Env
 from wmpo.training.fit import fit, step_seed

@@ -24,37 +24,11 @@ import pyarrow.parquet as pq
 from wmpo.data import layout
 from wmpo.data.checks import check_episode
 from wmpo.data.files import json_writer, read_table, replace_file
-from wmpo.data.starts import split_of
-from wmpo.data.stats import Stats, image_stats, merge_stats, vector_stats
+from wmpo.data.records import EpisodeRecord, episode_row, episode_stats, read_records, read_stats
+from wmpo.data.stats import Stats, merge_stats, vector_stats
 from wmpo.data.video import LOSSLESS, Codec, read_video, take, write_video
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode
-
-
-@dataclass(frozen=True)
-class EpisodeRecord:
-    """What is known of a stored episode without reading its frames."""
-
-    index: int
-    length: int
-    """T, in actions; there are T+1 frames."""
-    first_frame: int
-    """Number of frame 0 in the store."""
-    part: int
-    """Which files hold it."""
-    offset: int
-    """Number of frame 0 in those files."""
-    start: int
-    source: str
-    task: str
-    instruction: str
-    succeeded: bool
-    labelled: bool
-    meta: dict[str, str]
-
-    @property
-    def split(self) -> str:
-        return split_of(self.start)
 
 
 @dataclass(frozen=True)
@@ -237,50 +211,22 @@ class EpisodeStore:
     ) -> int:
         """Write one set of files; the number of frames in it. Adds to `image_parts`."""
         table = layout.frames_table(episodes, self.spec, index, frame, tasks)
-        chunk, file = divmod(part, layout.FILES_PER_CHUNK)
-        records = []
+        rows = []
         offset = 0
         for number, episode in enumerate(episodes, start=index):
-            rows = episode.length + 1
-            record: dict[str, Any] = {
-                "episode_index": number,
-                "tasks": [episode.instruction],
-                "length": rows,
-                "data/chunk_index": chunk,
-                "data/file_index": file,
-                "dataset_from_index": frame + offset,
-                "dataset_to_index": frame + offset + rows,
-                "meta/episodes/chunk_index": chunk,
-                "meta/episodes/file_index": file,
-                "wmpo/start": episode.start,
-                "wmpo/source": episode.source,
-                "wmpo/task": episode.task,
-                "wmpo/success": episode.succeeded,
-                "wmpo/labelled": episode.labels is not None,
-                "wmpo/meta": json.dumps(episode.meta, sort_keys=True),
-            }
-            stats = {layout.ACTION: vector_stats(episode.actions)}
-            if self.spec.state_dim:
-                stats[layout.STATE] = vector_stats(episode.state)
-            for camera in self.spec.cameras:
-                key = layout.video_key(camera)
-                record[f"videos/{key}/chunk_index"] = chunk
-                record[f"videos/{key}/file_index"] = file
-                record[f"videos/{key}/from_timestamp"] = offset / self.spec.fps
-                record[f"videos/{key}/to_timestamp"] = (offset + rows) / self.spec.fps
-                stats[key] = image_stats(episode.images[camera])
-                image_parts[key].append(stats[key])
-            for key, values in stats.items():
-                record.update({f"stats/{key}/{name}": value.tolist() for name, value in values.items()})
-            records.append(record)
-            offset += rows
+            stats = episode_stats(episode, self.spec)
+            for key, entries in image_parts.items():
+                entries.append(stats[key])
+            place = {"index": number, "part": part, "first_frame": frame + offset, "offset": offset}
+            rows.append(episode_row(episode, stats, self.spec, **place))
+            offset += episode.length + 1
         replace_file(layout.data_path(self.root, part), lambda path: pq.write_table(table, path))
         for camera in self.spec.cameras:
             shots = (episode.images[camera] for episode in episodes)
             target = layout.video_path(self.root, part, camera)
             replace_file(target, lambda path, shots=shots: write_video(path, shots, self.spec.fps, self.codec))  # type: ignore[misc]
         replace_file(
-            layout.episodes_path(self.root, part), lambda path: pq.write_table(pa.Table.from_pylist(records), path)
+            layout.episodes_path(self.root, part), lambda path: pq.write_table(pa.Table.from_pylist(rows), path)
         )
         return offset
 
@@ -300,7 +246,7 @@ class EpisodeStore:
         total = self._info["total_episodes"]
         part = 0
         while len(self._records) < total:
-            self._records += self._read_rows(part)
+            self._records += read_records(self.root, part)
             part += 1
         self.part_frames = [0] * part
         for row in self._records:
@@ -308,31 +254,6 @@ class EpisodeStore:
         if len(self._records) != total:
             raise UserError(f"The files in {self.root}/meta/episodes hold more than the {total} episodes of {path}.")
         self._tasks = read_table(self.root / layout.TASKS)["__index_level_0__"].to_pylist()
-
-    def _read_rows(self, part: int) -> list[EpisodeRecord]:
-        table = read_table(layout.episodes_path(self.root, part))
-        own = [name for name in table.column_names if not name.startswith(("stats/", "videos/"))]
-        records = table.select(own).to_pylist()
-        if not records:
-            raise UserError(f"The file {layout.episodes_path(self.root, part)} is empty: restore it from a copy.")
-        first = records[0]["dataset_from_index"]
-        return [
-            EpisodeRecord(
-                index=record["episode_index"],
-                length=record["length"] - 1,
-                first_frame=record["dataset_from_index"],
-                part=part,
-                offset=record["dataset_from_index"] - first,
-                start=record["wmpo/start"],
-                source=record["wmpo/source"],
-                task=record["wmpo/task"],
-                instruction=record["tasks"][0],
-                succeeded=record["wmpo/success"],
-                labelled=record["wmpo/labelled"],
-                meta=json.loads(record["wmpo/meta"]),
-            )
-            for record in records
-        ]
 
     def _video(self, part: int, camera: str, first: int = 0) -> Iterator[np.ndarray]:
         path = layout.video_path(self.root, part, camera)
@@ -369,15 +290,9 @@ class EpisodeStore:
 
     def _image_stats(self) -> dict[str, list[Stats]]:
         """Per camera, the statistics of each stored episode."""
-        found: dict[str, list[Stats]] = {layout.video_key(camera): [] for camera in self.spec.cameras}
-        for part in range(self.parts):
-            table = read_table(layout.episodes_path(self.root, part))
-            for key, entries in found.items():
-                prefix = f"stats/{key}/"
-                names = [name for name in table.column_names if name.startswith(prefix)]
-                for record in table.select(names).to_pylist():
-                    entries.append({name.removeprefix(prefix): np.array(value) for name, value in record.items()})
-        return found
+        parts = range(self.parts)
+        keys = [layout.video_key(camera) for camera in self.spec.cameras]
+        return {key: [stats for part in parts for stats in read_stats(self.root, part, key)] for key in keys}
 
     def _all_stats(self, parts: int, images: dict[str, list[Stats]]) -> dict[str, dict[str, Any]]:
         """meta/stats.json over all parts, the new ones too. Rows that only repeat the last action don't count."""
