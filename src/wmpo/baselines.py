@@ -37,15 +37,15 @@ class BaselineConfig:
     """What the baselines need beside the settings of a recipe."""
 
     online: GRPOConfig = field(
-        default_factory=lambda: GRPOConfig(groups=8, group_size=16, warmup=4, minibatches=2, ema=0.0)
+        default_factory=lambda: GRPOConfig(lr=1e-4, groups=8, group_size=8, warmup=4, minibatches=2, ema=0.0)
     )
     """GRPO on real rollouts. Its batches are small, since P pays for few; iterations, too few to average, and refills
     are set by P."""
-    beta: float = 1.0
+    beta: float = 0.1
     """DPO: how strongly the policy is held to the base; the smaller, the farther it may move."""
-    dpo: FitConfig = field(default_factory=lambda: FitConfig(steps=200, batch_size=16, lr=1e-4, warmup=20))
+    dpo: FitConfig = field(default_factory=lambda: FitConfig(steps=200, batch_size=16, lr=3e-5, warmup=20))
     """DPO: training on pairs of a success and a failure; batch_size counts pairs."""
-    sft: FitConfig = field(default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, lr=1e-3))
+    sft: FitConfig = field(default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, lr=3e-4))
     """Supervised training that goes on from the base policy, on demonstrations and what was added to them."""
     upper_iterations: int = 60
     """Iterations of GRPO without a limit on real rollouts; all else as in practice."""
