@@ -357,7 +357,7 @@ def test_settings_go_with_a_budget() -> None:
     ("args", "words"),
     [
         (["tabel1"], "did you mean table1?"),
-        (["zzz"], "table1, efficiency"),
+        (["zzz"], "table1, more-rollouts"),
         (["table1", "--workers", "0"], "at least 1"),
         (["table1", "--tasks", "fly"], "There is no task 'fly'"),
         (["table1", "--seeds", "-1"], "0 or more"),

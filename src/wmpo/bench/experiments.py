@@ -40,7 +40,8 @@ DPO = Arm("DPO", "dpo")
 FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
-OURS = Arm("WMPO", at={1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}})
+LONGER = {1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}}  # more rollouts take longer to learn
+OURS = Arm("WMPO", at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, ema=0.0),
@@ -110,6 +111,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         budgets=(128, 1280),
         sections=(tables.success, tables.seeds, tables.against, tables.growth, tables.budget_plot, tables.cost),
         smoke_arms=6,
+    ),
+    "more-rollouts": Experiment(
+        title="Ten times the rollouts",
+        about=(
+            "What keeps WMPO from making more of P = 1280 than of 128 (`table1`)? Tried: to practise for longer, to "
+            "align the dream for longer, and to spend the rollouts in two rounds."
+        ),
+        arms=(
+            OURS,
+            Arm("40 iterations", changes={"grpo.iterations": 40}, at=LONGER),
+            Arm("Longer alignment", changes={"world_model.align.steps": 1500, "reward.fit.steps": 800}),
+            Arm("Two rounds", changes={"rounds": 2}, at=LONGER),
+        ),
+        budgets=(1280,),
+        sections=(tables.success, tables.dream_quality, tables.against, tables.cost),
+        smoke_arms=1,
     ),
     "efficiency": Experiment(
         title="Success against real episodes",
