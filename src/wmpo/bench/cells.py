@@ -106,9 +106,14 @@ class CellResult(RunResult):
     doubt: Doubt | None = None
 
     @property
+    def turns(self) -> list[str]:
+        """The policies that the method left round by round; disrupted evaluations have names of two words."""
+        return [name for name in self.policies if name not in (BASE, CONTROL) and " " not in name]
+
+    @property
     def final(self) -> str:
-        """The policy that the method ended with; disrupted evaluations have names of two words."""
-        return [name for name in self.policies if name not in (BASE, CONTROL) and " " not in name][-1]
+        """The policy that the method ended with."""
+        return self.turns[-1]
 
     @staticmethod
     def of(cell: Cell, result: RunResult) -> CellResult:

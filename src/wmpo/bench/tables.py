@@ -253,26 +253,27 @@ def disruptions(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
 
 def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """Success after each round, what the round gained, and what has been lost since the base."""
+    """Success after each round, what the round gained, and what has been lost since the base; one task at a time."""
+    single = [result for result in results if not result.tasks]
+    tasks = tasks_of(single) if len(tasks_of(single)) > 1 else []
     rows = []
-    for (label, budget), own in groups(results).items():
-        names = [key for key in own[0].policies if key != BASE and " " not in key]
-        for turn, policy in enumerate(names, start=1):
-            before = BASE if turn == 1 else names[turn - 2]
+    for (label, budget), own in groups(single).items():
+        turns = own[0].turns
+        for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
             pairs = over_base(own, policy)
-            steps = [
-                Pair(r.task, r.seed, r.policies[before], r.policies[policy])
-                for r in own
-                if before in r.policies and policy in r.policies
-            ]
+            steps = [Pair(r.task, r.seed, r.policies[before], r.policies[policy]) for r in own]
             solved = [(b, a) for p in pairs for b, a in zip(p.before.success, p.after.success, strict=True) if b]
             lost = f"{100 * sum(not a for _, a in solved) / len(solved):.1f}" if solved else DASH
-            so_far = str(budget * turn // len(names))
-            rows.append([label, so_far, str(turn), percent(mean_rate(pairs)), points(gain(steps)), points(gain(pairs)),
-                         lost])  # fmt: skip
-    head = ("method", "P so far", "round", "mean %", "gain of the round", "gain over base", "forgotten, %")
+            mine = by_task(pairs)
+            cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
+            rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
+                         points(gain(steps)), points(gain(pairs)), lost])  # fmt: skip
+    if not rows:
+        return ""
+    heads = (f"{task} %" for task in tasks)
+    head = ("method", "P so far", "round", *heads, "mean %", "gain of the round", "gain over base", "forgotten, %")
     return (
-        f"## Round by round\n\n{table(head, rows)}\n\n"
+        f"## Round by round\n\n{table(head, rows)}\n\nMeans are over the tasks that a method has been run on. "
         "Forgotten: of the initial states that the base policy solves, the share that the policy fails."
     )
 
@@ -283,9 +284,8 @@ def old_tasks(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     for (label, _), own in groups(result for result in results if result.tasks).items():
         for told in own[0].task.split("+"):
             parts = [result.of_task(told) for result in own]
-            turns = [key for key in parts[0].policies if " " not in key]
             cells = [percent(mean_rate(over_base(parts, BASE)))]
-            for turn in turns[1:]:
+            for turn in own[0].turns:
                 pairs = over_base(parts, turn)
                 cells.append(f"{percent(mean_rate(pairs))}, {points(gain(pairs))}")
             practised = "yes" if told == own[0].task.split("+")[0] else "no"
