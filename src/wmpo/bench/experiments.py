@@ -217,7 +217,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             Arm("Filtered BC, 800 steps", "filtered_bc", settings={"sft.lr": 1e-3, "sft.steps": 800}),
         ),
-        tasks=("place",),
+        tasks=("place", "insert"),
         seeds=(100,),
         sections=(tables.success,),
         smoke_arms=1,
