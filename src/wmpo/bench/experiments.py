@@ -191,10 +191,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tuning": Experiment(
         title="The same search for every method",
         about=(
-            "Four settings of each method, and eight of DPO, on one task, from a seed that no other experiment uses. "
-            "The best of each is its default in all other experiments, so that no method is compared at settings that "
-            "suit another one; more demonstrations are learned as those of filtered BC. When WMPO's were chosen, its "
-            "results of seeds 0 and 1 had been seen too (`ablations`); those of seed 2 had not."
+            "Four settings of each method, and eight of DPO, from a seed that no other experiment uses. The best of "
+            "each, by its mean over the tasks that it was tried on, is its default in all other experiments, so that "
+            "no method is compared at settings that suit another one; more demonstrations are learned as filtered BC "
+            "is. When WMPO's were chosen, its results of seeds 0 and 1 had been seen too (`ablations`); those of seed "
+            "2 had not."
         ),
         arms=(
             Arm("WMPO, lr 0.0003, 20 iterations"),
