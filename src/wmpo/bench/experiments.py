@@ -41,6 +41,7 @@ FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
 LONGER = {1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}}  # more rollouts take longer to learn
+THRICE = {"world_model.align.steps": 1500, "reward.fit.steps": 800}
 OURS = Arm("WMPO", at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
@@ -105,7 +106,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "Does practising in imagination make more of P real rollouts than other methods do? The paper gains +13.5 "
             "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy. Seeds 0 and 1 "
-            "were seen when the rate and the number of iterations of WMPO's practice were chosen; seed 2 was not."
+            "were seen when the rate and the number of iterations of WMPO's practice were chosen; seed 2 was not. "
+            "What else was tried with P = 1280 is in `more-rollouts`."
         ),
         arms=(*AT_EQUAL_COST, UPPER, Arm("DPO, beta 0.1", "dpo", settings={"dpo.lr": 3e-5, "beta": 0.1})),
         budgets=(128, 1280),
@@ -116,12 +118,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="Ten times the rollouts",
         about=(
             "What keeps WMPO from making more of P = 1280 than of 128 (`table1`)? Tried: to practise for longer, to "
-            "align the dream for longer, and to spend the rollouts in two rounds."
+            "align the dream for longer, both, and to spend the rollouts in two rounds."
         ),
         arms=(
             OURS,
             Arm("40 iterations", changes={"grpo.iterations": 40}, at=LONGER),
-            Arm("Longer alignment", changes={"world_model.align.steps": 1500, "reward.fit.steps": 800}),
+            Arm("Longer alignment", changes=THRICE),
+            Arm("Longer alignment, 40 iterations", changes={**THRICE, "grpo.iterations": 40}),
             Arm("Two rounds", changes={"rounds": 2}, at=LONGER),
         ),
         budgets=(1280,),

@@ -161,14 +161,17 @@ def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     for (label, budget), others in found.items():
         pairs = contrasted(found.get((ours, budget), []), others)
         if label != ours and pairs:
-            difference = gain(pairs)
-            sure = "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
-            rows.append([label, budget_told(budget), ", ".join(by_task(pairs)), points(difference), sure])
+            told = [", ".join(by_task(pairs)), points(gain(pairs)), beyond_chance(gain(pairs))]
+            rows.append([label, budget_told(budget), *told])
     if not rows:
         return ""
     return f"## {ours} beside each\n\n" + table(
         ("beside", "P", "tasks", f"{ours} minus it, mean over tasks", "better beyond chance"), rows
     )
+
+
+def beyond_chance(difference: Interval) -> str:
+    return "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
 
 
 def seeds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -194,8 +197,9 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for less, more in pairwise(budgets):
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
-                rows.append([label, f"{less} to {more}", ", ".join(by_task(pairs)), points(gain(pairs))])
-    head = ("method", "P", "tasks", "gain, mean over tasks")
+                told = [", ".join(by_task(pairs)), points(gain(pairs)), beyond_chance(gain(pairs))]
+                rows.append([label, f"{less} to {more}", *told])
+    head = ("method", "P", "tasks", "gain, mean over tasks", "better beyond chance")
     return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
 
 
