@@ -41,7 +41,8 @@ FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
 LONGER = {1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}}  # more rollouts take longer to learn
-THRICE = {"world_model.align.steps": 1500, "reward.fit.steps": 800}
+THRICE = {**LONGER[1280], "world_model.align.steps": 1500}
+STOPPED = {"grpo.trust": 1.5}
 OURS = Arm("WMPO", at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
@@ -154,7 +155,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "were solved before? Of the policy that knows two tasks only the first is tried and "
             "practised; the second is measured."
         ),
-        arms=(OURS, Arm("WMPO, stop rule", changes={"grpo.trust": 1.5}), DPO, MORE),
+        arms=(OURS, Arm("WMPO, stop rule", changes=STOPPED), DPO, MORE),
         tasks=("place", "stack", "insert", "place+place-blue"),
         budgets=(384,),
         changes={"rounds": 3},
@@ -185,7 +186,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("Batches refilled", changes={"grpo.refill": 2}),
             Arm("Twice the rate, 16 iterations", changes={"grpo.lr": 6e-4, "grpo.iterations": 16}),
             Arm("Last iteration's policy", changes={"grpo.ema": 0.0}),
-            Arm("Stop rule", changes={"grpo.trust": 1.5}),
+            Arm("Stop rule", changes=STOPPED),
             Arm("Dr. GRPO", changes={"grpo.advantage": "dr_grpo"}),
             Arm("RLOO", changes={"grpo.advantage": "rloo"}),
         ),
@@ -205,7 +206,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("WMPO, lr 0.0003, 20 iterations"),
             Arm("WMPO, lr 0.0006, 16 iterations", changes={"grpo.lr": 6e-4, "grpo.iterations": 16}),
             Arm("WMPO, lr 0.001, 12 iterations", changes={"grpo.lr": 1e-3, "grpo.iterations": 12}),
-            Arm("WMPO, stop rule", changes={"grpo.trust": 1.5}),
+            Arm("WMPO, stop rule", changes=STOPPED),
             *(
                 Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr, "online.group_size": 8})
                 for lr in (1e-4, 3e-4, 1e-3)
@@ -236,7 +237,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         arms=(
             OURS,
             *(Arm(f"{n} iterations", changes={"grpo.iterations": n}) for n in (4, 40)),
-            Arm("Stop rule", changes={"grpo.trust": 1.5}),
+            Arm("Stop rule", changes=STOPPED),
             ONLINE,
             DPO,
             FILTERED,

@@ -161,8 +161,7 @@ def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     for (label, budget), others in found.items():
         pairs = contrasted(found.get((ours, budget), []), others)
         if label != ours and pairs:
-            told = [", ".join(by_task(pairs)), points(gain(pairs)), beyond_chance(gain(pairs))]
-            rows.append([label, budget_told(budget), *told])
+            rows.append([label, budget_told(budget), *difference_told(pairs)])
     if not rows:
         return ""
     return f"## {ours} beside each\n\n" + table(
@@ -170,8 +169,11 @@ def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     )
 
 
-def beyond_chance(difference: Interval) -> str:
-    return "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
+def difference_told(pairs: Sequence[Pair]) -> list[str]:
+    """On which tasks, the mean difference over them, and whether it is better beyond chance."""
+    difference = gain(pairs)
+    sure = "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
+    return [", ".join(by_task(pairs)), points(difference), sure]
 
 
 def seeds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -197,8 +199,7 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for less, more in pairwise(budgets):
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
-                told = [", ".join(by_task(pairs)), points(gain(pairs)), beyond_chance(gain(pairs))]
-                rows.append([label, f"{less} to {more}", *told])
+                rows.append([label, f"{less} to {more}", *difference_told(pairs)])
     head = ("method", "P", "tasks", "gain, mean over tasks", "better beyond chance")
     return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,9 @@ def read_records(root: Path, part: int) -> list[EpisodeRecord]:
     ]
 
 
-def read_stats(root: Path, part: int, key: str) -> Iterator[Stats]:
-    """Statistics of a feature, episode by episode."""
+def read_stats(root: Path, part: int, keys: Sequence[str]) -> Iterator[dict[str, Stats]]:
+    """Statistics of these features, episode by episode."""
     table = read_table(layout.episodes_path(root, part))
-    prefix = f"stats/{key}/"
-    for row in table.select([name for name in table.column_names if name.startswith(prefix)]).to_pylist():
-        yield {name.removeprefix(prefix): np.array(value) for name, value in row.items()}
+    own = {key: [name for name in table.column_names if name.startswith(f"stats/{key}/")] for key in keys}
+    for row in table.select([name for names in own.values() for name in names]).to_pylist():
+        yield {key: {n.removeprefix(f"stats/{key}/"): np.array(row[n]) for n in names} for key, names in own.items()}

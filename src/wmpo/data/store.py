@@ -290,9 +290,9 @@ class EpisodeStore:
 
     def _image_stats(self) -> dict[str, list[Stats]]:
         """Per camera, the statistics of each stored episode."""
-        parts = range(self.parts)
         keys = [layout.video_key(camera) for camera in self.spec.cameras]
-        return {key: [stats for part in parts for stats in read_stats(self.root, part, key)] for key in keys}
+        episodes = [stats for part in range(self.parts) for stats in read_stats(self.root, part, keys)]
+        return {key: [stats[key] for stats in episodes] for key in keys}
 
     def _all_stats(self, parts: int, images: dict[str, list[Stats]]) -> dict[str, dict[str, Any]]:
         """meta/stats.json over all parts, the new ones too. Rows that only repeat the last action don't count."""
