@@ -1,13 +1,16 @@
-"""What `wmpo plan` foresees, beside what the same steps take when one core of this machine really does them.
+"""What `wmpo plan` foresees, beside what the same steps take when one core of this machine, or its GPU, does them.
 
 OMP_NUM_THREADS=1 python benchmarks/plan.py --out results/plan.json
+python benchmarks/plan.py --device cuda --recipes place --policies "SmolVLA" "OpenVLA-OFT, lora_rank 32, checkpointing"
 
-The same code goes through the steps twice: with tensors that have no numbers, and with tensors that have, while the
-profiler tells what is allocated and freed, of which the fullest moment counts. A CPU imagines a few rows at a time, to
-stay in its cache: it takes less there than what is planned for a GPU.
+The same code goes through the steps twice: with tensors that have no numbers, and with tensors that have, while it is
+watched what is allocated and freed, of which the fullest moment counts. A CPU imagines a few rows at a time, to stay in
+its cache: it takes less there than what is planned for a GPU. Published policies have random weights and the sizes of
+`benchmarks/sizes.py`.
 
-Time is that of the processor, so that what else runs on the machine counts little; it is compared with the time that
-the planned arithmetic would take at the speed of a matrix product of 1024 x 1024.
+Time of a CPU is that of the processor, so that what else runs on the machine counts little. It is compared with the
+time that the planned arithmetic would take at the speed of a matrix product: of 1024 x 1024 on a core, of 8192 x 8192
+in bfloat16 on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,85 +31,150 @@ import tyro
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+import sizes  # beside this file
 from wmpo import plan
+from wmpo.config import Recipe
 from wmpo.doctor import matmul_gflops
 from wmpo.envs import make_env
+from wmpo.policies import build_policy
 from wmpo.recipes import recipe_named
 from wmpo.results import commit, this_machine
 from wmpo.training.files import write_json
 from wmpo.training.plain import to_plain
 from wmpo.training.shares import one_core_each
+from wmpo.types import EnvSpec
 
 
 @dataclass
 class Settings:
     recipes: tuple[str, ...] = ("smoke", "place", "wrist", "flow")
     """Recipes to plan and to try."""
+    policies: tuple[str, ...] = ()
+    """Published policies of `benchmarks/sizes.py` to plan and to try; a name that ends in ", bfloat16" computes so."""
+    device: str = "cpu"
+    """cpu or cuda."""
     out: Path | None = None
     """Where to write what was measured, as JSON."""
 
 
-def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device) -> Tensor:
     """`plan.blank` with numbers."""
-    return torch.zeros(shape, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def done(
-    seconds: list[float], mode: AbstractContextManager[Any], work: Callable[[], None], networks: Any
-) -> SimpleNamespace:
-    """`plan.go_through` of what really happens: bytes allocated and not yet freed, at the fullest moment.
-
-    The seconds that it took are appended, the least of three times.
-    """
-    with mode:
-        work()  # what is made once and kept belongs to no step
-        tries = []
-        for _ in range(3):
-            begin = time.process_time()
-            work()
-            tries.append(time.process_time() - begin)
-        seconds.append(min(tries))
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            work()
+def on_cpu(work: Callable[[], None]) -> tuple[int, float]:
+    """Bytes allocated and not yet freed, at the fullest moment, and seconds, the least of three times."""
+    work()  # what is made once and kept belongs to no step
+    tries = []
+    for _ in range(3):
+        begin = time.process_time()
+        work()
+        tries.append(time.process_time() - begin)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
     running = most = 0
     for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
             running += event.nbytes()
             most = max(most, running)
+    return most, min(tries)
+
+
+def on_gpu(work: Callable[[], None]) -> tuple[int, float]:
+    """The same of a GPU, from the second time on; the allocator's own records."""
+    work()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    tries: list[float] = []
+    while sum(tries) < 2.0 and len(tries) < 5:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        tries.append(time.perf_counter() - begin)
+    return torch.cuda.max_memory_allocated() - before, min(tries)
+
+
+def done(
+    device: torch.device,
+    seconds: list[float],
+    mode: AbstractContextManager[Any],
+    work: Callable[[], None],
+    networks: Any = (),
+) -> SimpleNamespace:
+    """`plan.go_through` of what really happens. What it took is appended to `seconds`."""
+    with mode:
+        most, took = (on_cpu if device.type == "cpu" else on_gpu)(work)
+    seconds.append(took)
     return SimpleNamespace(peak=most, flop=0)
+
+
+def tried(recipe: Recipe, spec: EnvSpec, device: torch.device, build: Callable[[], Any]) -> list[dict[str, Any]]:
+    """A row per stage: what was planned, and what it took."""
+    with plan.META:
+        policy = build()
+    foreseen = plan.plan(recipe, spec, policy)
+    seconds: list[float] = []
+    numbers = {"META": device, "blank": partial(zeros, device=device), "go_through": partial(done, device, seconds)}
+    generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[0]
+    with patch.multiple(plan, **numbers), patch.object(torch, "default_generator", generator):
+        with device:
+            policy = build()
+        taken = plan.plan(recipe, spec, policy)
+    gflops = speed(device)
+    return [
+        {
+            "stage": before.stage,
+            "planned_mb": round(before.activations / 1e6, 1),
+            "taken_mb": round(after.activations / 1e6, 1),
+            "planned_to_taken": round(before.activations / max(after.activations, 1), 2),
+            "planned_gflop": round(before.flop / 1e9, 2),
+            "planned_seconds": round(before.flop / gflops / 1e9, 4),
+            "taken_seconds": round(second, 4),
+            "taken_to_planned_seconds": round(second / (before.flop / gflops / 1e9), 2),
+        }
+        for before, after, second in zip(foreseen, taken, seconds, strict=True)
+    ]
+
+
+def published(name: str, spec: EnvSpec) -> Any:
+    """One of `benchmarks/sizes.py`, with random weights."""
+    name, half, _ = name.partition(", bfloat16")
+    policy = sizes.POLICIES[name](spec)
+    if half:
+        policy.config = replace(policy.config, precision="bfloat16")
+    return policy.eval()
+
+
+@cache
+def speed(device: torch.device) -> float:
+    """GFLOP/s of matrix products."""
+    gpu = device.type == "cuda"
+    return matmul_gflops(torch.bfloat16, 8192, 2.0, device) if gpu else matmul_gflops(torch.float32, seconds=5.0)
 
 
 def main(settings: Settings) -> None:
     one_core_each()
-    gflops = matmul_gflops(torch.float32, seconds=5.0)
+    device = torch.device(settings.device)
     load = os.getloadavg()[0]  # what else runs
-    facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": load, "gflops": round(gflops, 1)}
+    machine = to_plain(this_machine())
+    facts = {"commit": commit(), "machine": machine, "load": load, "gflops": round(speed(device), 1)}
     print(facts, flush=True)
     rows = []
+    cases: list[tuple[str, Recipe, Callable[[EnvSpec], Any]]] = []
     for name in settings.recipes:
         recipe = recipe_named(name)
+        cases.append((name, recipe, partial(build_policy, recipe.policy)))
+    for name in settings.policies:
+        cases.append((name, sizes.recipe(), partial(published, name)))
+    for name, recipe, build in cases:
         with closing(make_env(replace(recipe.env, workers=0))) as env:
             spec = env.spec
-        foreseen = plan.plan(recipe, spec)
-        seconds: list[float] = []
-        with patch.multiple(plan, META=torch.device("cpu"), blank=zeros, go_through=partial(done, seconds)):
-            taken = plan.plan(recipe, spec)
-        for before, after, second in zip(foreseen, taken, seconds, strict=True):
-            row = {
-                "recipe": name,
-                "stage": before.stage,
-                "planned_mb": round(before.activations / 1e6, 1),
-                "taken_mb": round(after.activations / 1e6, 1),
-                "planned_to_taken": round(before.activations / after.activations, 2),
-                "planned_gflop": round(before.flop / 1e9, 2),
-                "planned_seconds": round(before.flop / gflops / 1e9, 4),
-                "taken_seconds": round(second, 4),
-                "taken_to_planned_seconds": round(second / (before.flop / gflops / 1e9), 2),
-            }
-            print(row, flush=True)
-            rows.append(row)
-    if settings.out is not None:
-        write_json(settings.out, {**facts, "steps": rows})
+        for row in tried(recipe, spec, device, partial(build, spec)):
+            print({"case": name, **row}, flush=True)
+            rows.append({"case": name, **row})
+        if settings.out is not None:
+            write_json(settings.out, {**facts, "steps": rows})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from wmpo.config import Recipe
 from wmpo.errors import UserError
 
 
+SIZE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much memory, arithmetic and time each stage of a recipe will take, found without running it; status 1 if one
@@ -23,8 +26,8 @@ class Plan:
     """What there is, in GB (10^9 bytes): of the GPU, or of the machine where there is none."""
     tflops: float = 0.0
     """Speed that the device holds in such work, in TFLOP/s (10^12 operations per second). A GPU may reach 40 % of what
-    its maker promises for the precision, if networks are large. 0: the speed of large matrix products on this machine's
-    processor, measured, which bounds the time from below."""
+    its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 on this
+    machine's device, measured, which bounds the time from below."""
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> Plan:
@@ -35,6 +38,7 @@ class Plan:
         from rich.console import Console
         from rich.table import Table
 
+        from wmpo.commands.opening import pick_device
         from wmpo.doctor import matmul_gflops
         from wmpo.envs import make_env
         from wmpo.plan import fitting, plan
@@ -49,7 +53,8 @@ class Plan:
         spec = env.spec
         env.close()
         needs = plan(self.recipe, spec)
-        tflops = self.tflops or matmul_gflops(torch.float32) / 1000
+        device = pick_device(self.recipe.device)
+        tflops = self.tflops or matmul_gflops(torch.float32, SIZE[device.type], device=device) / 1000
 
         memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
         memory.add_column("stage", no_wrap=True)
