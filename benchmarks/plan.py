@@ -33,6 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sizes  # beside this file
 from wmpo import plan
+from wmpo.commands.opening import pick_device
 from wmpo.config import Recipe
 from wmpo.doctor import matmul_gflops
 from wmpo.envs import make_env
@@ -155,7 +156,7 @@ def speed(device: torch.device) -> float:
 
 def main(settings: Settings) -> None:
     one_core_each()
-    device = torch.device(settings.device)
+    device = pick_device(settings.device)
     load = os.getloadavg()[0]  # what else runs
     machine = to_plain(this_machine())
     facts = {"commit": commit(), "machine": machine, "load": load, "gflops": round(speed(device), 1)}

@@ -132,12 +132,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU where there is one."""
+    """auto: a GPU where there is one. A GPU is made repeatable, and fast."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return settle(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
+    return settle(device)
+
+
+def settle(device: torch.device) -> torch.device:
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run
+        torch.set_float32_matmul_precision("high")  # TF32, in which convolutions are computed anyway
     return device
