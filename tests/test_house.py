@@ -135,6 +135,10 @@ def planned(page: str) -> str:
         ("metrics.md", metrics_page),
         ("cli.md", pages.cli_page),
         ("results.md", lambda: pages.results_page(ROOT / "results")),
+        (
+            "gpu.md",
+            lambda: pages.with_generated((ROOT / "docs/gpu.md").read_text(), pages.gpu_tables(ROOT / "results")),
+        ),
         ("settings.md", lambda: pages.with_generated((ROOT / "docs/settings.md").read_text(), pages.settings_table())),
         (
             "../README.md",

@@ -274,6 +274,59 @@ def sizes_table(path: Path, *names: str) -> str:
     return table(columns, rows)
 
 
+def gpu_tables(results: Path) -> str:
+    """For docs/gpu.md: the main job with and without a GPU, and single steps on it beside what was planned."""
+    taken, plain = RunResult.load(results / "gpu" / "place-seed0.json"), RunResult.load(results / "place-seed0.json")
+    gpu = f"{taken.machine.gpu}, {taken.machine.cores} cores"
+    seconds = [
+        (name, f"{plain.stages[name].seconds:.0f}", f"{stage.seconds:.0f}", f"{stage.peak_gpu_memory_mb / 1000:.1f}")
+        for name, stage in taken.stages.items()
+    ]
+    outcome = [
+        (where, *success_cells(run), f"`{run.commit}`")
+        for where, run in ((f"{plain.machine.cores} cores of {plain.machine.cpu}", plain), (gpu, taken))
+    ]
+    measured = read_json(results / "gpu" / "plan.json")
+    sizes = {size["policy"]: size["stages"] for size in read_json(results / "sizes.json")["sizes"]}
+    often = {(name, stage["stage"]): stage["steps"] for name, stages in sizes.items() for stage in stages}
+    steps = [
+        (
+            step["case"],
+            step["stage"],
+            f"{step['planned_mb'] / 1000:.2f}",
+            f"{step['taken_mb'] / 1000:.2f}",
+            f"{step['planned_gflop'] / 1000:,.2f}",
+            f"{1000 * step['taken_seconds']:,.0f}",
+            f"{step['planned_gflop'] / step['taken_seconds'] / 1000:,.0f}",
+            f"{often[policy, step['stage']] * step['taken_seconds'] / 3600:,.1f}" if policy in sizes else "–",
+        )
+        for step in measured["steps"]
+        for policy in [step["case"].removesuffix(", bfloat16")]
+        if policy not in sizes or "model" not in step["stage"]  # those of place, beside a published policy
+    ]
+    return "\n\n".join(
+        (
+            table(("stage", f"{plain.machine.cores} cores, seconds", f"{gpu}, seconds", "its memory, GB"), seconds),
+            table(("main job", "states", "base %", "after practice %", "gain", "control's gain", "commit"), outcome),
+            f"Steps, on {measured['machine']['gpu']} (bfloat16 products of 8192 x 8192: "
+            f"{measured['gflops'] / 1000:.0f} TFLOP/s), commit `{measured['commit']}`:",
+            table(
+                (
+                    "networks",
+                    "step",
+                    "planned, GB",
+                    "taken, GB",
+                    "planned, TFLOP",
+                    "milliseconds",
+                    "TFLOP/s",
+                    "hours in a run",
+                ),
+                steps,
+            ),
+        )
+    )
+
+
 def with_generated(page: str, text: str) -> str:
     """The page with `text` between its two marks."""
     before, _, rest = page.partition(BEGIN)
@@ -288,6 +341,7 @@ def write(docs: Path) -> None:
     results = docs.parent / "results"
     generated = {docs / "settings.md": settings_table(), docs.parent / "README.md": summary_table(results)}
     generated |= {docs / page: sizes_table(results / "sizes.json", *names) for page, names in SIZES.items()}
+    generated[docs / "gpu.md"] = gpu_tables(results)
     for page, text in generated.items():
         page.write_text(with_generated(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 

@@ -12,7 +12,6 @@ from wmpo.commands.run import parse_with_recipe
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 
-
 SIZE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
 
 
@@ -26,8 +25,8 @@ class Plan:
     """What there is, in GB (10^9 bytes): of the GPU, or of the machine where there is none."""
     tflops: float = 0.0
     """Speed that the device holds in such work, in TFLOP/s (10^12 operations per second). A GPU may reach 40 % of what
-    its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 on this
-    machine's device, measured, which bounds the time from below."""
+    its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 here,
+    measured, which bounds the time from below."""
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> Plan:
