@@ -28,7 +28,7 @@ def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], results
     plots: Plots = {}
     sections = [section(found, name, plots) for section in experiment.sections]
     commits = sorted({result.commit for result in found})
-    machines = sorted({result.machine.cpu for result in found})
+    machines = sorted({result.machine.gpu or result.machine.cpu for result in found})
     episodes = sorted({len(policy.starts) for result in found for policy in result.policies.values()})
     command = f"wmpo bench {name.replace('-smoke', ' --smoke')} --report"
     text = [
