@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wmpo.bench.cells import CellResult
-from wmpo.bench.tables import Pair, gain, over_base, rate, table
+from wmpo.bench.tables import Pair, contrasted, gain, groups, over_base, rate, table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
 from wmpo.report.words import percent, points
@@ -142,21 +142,30 @@ def summary_table(folder: Path) -> str:
 
 
 def comparison(folder: Path, budget: int = 128) -> str:
-    """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on."""
-    cells = [result for path in sorted(folder.glob("*.json")) if (result := CellResult.load(path)).budget == budget]
-    labels = dict.fromkeys(result.label for result in cells)
-    where = [{(result.task, result.seed) for result in cells if result.label == label} for label in labels]
+    """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on, and WMPO
+    of more."""
+    found = groups(CellResult.load(path) for path in sorted(folder.glob("*.json")))
+    own = {label: results for (label, spent), results in found.items() if spent == budget}
+    where = [{(result.task, result.seed) for result in results} for results in own.values()]
     common = set.intersection(*where) if where else set()
     if not common:
         return ""
-    own = {
-        label: [r for r in cells if r.label == label and (r.task, r.seed) in common]
-        for label in sorted(labels, key=lambda label: label != "WMPO")
-    }
-    gains = ", ".join(f"{label} {points(gain(over_base(results)))}" for label, results in own.items())
+    gains = ", ".join(
+        f"{label} {points(gain(over_base(r for r in own[label] if (r.task, r.seed) in common)))}"
+        for label in sorted(own, key=lambda label: label != "WMPO")
+    )
     tasks = ", ".join(sorted({task for task, _ in common}))
     seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
-    return f"What methods make of the same {budget} real tries (mean gain over {tasks}; seeds {seeds}): {gains}."
+    told = f"What methods make of the same {budget} real tries (mean gain over {tasks}; seeds {seeds}): {gains}."
+    for spent in (spent for label, spent in found if label == "WMPO" and spent > budget):
+        more = found["WMPO", spent]
+        if pairs := contrasted(more, own.get("WMPO", [])):
+            seeds = ", ".join(map(str, sorted({pair.seed for pair in pairs})))
+            told += (
+                f" With {spent} (seeds {seeds}) WMPO gains {points(gain(over_base(more)))}, which is "
+                f"{points(gain(pairs))} beside {budget}."
+            )
+    return told
 
 
 def results_page(folder: Path) -> str:
