@@ -118,8 +118,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "more-rollouts": Experiment(
         title="Ten times the rollouts",
         about=(
-            "What keeps WMPO from making more of P = 1280 than of 128 (`table1`)? Tried: to practise for longer, to "
-            "align the dream for longer, both, and to spend the rollouts in two rounds."
+            "WMPO makes more of P = 1280 than of 128, but not much (`table1`). Would it help to practise for longer, to "
+            "align the dream for longer, to do both, or to spend the rollouts in two rounds?"
         ),
         arms=(
             OURS,
