@@ -118,8 +118,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "more-rollouts": Experiment(
         title="Ten times the rollouts",
         about=(
-            "WMPO makes more of P = 1280 than of 128, but not much (`table1`). Would it help to practise for longer, to "
-            "align the dream for longer, to do both, or to spend the rollouts in two rounds?"
+            "WMPO makes more of P = 1280 than of 128, but not much (`table1`). Would it help to practise for longer, "
+            "to align the dream for longer, to do both, or to spend the rollouts in two rounds?"
         ),
         arms=(
             OURS,
@@ -182,7 +182,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("Groups of 4", changes={"grpo.group_size": 4, "grpo.groups": 96}),
             Arm("Groups of 16", changes={"grpo.group_size": 16, "grpo.groups": 24}),
             Arm("Ratio of chunks", changes={"grpo.ratio": "chunk"}),
-            Arm("All unequal groups", changes={"grpo.keep_low": 0.0, "grpo.keep_high": 1.0}),
             Arm("Batches refilled", changes={"grpo.refill": 2}),
             Arm("Twice the rate, 16 iterations", changes={"grpo.lr": 6e-4, "grpo.iterations": 16}),
             Arm("Last iteration's policy", changes={"grpo.ema": 0.0}),

@@ -144,6 +144,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def settle(device: torch.device) -> torch.device:
+    """How a GPU computes; for the whole process."""
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run
         torch.set_float32_matmul_precision("high")  # TF32, in which convolutions are computed anyway

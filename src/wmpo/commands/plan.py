@@ -12,8 +12,6 @@ from wmpo.commands.run import parse_with_recipe
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 
-SIZE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,7 +51,8 @@ class Plan:
         env.close()
         needs = plan(self.recipe, spec)
         device = pick_device(self.recipe.device)
-        tflops = self.tflops or matmul_gflops(torch.float32, SIZE[device.type], device=device) / 1000
+        size = 8192 if device.type == "cuda" else 1024  # of matrices that keep it busy
+        tflops = self.tflops or matmul_gflops(torch.float32, size, device=device) / 1000
 
         memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
         memory.add_column("stage", no_wrap=True)
