@@ -150,8 +150,8 @@ def published(name: str, spec: EnvSpec) -> Any:
 @cache
 def speed(device: torch.device) -> float:
     """GFLOP/s of matrix products."""
-    gpu = device.type == "cuda"
-    return matmul_gflops(torch.bfloat16, 8192, 2.0, device) if gpu else matmul_gflops(torch.float32, seconds=5.0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return matmul_gflops(dtype, seconds=5.0, device=device)
 
 
 def main(settings: Settings) -> None:

@@ -124,7 +124,7 @@ def gpu() -> Finding:
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
         size = torch.cuda.get_device_properties(0).total_memory / 1024**3
-        full, half = (matmul_gflops(dtype, 8192, device="cuda") / 1000 for dtype in (torch.float32, torch.bfloat16))
+        full, half = (matmul_gflops(dtype, device="cuda") / 1000 for dtype in (torch.float32, torch.bfloat16))
         used = f"cuda: {full:.0f} TFLOP/s in fp32, {half:.0f} in bf16 (matrix product of 8192 x 8192)"
         return Finding("GPU", "ok", f"{name}, {size:.0f} GB", used)
     if Path("/dev/nvidia0").exists():
@@ -187,12 +187,13 @@ def hub() -> Finding:
     return Finding("Models from hubs", "ok", ", ".join(found) or "not installed", "not in the default recipe", advice)
 
 
-def matmul_gflops(
-    dtype: torch.dtype, size: int = 1024, seconds: float = 0.2, device: torch.device | str = "cpu"
-) -> float:
-    """Billions of operations per second of a square matrix product, the best of several."""
+def matmul_gflops(dtype: torch.dtype, size: int = 0, seconds: float = 0.2, device: torch.device | str = "cpu") -> float:
+    """Billions of operations per second of a square matrix product, the best of several. `size` 0: 8192 on a GPU, which
+    smaller ones leave idle, and 1024 on a processor."""
+    gpu = torch.device(device).type == "cuda"
+    size = size or (8192 if gpu else 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    wait = torch.cuda.synchronize if a.device.type == "cuda" else lambda: None
+    wait = torch.cuda.synchronize if gpu else lambda: None
     best, begin = float("inf"), time.perf_counter()
     a @ b  # the first product also sets up the library
     wait()

@@ -157,9 +157,9 @@ def comparison(folder: Path, budget: int = 128) -> str:
     tasks = ", ".join(sorted({task for task, _ in common}))
     seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
     told = f"What methods make of the same {budget} real tries (mean gain over {tasks}; seeds {seeds}): {gains}."
-    for spent in (spent for label, spent in found if label == "WMPO" and spent > budget):
-        more = found["WMPO", spent]
-        if pairs := contrasted(more, own.get("WMPO", [])):
+    for (label, spent), more in found.items():
+        pairs = contrasted(more, own.get("WMPO", [])) if label == "WMPO" and spent > budget else []
+        if pairs:
             seeds = ", ".join(map(str, sorted({pair.seed for pair in pairs})))
             told += (
                 f" With {spent} (seeds {seeds}) WMPO gains {points(gain(over_base(more)))}, which is "
@@ -296,6 +296,8 @@ def gpu_tables(results: Path) -> str:
         for where, run in ((f"{plain.machine.cores} cores of {plain.machine.cpu}", plain), (gpu, taken))
     ]
     measured = read_json(results / "gpu" / "plan.json")
+    columns = ("networks", "step", "planned, GB", "taken, GB", "planned, TFLOP", "milliseconds", "TFLOP/s",
+               "hours in a run")  # fmt: skip
     sizes = {size["policy"]: size["stages"] for size in read_json(results / "sizes.json")["sizes"]}
     often = {(name, stage["stage"]): stage["steps"] for name, stages in sizes.items() for stage in stages}
     steps = [
@@ -319,19 +321,7 @@ def gpu_tables(results: Path) -> str:
             table(("main job", "states", "base %", "after practice %", "gain", "control's gain", "commit"), outcome),
             f"Steps, on {measured['machine']['gpu']} (bfloat16 products of 8192 x 8192: "
             f"{measured['gflops'] / 1000:.0f} TFLOP/s), commit `{measured['commit']}`:",
-            table(
-                (
-                    "networks",
-                    "step",
-                    "planned, GB",
-                    "taken, GB",
-                    "planned, TFLOP",
-                    "milliseconds",
-                    "TFLOP/s",
-                    "hours in a run",
-                ),
-                steps,
-            ),
+            table(columns, steps),
         )
     )
 

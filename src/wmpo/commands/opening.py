@@ -132,19 +132,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU where there is one. A GPU is made repeatable, and fast."""
+    """auto: a GPU where there is one. A GPU is made repeatable, and fast, for the whole process."""
     if name == "auto":
-        return settle(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
-    return settle(device)
-
-
-def settle(device: torch.device) -> torch.device:
-    """How a GPU computes; for the whole process."""
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run
         torch.set_float32_matmul_precision("high")  # TF32, in which convolutions are computed anyway

@@ -50,9 +50,8 @@ class Plan:
         spec = env.spec
         env.close()
         needs = plan(self.recipe, spec)
-        device = pick_device(self.recipe.device)
-        size = 8192 if device.type == "cuda" else 1024  # of matrices that keep it busy
-        tflops = self.tflops or matmul_gflops(torch.float32, size, device=device) / 1000
+        # Where a speed is given, the recipe's device may be another machine's.
+        tflops = self.tflops or matmul_gflops(torch.float32, device=pick_device(self.recipe.device)) / 1000
 
         memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
         memory.add_column("stage", no_wrap=True)
