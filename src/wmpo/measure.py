@@ -257,10 +257,12 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
     shown = [record for record in run.store.records() if record.source == "expert"]
     tried = [record for record in run.store.records() if is_rollout(record)]
     evaluated = [episode for episodes in played.values() for episode in episodes]
+    looks = [points for name, points in read_metrics(run.folder).items() if name.endswith("/real_success")]
     result.interactions = {
         "demonstrations": Interactions(len(shown), sum(record.length for record in shown)),
         "rollouts": Interactions(len(tried), sum(record.length for record in tried)),
         "evaluation": Interactions(len(evaluated), sum(episode.length for episode in evaluated)),
+        "watching_practice": Interactions(sum(map(len, looks)) * run.recipe.evaluate.watch_episodes, 0),
     }
     return result, played
 
@@ -304,14 +306,9 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
                 seed=run.seed(11),
             )
             result.gaps[name] = gap(imagined, episodes)
-        looks = [points for name, points in read_metrics(run.folder).items() if name.endswith("/real_success")]
-        watched = sum(map(len, looks)) * recipe.evaluate.watch_episodes
-        evaluation = result.interactions.pop("evaluation")
-        result.interactions |= {  # in the order in which they took place
-            "practice_resets": Interactions(recipe.grpo.starts * recipe.rounds, 0),
-            "evaluation": evaluation,
-            "watching_practice": Interactions(watched, 0),
-        }
+        measured = {purpose: result.interactions.pop(purpose) for purpose in ("evaluation", "watching_practice")}
+        resets = Interactions(recipe.grpo.starts * recipe.rounds, 0)
+        result.interactions |= {"practice_resets": resets, **measured}  # in the order in which they took place
         pictures = pictures_of(reward_model, base, final, replayed[0], spec.fps)
     result.read_logs(run.folder)
     result.save(run.folder / "result.json")

@@ -99,6 +99,8 @@ class CellResult(RunResult):
     method: str = ""
     budget: int = 0
     """P, of all rounds together; 0 for no limit."""
+    settings: BaselineConfig | None = None
+    """What a baseline was set to beside the recipe; None for the method itself."""
     attempts: dict[str, list[int]] = field(default_factory=dict)
     """Policy -> per initial state, how often the gripper began to grasp the object (to push it, in pushing tasks)."""
     dream_calibration: float | None = None
@@ -117,7 +119,8 @@ class CellResult(RunResult):
 
     @staticmethod
     def of(cell: Cell, result: RunResult) -> CellResult:
-        return CellResult(**vars(result), label=cell.label, method=cell.method, budget=cell.budget)
+        settings = None if cell.method == WMPO else cell.settings
+        return CellResult(**vars(result), label=cell.label, method=cell.method, budget=cell.budget, settings=settings)
 
     @staticmethod
     def load(path: Path) -> CellResult:

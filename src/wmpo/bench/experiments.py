@@ -43,6 +43,8 @@ UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
 LONGER = {1280: {"world_model.align.steps": 500, "reward.fit.steps": 800}}  # more rollouts take longer to learn
 THRICE = {**LONGER[1280], "world_model.align.steps": 1500}
 STOPPED = {"grpo.trust": 1.5}
+GROUPS_OF_4 = {"grpo.group_size": 4, "grpo.groups": 96}
+WARMED = {"online.warmup": 4, "online.minibatches": 2, "online.group_size": 8}
 OURS = Arm("WMPO", at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SMOKE_SETTINGS = BaselineConfig(
@@ -179,7 +181,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("30 sampling steps", changes={"world_model.sampling_steps": 30}),
             Arm("Latents", changes={"world_model.codec": "autoencoder"}),
             Arm("Rewards from real clips only", changes={"reward.dream_share": 0.0}),
-            Arm("Groups of 4", changes={"grpo.group_size": 4, "grpo.groups": 96}),
+            Arm("Groups of 4", changes=GROUPS_OF_4),
             Arm("Groups of 16", changes={"grpo.group_size": 16, "grpo.groups": 24}),
             Arm("Ratio of chunks", changes={"grpo.ratio": "chunk"}),
             Arm("Batches refilled", changes={"grpo.refill": 2}),
@@ -205,12 +207,26 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("WMPO, lr 0.0003, 20 iterations"),
             Arm("WMPO, lr 0.0006, 16 iterations", changes={"grpo.lr": 6e-4, "grpo.iterations": 16}),
             Arm("WMPO, lr 0.001, 12 iterations", changes={"grpo.lr": 1e-3, "grpo.iterations": 12}),
+            Arm("WMPO, lr 0.00015, 20 iterations", changes={"grpo.lr": 1.5e-4}),
+            Arm("WMPO, groups of 4", changes=GROUPS_OF_4),
             Arm("WMPO, stop rule", changes=STOPPED),
             *(
-                Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={"online.lr": lr, "online.group_size": 8})
-                for lr in (1e-4, 3e-4, 1e-3)
+                Arm(f"Online GRPO, lr {lr:g}", "online_grpo", settings={**WARMED, "online.lr": lr})
+                for lr in (1e-4, 3e-4, 1e-3, 3e-3)
             ),
-            Arm("Online GRPO, groups of 16", "online_grpo", settings={"online.lr": 3e-4, "online.group_size": 16}),
+            Arm(
+                "Online GRPO, groups of 16",
+                "online_grpo",
+                settings={**WARMED, "online.lr": 3e-4, "online.group_size": 16},
+            ),
+            *(
+                Arm(
+                    f"Online GRPO, lr {lr:g}, no warm-up, {n} mini-batches",
+                    "online_grpo",
+                    settings={"online.lr": lr, "online.warmup": 0, "online.minibatches": n},
+                )
+                for lr, n in ((1e-3, 2), (1e-3, 4), (3e-3, 2))
+            ),
             *(
                 Arm(f"DPO, lr {lr:g}", "dpo", settings={"dpo.lr": lr, "beta": 0.1})
                 for lr in (1e-6, 1e-5, 3e-5, 1e-4, 3e-4)
@@ -218,7 +234,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             *(Arm(f"DPO, beta {b:g}", "dpo", settings={"dpo.lr": 1e-4, "beta": b}) for b in (0.3, 1.0, 3.0)),
             *(
                 Arm(f"Filtered BC, lr {lr:g}", "filtered_bc", settings={"sft.lr": lr, "sft.steps": 400})
-                for lr in (3e-4, 1e-3, 3e-3)
+                for lr in (1e-4, 3e-4, 1e-3, 3e-3)
             ),
             Arm("Filtered BC, 800 steps", "filtered_bc", settings={"sft.lr": 1e-3, "sft.steps": 800}),
         ),
