@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from test_baselines import SETTINGS, TINY
-from wmpo.bench import tables, trust
+from wmpo.bench import answers, pairs, tables, trust
 from wmpo.bench.cells import Cell, CellResult, changed
 from wmpo.bench.experiments import EXPERIMENTS, Arm, Experiment
 from wmpo.bench.grid import pending, result_file, run_grid
@@ -26,13 +26,13 @@ from wmpo.errors import UserError
 from wmpo.imagination import Replay
 from wmpo.pages import comparison
 from wmpo.recipes.checks import check_recipe
-from wmpo.results import Gap, PolicyResult, RunResult
+from wmpo.results import Agreement, Fidelity, Gap, PolicyResult, RunResult
 
 TWO = Experiment(
     title="Two",
     about="Which is better?",
     arms=(Arm("WMPO"), Arm("DPO", "dpo"), Arm("Bound", "upper_bound", limited=False)),
-    sections=(tables.success, tables.against, tables.budget_plot, tables.cost, trust.correlation),
+    sections=(answers.beside, tables.success, tables.against, tables.budget_plot, tables.cost, trust.correlation),
     tasks=("push", "place"),
     budgets=(16, 64),
     seeds=(3, 4),
@@ -228,21 +228,24 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
         written(tmp_path, by_id[f"dpo-{task}-P16-seed3"], base, [0, 1, 0, 0], imagined=0.3)
     page = write_page(TWO, "two", cells, tmp_path, tmp_path / "docs")
     text = page.read_text()
-    assert "4 of 10 cells have been run. Missing: Bound (2), WMPO (2), DPO (2)." in text
+    assert (
+        "4 of 10 cells have been run. Missing, or measured with other settings: Bound (2), WMPO (2), DPO (2)." in text
+    )
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     (base_row,) = [row for row in rows if row.startswith("| Base")]
     # the mean of two equal rates is known sqrt(2) times as well: 25.0 - 20.4 / sqrt(2), 25.0 + 44.9 / sqrt(2)
-    assert base_row.startswith("| Base | 0 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 (10.5 to 56.8) |")
+    assert base_row.startswith("| Base | 0 | 3 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 (10.5 to 56.8) |")
     wmpo = next(row for row in rows if row.startswith("| WMPO | 16"))
     # push: 0, 1, 1, 0 gained, mean 1/2, sd sqrt(1/3), half width 1.96 sd / 2 = 0.566; place: 1/4 and 1/2: half 0.49.
     assert "75.0 (30.1 to 95.4), +50.0 (−6.6 to 106.6)" in wmpo
     assert "50.0 (15.0 to 85.0), +25.0 (−24.0 to 74.0)" in wmpo
     # mean over the tasks: 3/8, half width sqrt(0.566^2 + 0.49^2) / 2 = 0.374; one seed has no interval over seeds
-    assert "| 62.5 (" in wmpo and wmpo.endswith(") | +37.5 (0.1 to 74.9) | – |")
-    beside = next(row for row in rows if row.startswith("| DPO | 16 | push, place"))
+    assert "| 62.5 (" in wmpo and wmpo.endswith("), +37.5 (0.1 to 74.9) |") and "gain over seeds" not in text
+    assert "P = 16: **WMPO gains +37.5 (0.1 to 74.9)** points over its base on push, place. It is " in text
+    beside = next(row for row in rows if row.startswith("| DPO | 16 | 3 | push, place"))
     assert "+37.5" in beside and beside.endswith(("| yes |", "| no |"))
     # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
-    assert "| push | 2 | 1.00 | 1.00 | 10.0 |" in text
+    assert "| push | 2 | 1.00 (-1.00 to 1.00) | 1.00 | 10.0 |" in text
     plots = sorted((tmp_path / "docs").glob("*.svg"))
     assert [plot.name for plot in plots] == ["two-budget.svg", "two-scatter.svg"]
     for plot in plots:
@@ -250,12 +253,41 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
         assert f"({plot.name})" in text
 
 
+def test_what_was_measured_with_other_settings_is_left_out(tmp_path: Path) -> None:
+    wmpo, dpo = (next(cell for cell in TWO.cells(["push"], [3]) if cell.method == method) for method in ("wmpo", "dpo"))
+    written(tmp_path, wmpo, [0, 1], [1, 1])
+    written(tmp_path, dpo, [0, 1], [1, 1])
+    assert CellResult.load(result_file(tmp_path, dpo)).matches(dpo)
+    other = replace(wmpo, recipe=changed(wmpo.recipe, {"grpo.lr": 0.5}))
+    page = write_page(TWO, "two", [other, replace(dpo, settings=changed(dpo.settings, {"beta": 9.0})), dpo, wmpo],
+                      tmp_path, tmp_path / "docs")  # fmt: skip
+    text = page.read_text()
+    assert "2 of 4 cells have been run. Missing, or measured with other settings: WMPO (1), DPO (1)." in text
+
+
+def test_dreams_beside_those_of_the_same_cells(tmp_path: Path) -> None:
+    cells = [cell for cell in TWO.cells(seeds=[3]) if cell.budget == 16]
+    results = []
+    for cell in cells:
+        written(tmp_path, cell, [0, 1], [1, 1], imagined=0.9 if cell.recipe.env.task == "push" else 0.5)
+        result = CellResult.load(result_file(tmp_path, cell))
+        result.fidelity = [
+            Fidelity(8, psnr=20, ssim=1, frechet=0, still_psnr=9, still_ssim=0, still_frechet=1, episodes=4)
+        ]
+        result.agreement = Agreement(accuracy=0.75, precision=1, recall=0.5, f1=0.5, episodes=4, successes=2)
+        if (result.label, result.task) != ("DPO", "place"):
+            results.append(result)
+    ours, other = tables.dream_quality(results, "x", {}).splitlines()[-2:]
+    assert ours == "| WMPO | 16 | 2 | 20.00 | 75.00 | 0.50 | -30.00 |"
+    assert other == "| DPO | 16 | 1 | 20.00 (20.00) | 75.00 (75.00) | 0.50 (0.50) | -10.00 (-10.00) |"
+
+
 def test_growth_by_hand(tmp_path: Path) -> None:
     cells = [cell for cell in TWO.cells(tasks=["push"], seeds=[3]) if cell.method == "wmpo"]
     written(tmp_path, cells[0], [0, 0, 0, 0], [1, 1, 0, 0])
     written(tmp_path, cells[1], [0, 0, 0, 0], [1, 1, 1, 0])
     results = [CellResult.load(result_file(tmp_path, cell)) for cell in cells]
-    assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | push | +25.0 (")
+    assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | 3 | push | +25.0 (")
 
 
 def test_seeds_by_hand(tmp_path: Path) -> None:
@@ -270,11 +302,11 @@ def test_seeds_by_hand(tmp_path: Path) -> None:
 
 
 def test_interval_over_seeds_by_hand() -> None:
-    def pair(seed: int, after: list[int]) -> tables.Pair:
+    def pair(seed: int, after: list[int]) -> pairs.Pair:
         zero = PolicyResult([1, 2], [0, 0], [9, 9])
-        return tables.Pair("push", seed, zero, PolicyResult([1, 2], after, [9, 9]))
+        return pairs.Pair("push", seed, zero, PolicyResult([1, 2], after, [9, 9]))
 
-    found = tables.gain_over_seeds([pair(0, [1, 0]), pair(1, [1, 1]), pair(2, [0, 0])])
+    found = pairs.gain_over_seeds([pair(0, [1, 0]), pair(1, [1, 1]), pair(2, [0, 0])])
     assert found.value == 0.5
     assert found.high == pytest.approx(0.5 + 4.3027 * 0.5 / math.sqrt(3), abs=1e-3)  # Student's t, 2 degrees
 
@@ -284,8 +316,8 @@ def test_other_initial_states_are_not_paired(tmp_path: Path) -> None:
     written(tmp_path, one, [0, 0], [1, 1])
     written(tmp_path, other, [0, 0], [1, 1])
     results = [CellResult.load(result_file(tmp_path, cell)) for cell in (one, other)]
-    assert tables.contrasted(results[:1], results[1:]) == []
-    assert len(tables.contrasted(results, results)) == 2
+    assert pairs.contrasted(results[:1], results[1:]) == []
+    assert len(pairs.contrasted(results, results)) == 2
 
 
 def test_attempts_by_hand() -> None:
@@ -297,8 +329,8 @@ def test_attempts_by_hand() -> None:
     result.attempts = {"base": [1, 2, 1, 0], "wmpo-1": [1, 2, 3, 4]}
     base, wmpo = tables.attempts([result], "x", {}).splitlines()[-2:]
     # Base: the second state needed two attempts, the third failed after one; the fourth was never tried.
-    assert base.startswith("| Base | 0 | 2 | 50.0 (9.5 to 90.5) | 1.00 | 100.0 % |")
-    assert wmpo.startswith("| WMPO | 16 | 3 | 66.7") and wmpo.endswith("| 2.50 | 80.0 % |")  # 12 of 15 frames
+    assert base.startswith("| push | Base | 0 | 2 | 50.0 (9.5 to 90.5) | 1.00 | 100.0 % |")
+    assert wmpo.startswith("| push | WMPO | 16 | 3 | 66.7") and wmpo.endswith("| 2.50 | 80.0 % |")  # 12 of 15 frames
 
 
 def test_rounds_by_hand() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wmpo.objectives.statistics import (
+    correlation_interval,
     mcnemar_exact,
     mean_over_seeds,
     normal_quantile,
@@ -131,3 +132,12 @@ def test_correlations_against_scipy():
 def test_pairs_need_equal_lengths():
     with pytest.raises(ValueError, match="one length"):
         paired_difference([1, 0], [1])
+
+
+def test_interval_of_a_correlation() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0]
+    expected = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert correlation_interval(pearson(x, y), 5) == pytest.approx((0.8, expected.low, expected.high))
+    assert correlation_interval(1.0, 9).low > 0.99
+    assert correlation_interval(0.9, 3) == (0.9, -1, 1)

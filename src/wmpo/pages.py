@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from wmpo.bench.cells import CellResult
-from wmpo.bench.tables import Pair, contrasted, gain, groups, over_base, rate, table
+from wmpo.bench.pairs import Pair, contrasted, gain, groups, over_base, rate
+from wmpo.bench.tables import table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
 from wmpo.report.words import percent, points

@@ -152,6 +152,11 @@ class Gap:
     real: float
     real_episodes: int
 
+    @property
+    def excess(self) -> float:
+        """Imagined minus real success: above 0 the dream flatters the policy."""
+        return self.imagined - self.real
+
 
 Curve = list[tuple[int, float]]
 Result = TypeVar("Result", bound="RunResult")

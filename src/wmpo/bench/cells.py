@@ -58,6 +58,13 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
+def agree(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal wherever both have something."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(agree(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one == other)
+
+
 def digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -116,6 +123,11 @@ class CellResult(RunResult):
     def final(self) -> str:
         """The policy that the method ended with."""
         return self.turns[-1]
+
+    def matches(self, cell: Cell) -> bool:
+        """Whether it was measured with the cell's settings; those that are newer than the file are not compared."""
+        same = agree(self.recipe, plain_recipe(cell.recipe))
+        return same and (self.settings is None or self.settings == cell.settings)
 
     @staticmethod
     def of(cell: Cell, result: RunResult) -> CellResult:

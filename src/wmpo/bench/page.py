@@ -19,10 +19,11 @@ def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], results
     missing: Counter[str] = Counter()
     for cell in cells:
         file = results / f"{cell.id}.json"
-        if file.exists():
-            found.append(CellResult.load(file))
+        result = CellResult.load(file) if file.exists() else None
+        if result is not None and result.matches(cell):
+            found.append(result)
         else:
-            missing[cell.label] += 1
+            missing[cell.label] += 1  # what was measured with other settings would not be what the page says
     if not found:
         raise UserError(f"No cell of {name} has been run into {results}: run wmpo bench {name} first.")
     plots: Plots = {}

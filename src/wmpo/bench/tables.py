@@ -1,110 +1,38 @@
-"""The sections of an experiment's page, each from the results of its cells to Markdown. Nothing is typed by hand.
-
-A rate comes with its 95 % Wilson interval over initial states, all seeds together. A gain is a paired difference in
-points with its 95 % interval over initial states; over tasks it is the mean of theirs, each weighing the same.
-"""
+"""The sections of an experiment's page, each from the results of its cells to Markdown. Nothing is typed by hand."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
-from wmpo.objectives.statistics import Interval, mean_over_seeds, paired_difference, wilson_interval
+from wmpo.bench.pairs import (
+    Pair,
+    by_task,
+    contrasted,
+    first_of_each_seed,
+    gain,
+    gain_over_seeds,
+    groups,
+    kinds_of,
+    mean_of,
+    mean_rate,
+    over_base,
+    rate,
+    tasks_of,
+)
+from wmpo.objectives.statistics import Interval, wilson_interval
 from wmpo.report.charts import Line, line_chart
 from wmpo.report.words import number, percent, points
-from wmpo.results import BASE, PolicyResult
+from wmpo.results import BASE
 from wmpo.training.log import clock
 
 Plots = dict[str, str]  # file name -> SVG
 Section = Callable[[Sequence[CellResult], str, Plots], str]
 """(results, name of the experiment, plots to add to) -> Markdown; empty where nothing was measured."""
 DASH = "–"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One task and seed: two policies on the same initial states."""
-
-    task: str
-    seed: int
-    before: PolicyResult
-    after: PolicyResult
-
-
-Group = tuple[str, int]  # label and P
-
-
-def groups(results: Iterable[CellResult]) -> dict[Group, list[CellResult]]:
-    """Label and P -> cells, in order of P."""
-    found: dict[Group, list[CellResult]] = {}
-    for result in results:
-        found.setdefault((result.label, result.budget), []).append(result)
-    return dict(sorted(found.items(), key=lambda item: item[0][1] or math.inf))
-
-
-def over_base(results: Iterable[CellResult], name: str = "", suffix: str = "") -> list[Pair]:
-    """The base policy beside the final one, or beside `name`; `suffix` chooses disrupted evaluations."""
-    pairs = []
-    for result in results:
-        before = result.policies.get(BASE + suffix)
-        after = result.policies.get((name or result.final) + suffix)
-        if before is not None and after is not None and before.starts == after.starts:
-            pairs.append(Pair(result.task, result.seed, before, after))
-    return pairs
-
-
-def contrasted(results: Iterable[CellResult], others: Iterable[CellResult]) -> list[Pair]:
-    """Final policies of `others` beside those of `results`, where both have met the same initial states."""
-    known = {(other.task, other.seed): other.policies[other.final] for other in others}
-    pairs = []
-    for result in results:
-        before, after = known.get((result.task, result.seed)), result.policies[result.final]
-        if before is not None and before.starts == after.starts:
-            pairs.append(Pair(result.task, result.seed, before, after))
-    return pairs
-
-
-def by_task(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    found: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        found.setdefault(pair.task, []).append(pair)
-    return found
-
-
-def rate(pairs: Sequence[Pair]) -> Interval:
-    hits = [hit for pair in pairs for hit in pair.after.success]
-    return wilson_interval(sum(hits), len(hits))
-
-
-def gain(pairs: Sequence[Pair]) -> Interval:
-    """Mean over tasks of the paired difference; initial states are independent, so variances add."""
-    parts = []
-    for own in by_task(pairs).values():
-        before = [hit for pair in own for hit in pair.before.success]
-        after = [hit for pair in own for hit in pair.after.success]
-        parts.append(paired_difference(before, after))
-    value = sum(part.value for part in parts) / len(parts)
-    half = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
-    return Interval(value, value - half, value + half)
-
-
-def gain_over_seeds(pairs: Sequence[Pair]) -> Interval:
-    """The same with Student's t over seeds, each the mean over its tasks: what another seed may bring."""
-    seeds = sorted({pair.seed for pair in pairs})
-    return mean_over_seeds([gain([pair for pair in pairs if pair.seed == seed]).value for seed in seeds])
-
-
-def mean_rate(pairs: Sequence[Pair]) -> Interval:
-    """Mean over tasks; the distances of the bounds of independent rates add as variances do (MOVER, 2008)."""
-    rates = [rate(own) for own in by_task(pairs).values()]
-    value = sum(part.value for part in rates) / len(rates)
-    below = math.sqrt(sum((part.value - part.low) ** 2 for part in rates)) / len(rates)
-    above = math.sqrt(sum((part.high - part.value) ** 2 for part in rates)) / len(rates)
-    return Interval(value, value - below, value + above)
 
 
 def seeds_told(interval: Interval) -> str:
@@ -115,13 +43,17 @@ def budget_told(budget: int) -> str:
     return str(budget) if budget else "no limit"
 
 
+def seeds_of(pairs: Sequence[Pair]) -> str:
+    """0, 1, 2; told task by task where they differ."""
+    found = {task: ", ".join(sorted({str(pair.seed) for pair in own})) for task, own in by_task(pairs).items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{task} {seeds}" for task, seeds in found.items())
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def tasks_of(results: Iterable[CellResult]) -> list[str]:
-    return list(dict.fromkeys(result.task for result in results))
 
 
 # Sections
@@ -129,28 +61,33 @@ def tasks_of(results: Iterable[CellResult]) -> list[str]:
 
 def success(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Every method on every task, and its gain over the base; their means where there are several tasks."""
+    return f"## Success\n\n{rates(results)}"
+
+
+def rates(results: Sequence[CellResult], suffix: str = "") -> str:
+    """The table of `success`; `suffix` chooses disrupted evaluations."""
     tasks = tasks_of(results)
-    several = len(tasks) > 1
-    base = by_task([Pair(r.task, r.seed, r.policies[BASE], r.policies[BASE]) for r in first_of_each_seed(results)])
-    cells = [percent(rate(base[task])) for task in tasks]
-    mean = [percent(mean_rate([pair for own in base.values() for pair in own])), DASH] if several else []
-    rows = [["Base", "0", *cells, *mean, DASH]]
-    for (label, budget), own in groups(results).items():
-        pairs = over_base(own)
+    found = {group: over_base(own, suffix=suffix) for group, own in groups(results).items()}
+    varied = any(math.isfinite(gain_over_seeds(pairs).low) for pairs in found.values() if pairs)
+
+    def row(label: str, budget: str, pairs: list[Pair], told: Callable[[list[Pair]], str]) -> list[str]:
         mine = by_task(pairs)
-        cells = [f"{percent(rate(mine[task]))}, {points(gain(mine[task]))}" if task in mine else DASH for task in tasks]
         whole = set(mine) == set(tasks)  # a mean over other tasks could not be compared
-        means = [percent(mean_rate(pairs)), points(gain(pairs))] if whole else [DASH, DASH]
-        last = seeds_told(gain_over_seeds(pairs)) if whole else DASH
-        rows.append([label, budget_told(budget), *cells, *(means if several else []), last])
-    means = ["mean %", "mean gain"] if several else []
-    head = ("method", "P", *(f"{task}: %, gain" for task in tasks), *means, "gain over seeds")
-    return f"## Success\n\n{table(head, rows)}"
+        cells = [told(mine[task]) if task in mine else DASH for task in tasks]
+        cells += [told(pairs) if whole else DASH] * (len(tasks) > 1)
+        cells += [seeds_told(gain_over_seeds(pairs)) if whole and label != "Base" else DASH] * varied
+        return [label, budget, seeds_of(pairs), *cells]
+
+    base = over_base(first_of_each_seed(results), BASE, suffix)
+    rows = [row("Base", "0", base, lambda pairs: percent(mean_rate(pairs)))]
+    rows += [row(label, budget_told(budget), pairs, rate_and_gain) for (label, budget), pairs in found.items() if pairs]
+    head = ["method", "P", "seeds", *(f"{task}: %, gain" for task in tasks)]
+    head += ["mean: %, gain"] * (len(tasks) > 1) + ["gain over seeds"] * varied
+    return table(head, rows)
 
 
-def first_of_each_seed(results: Iterable[CellResult]) -> list[CellResult]:
-    """One cell of each task and seed: they share the base policy."""
-    return list({(result.task, result.seed): result for result in results}.values())
+def rate_and_gain(pairs: Sequence[Pair]) -> str:
+    return f"{percent(mean_rate(pairs))}, {points(gain(pairs))}"
 
 
 def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -165,15 +102,19 @@ def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     if not rows:
         return ""
     return f"## {ours} beside each\n\n" + table(
-        ("beside", "P", "tasks", f"{ours} minus it, mean over tasks", "better beyond chance"), rows
+        ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", "better beyond chance"),
+        rows,
     )
 
 
 def difference_told(pairs: Sequence[Pair]) -> list[str]:
-    """On which tasks, the mean difference over them, and whether it is better beyond chance."""
-    difference = gain(pairs)
-    sure = "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
-    return [", ".join(by_task(pairs)), points(difference), sure]
+    """Where it was measured, the mean difference over tasks, and whether it is better beyond chance."""
+    over_seeds = seeds_told(gain_over_seeds(pairs))
+    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(gain(pairs)), over_seeds, verdict(gain(pairs))]
+
+
+def verdict(difference: Interval) -> str:
+    return "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
 
 
 def seeds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -200,7 +141,7 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
                 rows.append([label, f"{less} to {more}", *difference_told(pairs)])
-    head = ("method", "P", "tasks", "gain, mean over tasks", "better beyond chance")
+    head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", "better beyond chance")
     return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
 
 
@@ -215,8 +156,10 @@ def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
         seconds = [sum(stage.seconds for stage in result.stages.values()) for result in own]
         took = clock(sum(seconds) / len(seconds))
-        rows.append([label, budget_told(budget), mean("demonstrations"), mean("rollouts"), took])
-    head = ("method", "P", "demonstrations tried", "real rollouts used", "time, shared stages included")
+        used = map(mean, ("demonstrations", "rollouts", "practice_resets"))
+        rows.append([label, budget_told(budget), *used, took])
+    head = ("method", "P", "demonstrations tried", "real rollouts used", "first pictures used",
+            "time, shared stages included")  # fmt: skip
     return f"## Cost of a cell\n\n{table(head, rows)}"
 
 
@@ -224,37 +167,33 @@ def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Mean success over tasks against P, which is 0 for the base."""
     tasks = set(tasks_of(results))
     start = over_base(first_of_each_seed(results), BASE)
+    budgets = sorted({result.budget for result in results if result.budget})
+    place = {budget: 1 + math.log2(budget / budgets[0]) for budget in budgets}  # one step per doubling
     found: dict[str, list[tuple[float, Interval]]] = {}
     for (label, budget), own in groups(results).items():
         pairs = over_base(own)
         if budget and {pair.task for pair in pairs} == tasks:
-            found.setdefault(label, [(0.0, mean_rate(start))]).append((float(budget), mean_rate(pairs)))
+            found.setdefault(label, [(0.0, mean_rate(start))]).append((place[budget], mean_rate(pairs)))
     if not found:
         return ""
     lines = []
     for i, (label, values) in enumerate(found.items()):
-        centres = [(budget, interval.value) for budget, interval in values]
+        centres = [(x, interval.value) for x, interval in values]
         lines.append(Line(label, centres, f"arm{i}"))
         lines.append(Line(label, centres, f"arm{i}", whiskers=[(v.low, v.high) for _, v in values]))
-    chart = line_chart(lines, x_label="real rollouts P", y_label="real success, mean over tasks")
+    marks = [(0.0, "0"), *((place[budget], str(budget)) for budget in budgets)]
+    chart = line_chart(lines, x_label="real rollouts P", y_label="real success, mean over tasks", x_marks=marks)
     plots[f"{name}-budget.svg"] = drawn(chart, list(found))
     return f"## Success against P\n\n![success against P]({name}-budget.svg)"
 
 
 def disruptions(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """Gains over the base under each disruption, mean over tasks."""
-    kinds = list(dict.fromkeys(p.disruption for r in results for p in r.policies.values() if p.disruption != "none"))
-    rows = []
-    base = [[Pair(r.task, r.seed, r.policies[n], r.policies[n]) for r in first_of_each_seed(results)
-             if (n := f"{BASE} {kind}") in r.policies] for kind in kinds]  # fmt: skip
-    rows.append(["Base", "0", *(percent(mean_rate(pairs)) for pairs in base)])
-    for (label, budget), own in groups(results).items():
-        found = [over_base(own, suffix=f" {kind}") for kind in kinds]
-        cells = [f"{percent(mean_rate(pairs))}, {points(gain(pairs))}" if pairs else DASH for pairs in found]
-        rows.append([label, budget_told(budget), *cells])
-    if not kinds:
-        return ""
-    return f"## Disruptions\n\n{table(('method', 'P', *(f'{kind}: %, gain' for kind in kinds)), rows)}"
+    """The same as `success` under each disruption."""
+    parts = []
+    for kind in kinds_of(results):
+        measured = [result for result in results if f"{BASE} {kind}" in result.policies]
+        parts.append(f"## Disrupted {kind}\n\n{rates(measured, f' {kind}')}")
+    return "\n\n".join(parts)
 
 
 def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -302,33 +241,43 @@ def old_tasks(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
 
 def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """How good the dreams were that a policy practised in."""
+    """How good the dreams were that a policy practised in; beside each the first arm's in the same cells."""
+    dreamt = [r for r in results if r.fidelity and r.agreement is not None and r.final in r.gaps]
+    found = groups(dreamt)
     rows = []
-    for (label, budget), own in groups(results).items():
-        dreamt = [r for r in own if r.fidelity and r.agreement is not None and r.final in r.gaps]
-        if dreamt:
-            values = [
-                mean_of(r.fidelity_at_the_end.psnr for r in dreamt),
-                100 * mean_of(r.agreement.accuracy for r in dreamt if r.agreement),
-                mean_of(r.agreement.f1 for r in dreamt if r.agreement),
-                100 * mean_of(r.gaps[r.final].imagined - r.gaps[r.final].real for r in dreamt),
-            ]
-            rows.append([label, budget_told(budget), *(number(value, 2) for value in values)])
-    head = ("arm", "P", "PSNR at the end, dB", "verdicts right, %", "F1 of verdicts", "imagined minus real, points")
-    return f"## The dreams\n\n{table(head, rows)}" if rows else ""
+    for (label, budget), own in found.items():
+        there = {(result.task, result.seed) for result in own}
+        ours = [r for r in found.get((results[0].label, budget), []) if (r.task, r.seed) in there]
+        cells = [number(value, 2) for value in dream_values(own)]
+        if label != results[0].label and len(ours) == len(own):
+            beside = (number(value, 2) for value in dream_values(ours))
+            cells = [f"{value} ({other})" for value, other in zip(cells, beside, strict=True)]
+        rows.append([label, budget_told(budget), str(len(own)), *cells])
+    head = ("arm", "P", "cells", "PSNR at the end, dB", "verdicts right, %", "F1 of verdicts", "imagined minus real")
+    text = f"## The dreams\n\nIn parentheses: {results[0].label} in the same cells.\n\n"
+    return text + table(head, rows) if rows else ""
 
 
-def mean_of(values: Iterable[float]) -> float:
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else math.nan
+def dream_values(results: Sequence[CellResult]) -> list[float]:
+    """Means: PSNR in dB, share of right verdicts in percent, their F1, the gap at the end in points."""
+    verdicts = [result.agreement for result in results if result.agreement is not None]
+    return [
+        mean_of(result.fidelity_at_the_end.psnr for result in results),
+        100 * mean_of(found.accuracy for found in verdicts),
+        mean_of(found.f1 for found in verdicts),
+        100 * mean_of(result.gaps[result.final].excess for result in results),
+    ]
 
 
 def attempts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Second attempts, and how long successes take, beside the base."""
-    rows = [attempts_row("Base", "0", first_of_each_seed(results), lambda result: BASE)]
-    for (label, budget), own in groups(results).items():
-        rows.append(attempts_row(label, budget_told(budget), own, lambda result: result.final))
-    head = ("method", "P", "first attempt failed", "of these succeeded, %", "attempts per episode",
+    rows = []
+    for task in tasks_of(results):
+        own = [result for result in results if result.task == task]
+        rows.append([task, *attempts_row("Base", "0", first_of_each_seed(own), lambda result: BASE)])
+        for (label, budget), cells in groups(own).items():
+            rows.append([task, *attempts_row(label, budget_told(budget), cells, lambda result: result.final)])
+    head = ("task", "method", "P", "first attempt failed", "of these succeeded, %", "attempts per episode",
             "length of successes, beside the base's")  # fmt: skip
     return f"## Attempts\n\n{table(head, rows)}"
 
@@ -337,13 +286,25 @@ def attempts_row(
     label: str, budget: str, results: Sequence[CellResult], name: Callable[[CellResult], str]
 ) -> list[str]:
     known = [result for result in results if name(result) in result.attempts]
-    tries = [count for result in known for count in result.attempts[name(result)]]
-    hits = [hit for result in known for hit in result.policies[name(result)].success]
-    failed_first = [hit for count, hit in zip(tries, hits, strict=True) if count > 1 or (count == 1 and not hit)]
-    share = percent(wilson_interval(sum(failed_first), len(failed_first))) if failed_first else DASH
+    tries = [float(count) for result in known for count in result.attempts[name(result)]]
     ratio = mean_of(r.policies[name(r)].steps_to_success / r.policies[BASE].steps_to_success for r in known)
     length = f"{100 * ratio:.1f} %" if ratio == ratio else DASH
-    return [label, budget, str(len(failed_first)), share, number(mean_of(map(float, tries)), 2), length]
+    again = second_tries(known, name)
+    return [label, budget, str(len(again)), second_tries_told(again), number(mean_of(tries), 2), length]
+
+
+def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str]) -> list[int]:
+    """Of the episodes whose first attempt failed: whether they succeeded in the end."""
+    found = []
+    for result in results:
+        if name(result) in result.attempts:
+            tries, hits = result.attempts[name(result)], result.policies[name(result)].success
+            found += [hit for n, hit in zip(tries, hits, strict=True) if n > 1 or (n == 1 and not hit)]
+    return found
+
+
+def second_tries_told(hits: Sequence[int]) -> str:
+    return percent(wilson_interval(sum(hits), len(hits))) if hits else DASH
 
 
 def summary_of(missing: Mapping[str, int], there: int) -> str:
@@ -351,5 +312,6 @@ def summary_of(missing: Mapping[str, int], there: int) -> str:
     total = there + sum(missing.values())
     text = f"{there} of {total} cells have been run."
     if missing:
-        text += " Missing: " + ", ".join(f"{label} ({count})" for label, count in missing.items()) + "."
+        told = ", ".join(f"{label} ({count})" for label, count in missing.items())
+        text += f" Missing, or measured with other settings: {told}."
     return text

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
-from wmpo.bench.tables import DASH, Plots, budget_told, first_of_each_seed, groups, mean_of, table
-from wmpo.objectives.statistics import pearson, spearman
+from wmpo.bench.pairs import first_of_each_seed, groups, mean_of, tasks_of
+from wmpo.bench.tables import Plots, budget_told, table
+from wmpo.objectives.statistics import correlation_interval, pearson, spearman
 from wmpo.report.charts import Line, line_chart
 from wmpo.report.words import number, signed
 from wmpo.results import BASE, Gap
@@ -31,9 +32,10 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     for task in [*dict.fromkeys(task for _, task, _ in found), "all tasks"]:
         own = [gap for _, its, gap in found if task in (its, "all tasks")]
         imagined, real = [gap.imagined for gap in own], [gap.real for gap in own]
-        error = mean_of(abs(gap.imagined - gap.real) for gap in own)
-        rows.append([task, str(len(own)), number(pearson(imagined, real), 2), number(spearman(imagined, real), 2),
-                     number(100 * error)])  # fmt: skip
+        error = mean_of(abs(gap.excess) for gap in own)
+        bounds = correlation_interval(pearson(imagined, real), len(own))
+        sure = f"{number(bounds.value, 2)} ({number(bounds.low, 2)} to {number(bounds.high, 2)})"
+        rows.append([task, str(len(own)), sure, number(spearman(imagined, real), 2), number(100 * error)])
     lines = []
     for i, label in enumerate(labels):
         points = [(gap.imagined, gap.real) for its, _, gap in found if its == label]
@@ -42,34 +44,32 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     chart = line_chart(lines, x_label="imagined success", y_label="real success", x_end=1.0)
     plots[f"{name}-scatter.svg"] = drawn(chart, labels)
     head = ("task", "policies", "Pearson", "Spearman", "mean distance, points")
-    return f"## Imagined and real success\n\n{table(head, rows)}\n\n![imagined and real success]({name}-scatter.svg)"
+    return (
+        f"## Imagined and real success\n\n{table(head, rows)}\n\nIntervals as if policies were independent; those of "
+        f"one seed share their base and their dream.\n\n![imagined and real success]({name}-scatter.svg)"
+    )
 
 
 def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Imagined minus real: at the end of training, and along it."""
+    measured = [result for result in results if {BASE, result.final} <= set(result.gaps)]
     rows = []
-    for (label, budget), own in groups(results).items():
-        gaps = [result.gaps[result.final] for result in own if result.final in result.gaps]
-        before = [result.gaps[BASE] for result in own if BASE in result.gaps]
-        if gaps:
-            start = mean_of(gap.imagined - gap.real for gap in before)
-            end = mean_of(gap.imagined - gap.real for gap in gaps)
-            curves = [result.curves.get("practice-1", {}) for result in own]
-            rows.append([
-                label, budget_told(budget), str(len(gaps)), signed(start), signed(end),
-                signed(mean_of(gap.real for gap in gaps) - mean_of(gap.real for gap in before)),
-                number(mean_of(float(len(curve["success"])) for curve in curves if "success" in curve)),
-                number(mean_of(curve["distance"][-1][1] for curve in curves if "distance" in curve), 2),
-            ])  # fmt: skip
+    for (label, budget), own in groups(measured).items():
+        for task in tasks_of(own):
+            rows.append([label, budget_told(budget), task, *gap_row([r for r in own if r.task == task])])
+        if len(tasks_of(own)) > 1:
+            rows.append([label, budget_told(budget), "mean", *gap_row(own)])
     if not rows:
         return ""
     text = (
-        "## Exploitation gap\n\nImagined minus real success, in points. Distance: KL divergence of the policy's "
-        "choices from those that it began with, in nats per chunk, at the last iteration; the stop rule (`grpo.trust`) "
-        "goes by it alone, and needs no real episode.\n\n"
+        "## Exploitation gap\n\nImagined minus real success, in points. What the gap grows by, imagined minus real "
+        "gain, is what practice has got from errors of the dream. Distance: KL divergence of the policy's choices from "
+        "those that it began with, in nats per chunk, at the last iteration; the stop rule (`grpo.trust`) goes by it "
+        "alone, and needs no real episode.\n\n"
     ) + table(
-        ("method", "P", "cells", "gap of the base", "gap at the end", "real gain", "iterations", "distance"), rows
-    )
+        ("method", "P", "task", "cells", "gap of the base", "gap at the end", "imagined gain", "real gain",
+         "iterations", "distance"), rows
+    )  # fmt: skip
     lines = courses([result for result in results if result.label == results[0].label])
     if lines:
         low = min(0.0, *(y for points in lines.values() for _, y in points))
@@ -84,6 +84,21 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             "states of practice, and real success is greedy, from others: its course tells more than its level."
         )
     return text
+
+
+def gap_row(results: Sequence[CellResult]) -> list[str]:
+    start = [result.gaps[BASE] for result in results]
+    end = [result.gaps[result.final] for result in results]
+    curves = [result.curves.get("practice-1", {}) for result in results]
+    return [
+        str(len(results)),
+        signed(mean_of(gap.excess for gap in start)),
+        signed(mean_of(gap.excess for gap in end)),
+        signed(mean_of(after.imagined - before.imagined for before, after in zip(start, end, strict=True))),
+        signed(mean_of(after.real - before.real for before, after in zip(start, end, strict=True))),
+        number(mean_of(float(len(curve["success"])) for curve in curves if "success" in curve)),
+        number(mean_of(curve["distance"][-1][1] for curve in curves if "distance" in curve), 2),
+    ]
 
 
 def courses(results: Sequence[CellResult]) -> dict[str, list[tuple[float, float]]]:
@@ -112,7 +127,7 @@ def verdicts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 mean_of(r.agreement.f1 for r in known if r.agreement),
                 mean_of(math.nan if r.dream_calibration is None else r.dream_calibration for r in known),
             ]
-            rows.append([label, str(budget or DASH), *(number(value, 3) for value in values)])
+            rows.append([label, budget_told(budget), *(number(value, 3) for value in values)])
     head = ("method", "P", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
     return f"## Verdicts\n\n{table(head, rows)}" if rows else ""
 
@@ -129,6 +144,6 @@ def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 number(100 * mean_of(doubt.precision_kept for doubt in known)),
                 number(100 * mean_of(doubt.kept for doubt in known)),
             ]
-            rows.append([label, str(budget or DASH), *values])
+            rows.append([label, budget_told(budget), *values])
     head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %")
     return f"## Doubt\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""

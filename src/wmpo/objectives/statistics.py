@@ -109,6 +109,15 @@ def pearson(x_N: ArrayLike, y_N: ArrayLike) -> float:
     return float((x @ y / math.sqrt((x @ x) * (y @ y))).clip(-1, 1))
 
 
+def correlation_interval(r: float, pairs: int, confidence: float = 0.95) -> Interval:
+    """A linear correlation with Fisher's interval (1915), for independent pairs; of three or fewer nothing is known."""
+    if pairs < 4 or r != r:
+        return Interval(r, -1.0, 1.0)
+    half = normal_quantile(confidence) / math.sqrt(pairs - 3)
+    middle = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    return Interval(r, math.tanh(middle - half), math.tanh(middle + half))
+
+
 def spearman(x_N: ArrayLike, y_N: ArrayLike) -> float:
     """Rank correlation in [-1, 1], ties sharing their mean rank; NaN as in `pearson`."""
     x, y = _pairs(x_N, y_N)

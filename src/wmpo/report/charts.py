@@ -71,9 +71,10 @@ def line_chart(
     rates: bool = True,
     level: tuple[float, str] | None = None,
     x_end: float | None = None,
+    x_marks: Sequence[tuple[float, str]] = (),
 ) -> str:
     """Lines over a common x axis. `rates`: y is labelled in percent. `level`: a dashed line across, with its name.
-    The x axis runs from 0 to `x_end`, or to the last point."""
+    The x axis runs from 0 to `x_end`, or to the last point; `x_marks`: its labels, where they aren't round numbers."""
     left, right, top, bottom = 60, width - 16, 30, height - 44
     xs = [x for line in lines for x, _ in line.points]
     x0, x1 = 0.0, max([*xs, x_end or 0.0]) or 1.0
@@ -89,8 +90,8 @@ def line_chart(
     for y in ticks(y0, y1, 5):
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
         parts.append(_text(left - 8, py(y) + 4, percent(y) if rates else f"{y:g}", "tick", "end"))
-    for x in ticks(x0, x1, 6):
-        parts.append(_text(px(x), bottom + 18, f"{x:g}", "tick", "middle"))
+    for x, text in x_marks or [(x, f"{x:g}") for x in ticks(x0, x1, 6)]:
+        parts.append(_text(px(x), bottom + 18, text, "tick", "middle"))
     parts.append(_text((left + right) / 2, height - 6, x_label, "tick", "middle"))
     parts.append(_text(8, 16, y_label, "tick"))
     if level is not None:

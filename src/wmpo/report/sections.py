@@ -265,7 +265,7 @@ def agreement(result: RunResult) -> str:
                 policy_name(name),
                 f"{100 * gap.imagined:.1f} % of {gap.imagined_episodes}",
                 f"{100 * gap.real:.1f} % of {gap.real_episodes}",
-                f"{signed(gap.imagined - gap.real)} points",
+                f"{signed(gap.excess)} points",
             ]
             for name, gap in result.gaps.items()
         ]
