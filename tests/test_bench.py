@@ -14,7 +14,7 @@ import torch
 
 from test_baselines import SETTINGS, TINY
 from wmpo.bench import answers, pairs, tables, trust
-from wmpo.bench.cells import Cell, CellResult, changed
+from wmpo.bench.cells import Cell, CellResult, Doubt, changed
 from wmpo.bench.experiments import EXPERIMENTS, Arm, Experiment
 from wmpo.bench.grid import pending, result_file, run_grid
 from wmpo.bench.page import write_page
@@ -280,6 +280,46 @@ def test_dreams_beside_those_of_the_same_cells(tmp_path: Path) -> None:
     ours, other = tables.dream_quality(results, "x", {}).splitlines()[-2:]
     assert ours == "| WMPO | 16 | 2 | 20.00 | 75.00 | 0.50 | -30.00 |"
     assert other == "| DPO | 16 | 1 | 20.00 (20.00) | 75.00 (75.00) | 0.50 (0.50) | -10.00 (-10.00) |"
+
+
+def test_answers_name_who_is_better_and_who_worse(tmp_path: Path) -> None:
+    cells = {cell.method: cell for cell in TWO.cells(["push"], [3]) if cell.budget in (0, 16)}
+    better = replace(cells["dpo"], label="Better")
+    base, none, half, whole = [0] * 8, [0] * 8, [1, 1, 1, 1, 0, 0, 0, 0], [1] * 8
+    for cell, final in ((cells["wmpo"], half), (cells["dpo"], none), (better, whole), (cells["upper_bound"], whole)):
+        written(tmp_path, cell, base, final)
+    results = [CellResult.load(result_file(tmp_path, cell)) for cell in (cells["wmpo"], cells["dpo"], better)]
+    told = answers.beside(results, "x", {})
+    assert told.splitlines()[-1].endswith("on push. It is better than DPO (+50.0); worse than Better (−50.0).")
+    best = answers.chosen(results, "x", {}).splitlines()[2:]
+    assert [line.split(",")[0] for line in best] == [
+        "- Best of its method: **WMPO**",
+        "- Best of its method: **Better**",
+    ]
+    alone = answers.beside([CellResult.load(result_file(tmp_path, cells["upper_bound"]))], "x", {})
+    assert alone.endswith("- P = no limit: **Bound gains +100.0 (100.0 to 100.0)** points over its base on push.")
+
+
+def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None:
+    (cell,) = [cell for cell in TWO.cells(["push"], [3]) if cell.id == "wmpo-push-P16-seed3"]
+    written(tmp_path, cell, [0] * 4, [1] * 4, imagined=0.9)
+    result = CellResult.load(result_file(tmp_path, cell))
+    result.gaps["base"] = Gap(0.1, 4, 0.25, 4)
+    result.doubt = Doubt(auroc=0.5, precision=0.6, precision_kept=0.7, kept=0.9)
+    told = answers.dreams_trusted([result], "x", {})
+    assert "Over 2 policies, imagined and real success go together: Pearson 1.00 on push." in told
+    assert "base policy is off by −15.0 points, that of the practised one (WMPO) by −10.0" in told
+    assert "of an imagined gain of +80.0, +75.0 is real" in told and "by +10.0 points" in told
+    result.policies["base dark"] = replace(result.policies["base"], disruption="dark")
+    result.policies["wmpo-1 dark"] = replace(result.policies["base"], success=[1, 1, 0, 0], disruption="dark")
+    dark = answers.under_disruption([result], "x", {})
+    assert "- Dark: of a base of 0.0 (" in dark and "the gains are WMPO +50.0 (" in dark
+    result.policies["wmpo-2"] = result.policies["base"]
+    assert "after 2 rounds; round 2 lost −100.0 (−100.0 to −100.0)." in answers.round_by_round([result], "x", {})
+    result.attempts = {"base": [1, 1, 1, 2], "wmpo-2": [2, 2, 1, 0]}
+    assert "push: of first attempts that fail, so many succeed later, in %: Base 0.0 (" in answers.trying_again(
+        [result], "x", {}
+    )
 
 
 def test_growth_by_hand(tmp_path: Path) -> None:
