@@ -151,9 +151,12 @@ def comparison(folder: Path, budget: int = 128) -> str:
     common = set.intersection(*where) if where else set()
     if not common:
         return ""
+    gained = {
+        label: gain(over_base(result for result in results if (result.task, result.seed) in common))
+        for label, results in own.items()
+    }
     gains = ", ".join(
-        f"{label} {points(gain(over_base(r for r in own[label] if (r.task, r.seed) in common)))}"
-        for label in sorted(own, key=lambda label: label != "WMPO")
+        f"{label} {points(gained[label])}" for label in sorted(own, key=lambda label: -gained[label].value)
     )
     tasks = ", ".join(sorted({task for task, _ in common}))
     seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
