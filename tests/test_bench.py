@@ -14,9 +14,9 @@ import torch
 
 from test_baselines import SETTINGS, TINY
 from wmpo.bench import answers, pairs, tables, trust
-from wmpo.bench.cells import Cell, CellResult, Doubt, changed
+from wmpo.bench.cells import Cell, CellResult, Doubt, changed, result_file, result_of
 from wmpo.bench.experiments import EXPERIMENTS, Arm, Experiment
-from wmpo.bench.grid import pending, result_file, run_grid
+from wmpo.bench.grid import pending, run_grid
 from wmpo.bench.page import write_page
 from wmpo.bench.play import PARTS, doubt, level_folder, part_of, play, share
 from wmpo.cli import main
@@ -119,17 +119,19 @@ def test_sharing_takes_what_is_missing(tmp_path: Path) -> None:
 
 
 def writer(results: Path, fail: str = "") -> list[str]:
-    """Notes that it ran, and writes a result unless the cell is the one to fail."""
+    """Notes that it ran, and leaves the result made for it unless the cell is the one to fail."""
     code = (
-        "import sys, pathlib; out, cell, fail = sys.argv[1:]; out = pathlib.Path(out); "
+        "import sys, pathlib, shutil; out, cell, fail = sys.argv[1:]; out = pathlib.Path(out); "
         "out.joinpath('ran.txt').open('a').write(cell + '\\n'); "
-        "sys.exit(3) if cell == fail else out.joinpath(cell + '.json').write_text('{}')"
+        "sys.exit(3) if cell == fail else shutil.copy(out / 'made' / (cell + '.json'), out)"
     )
     return [sys.executable, "-c", code, str(results), "{}", fail]
 
 
 def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     cells = TWO.cells(tasks=["push"], seeds=[3])
+    for cell in cells:
+        written(tmp_path / "made", cell, [0], [1])
     said: list[str] = []
 
     def run(fail: str = "") -> list[str]:
@@ -257,11 +259,11 @@ def test_what_was_measured_with_other_settings_is_left_out(tmp_path: Path) -> No
     wmpo, dpo = (next(cell for cell in TWO.cells(["push"], [3]) if cell.method == method) for method in ("wmpo", "dpo"))
     written(tmp_path, wmpo, [0, 1], [1, 1])
     written(tmp_path, dpo, [0, 1], [1, 1])
-    assert CellResult.load(result_file(tmp_path, dpo)).matches(dpo)
+    assert result_of(dpo, tmp_path) is not None
     other = replace(wmpo, recipe=changed(wmpo.recipe, {"grpo.lr": 0.5}))
-    page = write_page(TWO, "two", [other, replace(dpo, settings=changed(dpo.settings, {"beta": 9.0})), dpo, wmpo],
-                      tmp_path, tmp_path / "docs")  # fmt: skip
-    text = page.read_text()
+    stale = [other, replace(dpo, settings=changed(dpo.settings, {"beta": 9.0}))]
+    assert pending([*stale, dpo, wmpo], tmp_path) == stale
+    text = write_page(TWO, "two", [*stale, dpo, wmpo], tmp_path, tmp_path / "docs").read_text()
     assert "2 of 4 cells have been run. Missing, or measured with other settings: WMPO (1), DPO (1)." in text
 
 

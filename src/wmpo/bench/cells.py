@@ -124,11 +124,6 @@ class CellResult(RunResult):
         """The policy that the method ended with."""
         return self.turns[-1]
 
-    def matches(self, cell: Cell) -> bool:
-        """Whether it was measured with the cell's settings; those that are newer than the file are not compared."""
-        same = agree(self.recipe, plain_recipe(cell.recipe))
-        return same and (self.settings is None or self.settings == cell.settings)
-
     @staticmethod
     def of(cell: Cell, result: RunResult) -> CellResult:
         settings = None if cell.method == WMPO else cell.settings
@@ -139,3 +134,16 @@ class CellResult(RunResult):
         result = from_plain(CellResult, read_json(path), str(path))
         result.check(str(path))
         return result
+
+
+def result_file(results: Path, cell: Cell) -> Path:
+    return results / f"{cell.id}.json"
+
+
+def result_of(cell: Cell, results: Path) -> CellResult | None:
+    """What has been measured with the cell's settings; those that are newer than the file are not compared."""
+    if not result_file(results, cell).exists():
+        return None
+    found = CellResult.load(result_file(results, cell))
+    same = agree(found.recipe, plain_recipe(cell.recipe)) and found.settings in (None, cell.settings)
+    return found if same else None

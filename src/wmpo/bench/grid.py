@@ -9,20 +9,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from wmpo.bench.cells import Cell
+from wmpo.bench.cells import Cell, result_file, result_of
 from wmpo.errors import UserError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 LOOK = 0.2  # seconds between two looks at the processes
 
 
-def result_file(results: Path, cell: Cell) -> Path:
-    return results / f"{cell.id}.json"
-
-
 def pending(cells: Sequence[Cell], results: Path) -> list[Cell]:
-    """The cells without a result."""
-    return [cell for cell in cells if not result_file(results, cell).exists()]
+    """The cells without a result, or with one of other settings."""
+    return [cell for cell in cells if result_of(cell, results) is None]
 
 
 def run_grid(

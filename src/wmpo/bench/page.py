@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmpo.bench.cells import Cell, CellResult
+from wmpo.bench.cells import Cell, CellResult, result_of
 from wmpo.bench.experiments import Experiment
 from wmpo.bench.tables import Plots, summary_of
 from wmpo.errors import UserError
@@ -18,12 +18,11 @@ def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], results
     found: list[CellResult] = []
     missing: Counter[str] = Counter()
     for cell in cells:
-        file = results / f"{cell.id}.json"
-        result = CellResult.load(file) if file.exists() else None
-        if result is not None and result.matches(cell):
-            found.append(result)
+        result = result_of(cell, results)
+        if result is None:
+            missing[cell.label] += 1
         else:
-            missing[cell.label] += 1  # what was measured with other settings would not be what the page says
+            found.append(result)
     if not found:
         raise UserError(f"No cell of {name} has been run into {results}: run wmpo bench {name} first.")
     plots: Plots = {}

@@ -50,8 +50,9 @@ class Bench:
     """The smallest size, minutes: shows that it works, measures nothing. Kept apart, as NAME-smoke."""
 
     def execute(self) -> None:
+        from wmpo.bench.cells import result_file
         from wmpo.bench.experiments import experiment_named
-        from wmpo.bench.grid import pending, result_file, run_grid
+        from wmpo.bench.grid import pending, run_grid
         from wmpo.bench.page import write_page
         from wmpo.envs.tabletop.tasks import tasks_named
 
