@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Bench:
     """Run an experiment as a grid of cells, method x task x budget x seed, or write its page from the cells.
 
-    Experiments: table1, more-rollouts, efficiency, table2, lifelong, ablations, tuning, trust, self-correction. A cell
-    whose JSON is there is skipped, so the same command goes on after a stop; what cells have in common is made once. A
-    cell computes on one thread, so that it gives the same numbers alone as among others.
+    Experiments: table1, more-rollouts, efficiency, table2, lifelong, ablations, tuning, tuning-more, trust,
+    self-correction. A cell whose JSON is there is skipped, so the same command goes on after a stop; what cells have in
+    common is made once. A cell computes on one thread, so that it gives the same numbers alone as among others.
     """
 
     name: tyro.conf.Positional[str]
