@@ -31,6 +31,7 @@ class Arm:
     """P -> more of them, with so many rollouts."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The same for those of the baselines, `BaselineConfig`."""
+    settings_at: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     limited: bool = True
     """Whether it keeps to P real rollouts."""
 
@@ -92,7 +93,8 @@ class Experiment:
                             recipe = changed(recipe, {"collect.task": task.partition("+")[0]})
                         if arm.limited and not smoke:
                             recipe = changed(recipe, {"collect.episodes": budget // recipe.rounds})
-                        settings = changed(SMOKE_SETTINGS if smoke else BaselineConfig(), arm.settings)
+                        own = {**arm.settings, **arm.settings_at.get(budget, {})}
+                        settings = changed(SMOKE_SETTINGS if smoke else BaselineConfig(), own)
                         cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, self.measures))
         return list({cell.id: cell for cell in cells}.values())  # what has no budget is there once
 
