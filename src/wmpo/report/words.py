@@ -73,7 +73,7 @@ def points(interval: Interval) -> str:
 
 
 def signed(rate: float) -> str:
-    text = f"{100 * rate:+.1f}"
+    text = f"{round(100 * rate, 1) + 0.0:+.1f}"  # adding 0 makes -0 a 0
     return text.replace("-", "−")
 
 
