@@ -32,12 +32,13 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The same for those of the baselines, `BaselineConfig`."""
     settings_at: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """P -> more of these."""
     limited: bool = True
     """Whether it keeps to P real rollouts."""
 
 
-ONLINE = Arm("Online GRPO", "online_grpo")
-DPO = Arm("DPO", "dpo")
+ONLINE = Arm("Online GRPO", "online_grpo", settings_at={1280: {"online.lr": 3e-4, "online.ema": 0.75}})
+DPO = Arm("DPO", "dpo", settings_at={1280: {"dpo.steps": 600}})  # both as `tuning-more` found
 FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
