@@ -114,10 +114,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy. Seeds 0 and 1 "
             "were seen when the rate and the number of iterations of WMPO's practice were chosen; seed 2 was not. How "
             "the others were set is in `tuning`; DPO has lr 0.0001 and beta 1, but for the row that says otherwise, "
-            "which has lr 0.00003, its best setting there. With P = 1280 WMPO also aligns its dream and fits its "
-            "reward model twice as long; what else was tried is in `more-rollouts`. Unlimited GRPO practises as WMPO "
-            "does, for 60 iterations, in the real environment. WMPO is given 256 first pictures to practise from "
-            "besides, resets of the real environment without an action."
+            "which has lr 0.00003, its best setting there. With P = 1280 online GRPO and DPO are set as `tuning-more` "
+            "found, and WMPO aligns its dream and fits its reward model twice as long (`more-rollouts`); filtered BC "
+            "and more demonstrations stay as they are. Unlimited GRPO practises as WMPO does, for 60 iterations, in "
+            "the real environment. WMPO is given 256 first pictures to practise from besides, resets of the real "
+            "environment without an action."
         ),
         arms=(*AT_EQUAL_COST, UPPER, Arm("DPO, beta 0.1", "dpo", settings={"dpo.lr": 3e-5, "beta": 0.1})),
         budgets=(128, 1280),
@@ -153,7 +154,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="Success against real episodes",
         about=(
             "How does success grow with P, from no real rollout (the base) to 1280? With 1280, WMPO also aligns its "
-            "dream and fits its reward model twice as long (`table1`)."
+            "dream and fits its reward model twice as long, and online GRPO and DPO are set otherwise (`table1`)."
         ),
         arms=AT_EQUAL_COST,
         budgets=(32, 64, 128, 256, 512, 1280),
