@@ -7,7 +7,7 @@ where WMPO keeps some back to choose its threshold on.
 How they were tuned: by `wmpo bench tuning`, on two tasks and a seed that no other experiment uses; what it found is in
 docs/experiments/tuning.md, and the best of each is the default here. But for DPO, in its favour: beta 0.1 at lr 3e-5
 led its search by little, and then ruined policies of other seeds (docs/experiments/table1.md has both), so that it is
-held more closely to the base here.
+held more closely to the base here. What suits them with ten times the rollouts is in docs/experiments/tuning-more.md.
 """
 
 from __future__ import annotations
