@@ -414,7 +414,9 @@ def test_methods_are_compared_where_all_of_them_have_been_run(tmp_path: Path) ->
     written(tmp_path, cells["wmpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # more rollouts
     text = comparison(tmp_path, 16)
     assert "over push; seeds 3" in text and text.index("WMPO +50.0") < text.index("DPO +25.0")
-    assert "With 64 (seeds 3) WMPO gains +100.0" in text and "which is +50.0" in text
+    assert "Of 64 (mean gain over push; seeds 3): WMPO +100.0" in text and "WMPO's is +50.0" in text
+    written(tmp_path, cells["dpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 0])
+    assert text.count("DPO") == 1 and ", DPO +75.0" in comparison(tmp_path, 16)
 
 
 def test_settings_go_with_a_budget() -> None:

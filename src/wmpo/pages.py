@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -143,33 +144,42 @@ def summary_table(folder: Path) -> str:
 
 
 def comparison(folder: Path, budget: int = 128) -> str:
-    """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on, and WMPO
-    of more."""
+    """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on; and of
+    more, those that have been run wherever WMPO has."""
     found = groups(CellResult.load(path) for path in sorted(folder.glob("*.json")))
     own = {label: results for (label, spent), results in found.items() if spent == budget}
-    where = [{(result.task, result.seed) for result in results} for results in own.values()]
+    where = [places(results) for results in own.values()]
     common = set.intersection(*where) if where else set()
     if not common:
         return ""
-    gained = {
-        label: gain(over_base(result for result in results if (result.task, result.seed) in common))
-        for label, results in own.items()
-    }
-    gains = ", ".join(
-        f"{label} {points(gained[label])}" for label in sorted(own, key=lambda label: -gained[label].value)
-    )
-    tasks = ", ".join(sorted({task for task, _ in common}))
-    seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
-    told = f"What methods make of the same {budget} real tries (mean gain over {tasks}; seeds {seeds}): {gains}."
+    told = gains_told(f"What methods make of the same {budget} real tries", own, common)
     for (label, spent), more in found.items():
         pairs = contrasted(more, own.get("WMPO", [])) if label == "WMPO" and spent > budget else []
         if pairs:
-            seeds = ", ".join(map(str, sorted({pair.seed for pair in pairs})))
+            others = {
+                name: cells for (name, its), cells in found.items() if its == spent and places(cells) >= places(more)
+            }
             told += (
-                f" With {spent} (seeds {seeds}) WMPO gains {points(gain(over_base(more)))}, which is "
-                f"{points(gain(pairs))} beside {budget}."
+                f" {gains_told(f'Of {spent}', others, places(more))} WMPO's is {points(gain(pairs))} beside {budget}."
             )
     return told
+
+
+def places(results: Iterable[CellResult]) -> set[tuple[str, int]]:
+    """Where something has been run: tasks and seeds."""
+    return {(result.task, result.seed) for result in results}
+
+
+def gains_told(opening: str, found: Mapping[str, Sequence[CellResult]], common: set[tuple[str, int]]) -> str:
+    """A sentence of each method's gain, from the largest to the smallest."""
+    gained = {
+        label: gain(over_base(result for result in results if (result.task, result.seed) in common))
+        for label, results in found.items()
+    }
+    gains = (f"{label} {points(gained[label])}" for label in sorted(gained, key=lambda label: -gained[label].value))
+    tasks = ", ".join(sorted({task for task, _ in common}))
+    seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
+    return f"{opening} (mean gain over {tasks}; seeds {seeds}): {', '.join(gains)}."
 
 
 def results_page(folder: Path) -> str:
