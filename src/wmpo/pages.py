@@ -9,14 +9,14 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from wmpo.bench.cells import CellResult
-from wmpo.bench.pairs import Pair, contrasted, gain, groups, over_base, rate
+from wmpo.bench.pairs import Pair, contrasted, gain, groups, over_base, places, rate
 from wmpo.bench.tables import table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
@@ -163,11 +163,6 @@ def comparison(folder: Path, budget: int = 128) -> str:
                 f" {gains_told(f'Of {spent}', others, places(more))} WMPO's is {points(gain(pairs))} beside {budget}."
             )
     return told
-
-
-def places(results: Iterable[CellResult]) -> set[tuple[str, int]]:
-    """Where something has been run: tasks and seeds."""
-    return {(result.task, result.seed) for result in results}
 
 
 def gains_told(opening: str, found: Mapping[str, Sequence[CellResult]], common: set[tuple[str, int]]) -> str:

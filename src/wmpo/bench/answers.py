@@ -8,6 +8,7 @@ from itertools import pairwise
 from wmpo.bench.cells import CellResult
 from wmpo.bench.pairs import (
     Pair,
+    between,
     by_task,
     contrasted,
     first_of_each_seed,
@@ -84,7 +85,7 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
     for (label, _), own in groups(result for result in results if not result.tasks).items():
         lost = []
         for number_of, (before, after) in enumerate(pairwise([BASE, *own[0].turns]), start=1):
-            step = gain([Pair(r.task, r.seed, r.policies[before], r.policies[after]) for r in own])
+            step = gain(between(own, before, after))
             if step.high < 0:
                 lost.append(f"round {number_of} lost {points(step)}")
         tasks, total = ", ".join(tasks_of(own)), points(gain(over_base(own)))

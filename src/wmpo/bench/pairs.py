@@ -38,10 +38,14 @@ def groups(results: Iterable[CellResult]) -> dict[Group, list[CellResult]]:
 
 def over_base(results: Iterable[CellResult], name: str = "", suffix: str = "") -> list[Pair]:
     """The base policy beside the final one, or beside `name`; `suffix` chooses disrupted evaluations."""
+    return [pair for r in results for pair in between([r], BASE + suffix, (name or r.final) + suffix)]
+
+
+def between(results: Iterable[CellResult], first: str, second: str) -> list[Pair]:
+    """Two policies of each cell, by their names, where it has both on the same initial states."""
     pairs = []
     for result in results:
-        before = result.policies.get(BASE + suffix)
-        after = result.policies.get((name or result.final) + suffix)
+        before, after = result.policies.get(first), result.policies.get(second)
         if before is not None and after is not None and before.starts == after.starts:
             pairs.append(Pair(result.task, result.seed, before, after))
     return pairs
@@ -100,6 +104,11 @@ def mean_rate(pairs: Sequence[Pair]) -> Interval:
 
 def tasks_of(results: Iterable[CellResult]) -> list[str]:
     return list(dict.fromkeys(result.task for result in results))
+
+
+def places(results: Iterable[CellResult]) -> set[tuple[str, int]]:
+    """Where something has been run: tasks and seeds."""
+    return {(result.task, result.seed) for result in results}
 
 
 def first_of_each_seed(results: Iterable[CellResult]) -> list[CellResult]:

@@ -10,6 +10,7 @@ from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
 from wmpo.bench.pairs import (
     Pair,
+    between,
     by_task,
     contrasted,
     first_of_each_seed,
@@ -20,6 +21,7 @@ from wmpo.bench.pairs import (
     mean_of,
     mean_rate,
     over_base,
+    places,
     rate,
     tasks_of,
 )
@@ -205,7 +207,7 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         turns = own[0].turns
         for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
             pairs = over_base(own, policy)
-            steps = [Pair(r.task, r.seed, r.policies[before], r.policies[policy]) for r in own]
+            steps = between(own, before, policy)
             solved = [(b, a) for p in pairs for b, a in zip(p.before.success, p.after.success, strict=True) if b]
             lost = f"{100 * sum(not a for _, a in solved) / len(solved):.1f}" if solved else DASH
             mine = by_task(pairs)
@@ -246,7 +248,7 @@ def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str
     found = groups(dreamt)
     rows = []
     for (label, budget), own in found.items():
-        there = {(result.task, result.seed) for result in own}
+        there = places(own)
         ours = [r for r in found.get((results[0].label, budget), []) if (r.task, r.seed) in there]
         cells = [number(value, 2) for value in dream_values(own)]
         if label != results[0].label and len(ours) == len(own):
