@@ -26,7 +26,7 @@ from wmpo.errors import UserError
 from wmpo.imagination import Replay
 from wmpo.pages import comparison
 from wmpo.recipes.checks import check_recipe
-from wmpo.results import Agreement, Fidelity, Gap, PolicyResult, RunResult
+from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RunResult
 
 TWO = Experiment(
     title="Two",
@@ -217,6 +217,7 @@ def written(folder: Path, cell: Cell, base: list[int], final: list[int], imagine
     starts = [1000 * cell.recipe.seed + i for i in range(len(base))]
     made.policies["base"] = PolicyResult(starts, base, [10] * len(base))
     made.policies[name] = PolicyResult(starts, final, [8] * len(base))
+    made.interactions["rollouts"] = Interactions(episodes=len(base), steps=0)
     made.gaps[name] = Gap(imagined, len(base), sum(final) / len(final), len(base))
     CellResult.of(cell, made).save(result_file(folder, cell))
 
@@ -407,16 +408,19 @@ def test_only_the_first_of_several_tasks_is_practised() -> None:
 
 def test_methods_are_compared_where_all_of_them_have_been_run(tmp_path: Path) -> None:
     cells = {cell.id: cell for cell in TWO.cells(seeds=[3])}
-    assert comparison(tmp_path, 16) == ""
+    assert comparison([], 16) == ""
     written(tmp_path, cells["dpo-push-P16-seed3"], [0, 0, 0, 0], [1, 0, 0, 0])
     written(tmp_path, cells["wmpo-push-P16-seed3"], [0, 0, 0, 0], [1, 1, 0, 0])
     written(tmp_path, cells["wmpo-place-P16-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # of which DPO has no cell
     written(tmp_path, cells["wmpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # more rollouts
-    text = comparison(tmp_path, 16)
+    text = comparison(map(CellResult.load, tmp_path.iterdir()), 16)
     assert "over push; seeds 3" in text and text.index("WMPO +50.0") < text.index("DPO +25.0")
     assert "Of 64 (mean gain over push; seeds 3): WMPO +100.0" in text and "WMPO's is +50.0" in text
+    assert text.count("DPO") == 1
     written(tmp_path, cells["dpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 0])
-    assert text.count("DPO") == 1 and ", DPO +75.0" in comparison(tmp_path, 16)
+    written(tmp_path, cells["bound-push-Pinf-seed3"], [0, 0, 0, 0], [0, 1, 1, 1])
+    text = comparison(map(CellResult.load, tmp_path.iterdir()), 16)
+    assert ", DPO +75.0" in text and "Of 4 (mean gain over push; seeds 3): Bound +75.0" in text
 
 
 def test_settings_go_with_a_budget() -> None:

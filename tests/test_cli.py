@@ -36,6 +36,15 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     return told
 
 
+def test_a_reader_who_has_seen_enough() -> None:
+    for more in ("run place --help", "recipes"):
+        told = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m wmpo.cli {more} | true; echo ${{PIPESTATUS[0]}}"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert told.stderr == "" and told.stdout in ("141\n", "0\n")
+
+
 def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean push?" in refused(capsys, "run", "psh")
     assert "place, wrist, flow, push" in refused(capsys, "run", "zzz")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,16 +43,23 @@ NO_FAULT_OF_OURS = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. Bad input: one sentence and 2. Stopped: one line and 130."""
+    """Run one command; the exit status. Bad input: one sentence and 2. Stopped: one line and 130.
+    Nobody reads what it prints: 141, as for any program in a pipe."""
     if args is None:
         args = sys.argv[1:]
         signal.signal(signal.SIGTERM, _stop)
     try:
-        return dispatch(list(args))
+        status = dispatch(list(args))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         return complain(str(error), 2)
     except KeyboardInterrupt:
         return complain("stopped; nothing that was finished is lost, and the same command continues.", 130)
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in NO_FAULT_OF_OURS:
             raise
@@ -97,6 +106,16 @@ def overview() -> str:
             "  wmpo evaluate runs/place-seed0 --disruption texture",
         ]
     )
+
+
+def nobody_reads() -> bool:
+    """Whether what we print has no reader any more, as in `wmpo run place --help | head`; Python then says no more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def complain(text: str, status: int) -> int:

@@ -9,13 +9,14 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from wmpo.bench.cells import CellResult
+from wmpo.bench.cells import CellResult, result_of
+from wmpo.bench.experiments import EXPERIMENTS
 from wmpo.bench.pairs import Pair, contrasted, gain, groups, over_base, places, rate
 from wmpo.bench.tables import table
 from wmpo.cli import COMMANDS
@@ -140,13 +141,14 @@ def summary_table(folder: Path) -> str:
         shuffled = points(gain(control)) if control else "–"
         rows.append((name, seeds, percent(rate(before)), percent(rate(after)), points(gain(after)), shuffled))
     shown = table(("recipe", "seeds", "before, %", "after practice in imagination, %", "gain", "control"), rows)
-    return "\n\n".join(filter(None, [shown, comparison(folder / "bench" / "table1")]))
+    cells = (result_of(cell, folder / "bench" / "table1") for cell in EXPERIMENTS["table1"].cells())
+    return "\n\n".join(filter(None, [shown, comparison(filter(None, cells))]))
 
 
-def comparison(folder: Path, budget: int = 128) -> str:
+def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
     """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on; and of
-    more, those that have been run wherever WMPO has."""
-    found = groups(CellResult.load(path) for path in sorted(folder.glob("*.json")))
+    more, those that have been run wherever WMPO has; of any number, likewise."""
+    found = groups(results)
     own = {label: results for (label, spent), results in found.items() if spent == budget}
     where = [places(results) for results in own.values()]
     common = set.intersection(*where) if where else set()
@@ -162,6 +164,9 @@ def comparison(folder: Path, budget: int = 128) -> str:
             told += (
                 f" {gains_told(f'Of {spent}', others, places(more))} WMPO's is {points(gain(pairs))} beside {budget}."
             )
+        if not spent and places(more) >= common:
+            episodes = max(result.interactions["rollouts"].episodes for result in more)
+            told += f" {gains_told(f'Of {episodes}', {label: more}, common)}"
     return told
 
 

@@ -21,7 +21,7 @@ from wmpo.bench.pairs import (
     tasks_of,
 )
 from wmpo.bench.tables import Plots, budget_told, rate_and_gain, second_tries, second_tries_told, verdict
-from wmpo.bench.trust import gaps_of
+from wmpo.bench.trust import Exploited, gaps_of, known_in_both
 from wmpo.objectives.statistics import pearson
 from wmpo.report.words import number, percent, points, signed
 from wmpo.results import BASE
@@ -96,7 +96,7 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
 
 def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     found = gaps_of(results)
-    ours = [r for r in results if r.label == results[0].label and {BASE, r.final} <= set(r.gaps)]
+    ours = known_in_both([result for result in results if result.label == results[0].label])
     if not found or not ours:
         return ""
     within = []
@@ -104,14 +104,12 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
         own = [gap for _, its, gap in found if its == task]
         r = pearson([gap.imagined for gap in own], [gap.real for gap in own])
         within.append(f"{number(r, 2)} on {task}")
-    start, end = [r.gaps[BASE] for r in ours], [r.gaps[r.final] for r in ours]
-    imagined = mean_of(g.imagined for g in end) - mean_of(g.imagined for g in start)
-    real = mean_of(g.real for g in end) - mean_of(g.real for g in start)
+    found_out = Exploited.of(ours)
     sentences = [
         f"Over {len(found)} policies, imagined and real success go together: Pearson {', '.join(within)}.",
-        f"The dream of the base policy is off by {signed(mean_of(g.excess for g in start))} points, that of the "
-        f"practised one ({results[0].label}) by {signed(mean_of(g.excess for g in end))}: of an imagined gain of "
-        f"{signed(imagined)}, {signed(real)} is real.",
+        f"The dream of the base policy is off by {signed(found_out.before)} points, that of the "
+        f"practised one ({results[0].label}) by {signed(found_out.after)}: of an imagined gain of "
+        f"{signed(found_out.imagined)}, {signed(found_out.real)} is real.",
     ]
     doubts = [r.doubt for r in ours if r.doubt is not None]
     if doubts:

@@ -47,7 +47,7 @@ def budget_told(budget: int) -> str:
 
 def seeds_of(pairs: Sequence[Pair]) -> str:
     """0, 1, 2; told task by task where they differ."""
-    found = {task: ", ".join(sorted({str(pair.seed) for pair in own})) for task, own in by_task(pairs).items()}
+    found = {task: ", ".join(map(str, sorted({pair.seed for pair in own}))) for task, own in by_task(pairs).items()}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return "; ".join(f"{task} {seeds}" for task, seeds in found.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
@@ -21,6 +22,30 @@ def gaps_of(results: Sequence[CellResult]) -> list[tuple[str, str, Gap]]:
     """(label, task, imagined and real success) of every policy that was measured in both, each base policy once."""
     found = [("Base", r.task, r.gaps[BASE]) for r in first_of_each_seed(results) if BASE in r.gaps]
     return found + [(r.label, r.task, r.gaps[r.final]) for r in results if r.final in r.gaps]
+
+
+class Exploited(NamedTuple):
+    """What practice has made of a dream, as means over cells."""
+
+    before: float  # imagined minus real success of the base
+    after: float  # and of the final policy
+    imagined: float  # gain
+    real: float  # gain
+
+    @staticmethod
+    def of(results: Sequence[CellResult]) -> Exploited:
+        start, end = [r.gaps[BASE] for r in results], [r.gaps[r.final] for r in results]
+        return Exploited(
+            mean_of(gap.excess for gap in start),
+            mean_of(gap.excess for gap in end),
+            mean_of(after.imagined - before.imagined for before, after in zip(start, end, strict=True)),
+            mean_of(after.real - before.real for before, after in zip(start, end, strict=True)),
+        )
+
+
+def known_in_both(results: Sequence[CellResult]) -> list[CellResult]:
+    """Those whose base and final policy were measured in the dream as well as for real."""
+    return [result for result in results if {BASE, result.final} <= set(result.gaps)]
 
 
 def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -52,9 +77,8 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
 def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Imagined minus real: at the end of training, and along it."""
-    measured = [result for result in results if {BASE, result.final} <= set(result.gaps)]
     rows = []
-    for (label, budget), own in groups(measured).items():
+    for (label, budget), own in groups(known_in_both(results)).items():
         for task in tasks_of(own):
             rows.append([label, budget_told(budget), task, *gap_row([r for r in own if r.task == task])])
         if len(tasks_of(own)) > 1:
@@ -87,15 +111,10 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
 
 def gap_row(results: Sequence[CellResult]) -> list[str]:
-    start = [result.gaps[BASE] for result in results]
-    end = [result.gaps[result.final] for result in results]
     curves = [result.curves.get("practice-1", {}) for result in results]
     return [
         str(len(results)),
-        signed(mean_of(gap.excess for gap in start)),
-        signed(mean_of(gap.excess for gap in end)),
-        signed(mean_of(after.imagined - before.imagined for before, after in zip(start, end, strict=True))),
-        signed(mean_of(after.real - before.real for before, after in zip(start, end, strict=True))),
+        *map(signed, Exploited.of(results)),
         number(mean_of(float(len(curve["success"])) for curve in curves if "success" in curve)),
         number(mean_of(curve["distance"][-1][1] for curve in curves if "distance" in curve), 2),
     ]
