@@ -153,7 +153,12 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     assert run() == []
     result_file(tmp_path, cells[0]).unlink()
     assert run() == [cells[0].id]
-    assert said[-2] == "4 of 5 cells are there; 1 to run, 2 at a time."
+    assert said[-4:] == [
+        "4 of 5 cells are there; 1 to run, 2 at a time.",
+        f"What they print, stage by stage: {tmp_path / 'logs'}",
+        f"begun: {cells[0].id}",
+        f"done: {cells[0].id}; 0 waiting, 0 running",
+    ]
 
 
 def test_a_cell_from_nothing_and_again(tmp_path: Path) -> None:
@@ -244,7 +249,10 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
     assert "50.0 (15.0 to 85.0), +25.0 (−24.0 to 74.0)" in wmpo
     # mean over the tasks: 3/8, half width sqrt(0.566^2 + 0.49^2) / 2 = 0.374; one seed has no interval over seeds
     assert "| 62.5 (" in wmpo and wmpo.endswith("), +37.5 (0.1 to 74.9) |") and "gain over seeds" not in text
-    assert "P = 16: **WMPO gains +37.5 (0.1 to 74.9)** points over its base on push, place. It is " in text
+    assert "P = 16: **WMPO gains +37.5 (0.1 to 74.9)** points over its base on push, place (seed 3). It is " in text
+    assert (
+        "**As asked for, of tasks push, place and seeds 3 only.**" in text and "| Bound | `upper_bound` | – |" in text
+    )
     beside = next(row for row in rows if row.startswith("| DPO | 16 | 3 | push, place"))
     assert "+37.5" in beside and beside.endswith(("| yes |", "| no |"))
     # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
@@ -293,14 +301,46 @@ def test_answers_name_who_is_better_and_who_worse(tmp_path: Path) -> None:
         written(tmp_path, cell, base, final)
     results = [CellResult.load(result_file(tmp_path, cell)) for cell in (cells["wmpo"], cells["dpo"], better)]
     told = answers.beside(results, "x", {})
-    assert told.splitlines()[-1].endswith("on push. It is better than DPO (+50.0); worse than Better (−50.0).")
+    assert told.splitlines()[-1].endswith("on push (seed 3). It is better than DPO (+50.0); worse than Better (−50.0).")
     best = answers.chosen(results, "x", {}).splitlines()[2:]
     assert [line.split(",")[0] for line in best] == [
         "- Best of its method: **WMPO**",
         "- Best of its method: **Better**",
     ]
     alone = answers.beside([CellResult.load(result_file(tmp_path, cells["upper_bound"]))], "x", {})
-    assert alone.endswith("- P = no limit: **Bound gains +100.0 (100.0 to 100.0)** points over its base on push.")
+    assert alone.endswith(
+        "- P = no limit: **Bound gains +100.0 (100.0 to 100.0)** points over its base on push (seed 3)."
+    )
+
+
+def test_answers_tell_where_and_how_surely(tmp_path: Path) -> None:
+    """The first gains on both seeds, by 100 and 25 points over DPO: two seeds so unlike leave room for chance."""
+    cells = [cell for cell in TWO.cells(["push", "place"]) if cell.budget == 16 and cell.method in ("wmpo", "dpo")]
+    results = []
+    for cell in cells:
+        final = [1] * 8 if cell.recipe.seed == 3 else [1, 1, 0, 0, 0, 0, 0, 0]
+        written(tmp_path, cell, [0] * 8, final if cell.method == "wmpo" else [0] * 8)
+        results.append(CellResult.load(result_file(tmp_path, cell)))
+    told = answers.beside(results, "x", {})
+    assert told.endswith("It is better on these states, but not beyond chance over seeds, than DPO (+62.5).")
+    some = [result for result in results if (result.method, result.task, result.seed) != ("dpo", "place", 4)]
+    assert "It is on push, place (seeds push 3, 4; place 3) better" in answers.beside(some, "x", {})
+    many = [replace(r, label=f"{r.label} {i}") for r in results if r.method == "dpo" for i in range(6)]
+    assert "By chance one in 20" in answers.beside([r for r in results if r.method == "wmpo"] + many, "x", {})
+
+
+def test_a_file_of_another_cell_is_refused(tmp_path: Path) -> None:
+    wmpo, dpo = (next(cell for cell in TWO.cells(["push"], [3]) if cell.method == method) for method in ("wmpo", "dpo"))
+    written(tmp_path, wmpo, [0, 1], [1, 1])
+    result_file(tmp_path, wmpo).rename(result_file(tmp_path, dpo))
+    with pytest.raises(UserError, match="is of another cell, WMPO with P = 16 on push, seed 3"):
+        result_of(dpo, tmp_path)
+    result_file(tmp_path, dpo).write_text("{")
+    with pytest.raises(UserError, match="Move it away: its cell will be run again"):
+        result_of(dpo, tmp_path)
+    RunResult.begin(dpo.recipe).save(result_file(tmp_path, dpo))
+    with pytest.raises(UserError, match="it needs the outcomes of base"):
+        result_of(dpo, tmp_path)
 
 
 def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None:
@@ -310,7 +350,7 @@ def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None
     result.gaps["base"] = Gap(0.1, 4, 0.25, 4)
     result.doubt = Doubt(auroc=0.5, precision=0.6, precision_kept=0.7, kept=0.9)
     told = answers.dreams_trusted([result], "x", {})
-    assert "Over 2 policies, imagined and real success go together: Pearson 1.00 on push." in told
+    assert "over 2 policies (Pearson): 1.00 on push; 1.00 over all tasks. They are 12.5 points apart" in told
     assert "base policy is off by −15.0 points, that of the practised one (WMPO) by −10.0" in told
     assert "of an imagined gain of +80.0, +75.0 is real" in told and "by +10.0 points" in told
     result.policies["base dark"] = replace(result.policies["base"], disruption="dark")
@@ -318,7 +358,9 @@ def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None
     dark = answers.under_disruption([result], "x", {})
     assert "- Dark: of a base of 0.0 (" in dark and "the gains are WMPO +50.0 (" in dark
     result.policies["wmpo-2"] = result.policies["base"]
-    assert "after 2 rounds; round 2 lost −100.0 (−100.0 to −100.0)." in answers.round_by_round([result], "x", {})
+    rounds = answers.round_by_round([result], "x", {})
+    assert "on push (seed 3): +100.0 (100.0 to 100.0), then +0.0 (0.0 to 0.0) over the base, round by round" in rounds
+    assert "round 2 changes success by −100.0 (−100.0 to −100.0)." in rounds
     result.attempts = {"base": [1, 1, 1, 2], "wmpo-2": [2, 2, 1, 0]}
     assert "push: of first attempts that fail, so many succeed later, in %: Base 0.0 (" in answers.trying_again(
         [result], "x", {}
@@ -444,6 +486,9 @@ def test_settings_go_with_a_budget() -> None:
         (["table1", "--seeds", "-1"], "0 or more"),
         (["table1", "--cell", "x"], "There is no cell 'x'"),
         (["table1", "--report"], "No cell of table1 has been run"),
+        (["table1", "--report", "--smoke"], "run wmpo bench table1 --smoke first"),
+        (["table1", "--report", "--list"], "give one of them"),
+        (["table1", "--runs", "/proc/none"], "/proc/none can't be a folder"),
     ],
 )
 def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)
     try:
         status = dispatch(list(args))
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except UserError as error:
         return complain(str(error), 2)
@@ -110,6 +110,8 @@ def overview() -> str:
 
 def nobody_reads() -> bool:
     """Whether what we print has no reader any more, as in `wmpo run place --help | head`; Python then says no more."""
+    if sys.stdout is None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout, 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))

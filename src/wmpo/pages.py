@@ -29,6 +29,10 @@ from wmpo.training.metrics import metrics_page
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 SPEED = 25  # TFLOP/s, at which published policies are planned: 40 % of an H100's 67 in float32
 SIZES = {"openvla_oft.md": ("OpenVLA-OFT",), "flow_policies.md": ("SmolVLA", "pi0")}
+BESIDES = (
+    " More demonstrations are an expert's, in place of tries. WMPO is also given 256 first pictures to practise from; "
+    "nothing is done there."
+)
 PAPER = re.compile(r"\s*\[((?:paper|code)[^\]]*)\]")
 
 
@@ -167,7 +171,7 @@ def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
         if not spent and places(more) >= common:
             episodes = max(result.interactions["rollouts"].episodes for result in more)
             told += f" {gains_told(f'Of {episodes}', {label: more}, common)}"
-    return told
+    return told + BESIDES
 
 
 def gains_told(opening: str, found: Mapping[str, Sequence[CellResult]], common: set[tuple[str, int]]) -> str:

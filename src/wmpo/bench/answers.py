@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -12,15 +13,18 @@ from wmpo.bench.pairs import (
     by_task,
     contrasted,
     first_of_each_seed,
+    forgotten,
     gain,
+    gain_over_seeds,
     groups,
     kinds_of,
     mean_of,
     mean_rate,
     over_base,
+    rate,
     tasks_of,
 )
-from wmpo.bench.tables import Plots, budget_told, rate_and_gain, second_tries, second_tries_told, verdict
+from wmpo.bench.tables import Plots, budget_told, rate_and_gain, second_tries, second_tries_told, where_told
 from wmpo.bench.trust import Exploited, gaps_of, known_in_both
 from wmpo.objectives.statistics import pearson
 from wmpo.report.words import number, percent, points, signed
@@ -39,19 +43,40 @@ def beside(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     for (label, budget), own in found.items():
         if label != ours:
             continue
-        told: dict[str, list[str]] = {}
+        told: dict[tuple[str, str], list[str]] = {}
         for (other, its), cells in found.items():
             pairs = contrasted(own, cells) if other != ours and its == budget else []
             if pairs:
-                told.setdefault(verdict(gain(pairs)), []).append(f"{other} ({signed(gain(pairs).value)})")
-        words = {"yes": "better than", "no, it is worse": "worse than", "no": "not told apart from"}
-        rest = "; ".join(f"{words[key]} {', '.join(told[key])}" for key in words if key in told)
+                fewer = "" if where_told(pairs) == where_told(over_base(own)) else f"on {where_told(pairs)} "
+                told.setdefault((fewer, sureness(pairs)), []).append(f"{other} ({signed(gain(pairs).value)})")
+        order = sorted(told, key=lambda key: (bool(key[0]), SURENESS.index(key[1])))
+        rest = "; ".join(f"{fewer}{words} {', '.join(told[fewer, words])}" for fewer, words in order)
+        many = sum(map(len, told.values()))
+        chance = f" By chance one in 20 of such comparisons stands out, of {many} here." if many > 5 else ""
         pairs = over_base(own)
         sentences.append(
             f"P = {budget_told(budget)}: **{ours} gains {points(gain(pairs))}** points over its base on "
-            f"{', '.join(by_task(pairs))}{f'. It is {rest}' if rest else ''}."
+            f"{where_told(pairs)}{f'. It is {rest}' if rest else ''}.{chance}"
         )
     return in_short(sentences)
+
+
+SURENESS = (
+    BETTER := "better than",
+    BETTER_HERE := "better on these states, but not beyond chance over seeds, than",
+    WORSE := "worse than",
+    WORSE_HERE := "worse on these states, but not beyond chance over seeds, than",
+    ALIKE := "not told apart from",
+)
+
+
+def sureness(pairs: Sequence[Pair]) -> str:
+    """How sure a difference is, over initial states, and over seeds where there are several."""
+    states, seeds = gain(pairs), gain_over_seeds(pairs)
+    if states.low <= 0 <= states.high:
+        return ALIKE
+    beyond = not math.isfinite(seeds.low) or seeds.low > 0 or seeds.high < 0
+    return (BETTER if beyond else BETTER_HERE) if states.low > 0 else (WORSE if beyond else WORSE_HERE)
 
 
 def chosen(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -67,30 +92,41 @@ def chosen(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     return in_short(f"Best of its method: **{label}**, {rate_and_gain(pairs)}." for _, label, pairs in best.values())
 
 
+FLOOR = 0.05  # success of the base below which a gain can't show
+
+
 def under_disruption(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     sentences = []
     for kind in kinds_of(results):
         found = [(label, over_base(own, suffix=f" {kind}")) for (label, _), own in groups(results).items()]
         known = [(label, pairs) for label, pairs in found if pairs]
-        base = mean_rate(over_base(first_of_each_seed(results), BASE, f" {kind}"))
+        base = over_base(first_of_each_seed(results), BASE, f" {kind}")
         gains = ", ".join(f"{label} {points(gain(pairs))}" for label, pairs in known)
-        floor = " Nothing is learned from a floor." if base.high < 0.02 else ""
-        sentences.append(f"{kind.capitalize()}: of a base of {percent(base)} %, the gains are {gains}.{floor}")
+        floors = ", ".join(task for task, pairs in by_task(base).items() if rate(pairs).value < FLOOR)
+        text = f"{kind.capitalize()}: of a base of {percent(mean_rate(base))} %, the gains are {gains}."
+        sentences.append(f"{text} Nothing can be told from a floor: {floors}." if floors else text)
     return in_short(sentences)
 
 
 def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """What each method has gained in the end, and which of its rounds lost beyond chance."""
+    """What each method has gained after each round, which lost beyond chance, and what was forgotten."""
     sentences = []
     for (label, _), own in groups(result for result in results if not result.tasks).items():
-        lost = []
-        for number_of, (before, after) in enumerate(pairwise([BASE, *own[0].turns]), start=1):
+        fell, so_far = [], []
+        for turn, (before, after) in enumerate(pairwise([BASE, *own[0].turns]), start=1):
             step = gain(between(own, before, after))
+            so_far.append(points(gain(over_base(own, after))))
             if step.high < 0:
-                lost.append(f"round {number_of} lost {points(step)}")
-        tasks, total = ", ".join(tasks_of(own)), points(gain(over_base(own)))
-        fell = "; ".join(lost) or "no round lost beyond chance"
-        sentences.append(f"{label} ({tasks}): {total} after {len(own[0].turns)} rounds; {fell}.")
+                fell.append(f"round {turn} changes success by {points(step)}")
+        sentences.append(
+            f"{label} on {where_told(over_base(own))}: {', then '.join(so_far)} over the base, round by round; "
+            f"{'; '.join(fell) or 'no round falls beyond chance'}. Of the states that the base solves, it fails "
+            f"{number(100 * forgotten(over_base(own)))} % in the end."
+        )
+    for (label, _), own in groups(result for result in results if result.tasks).items():
+        for task in own[0].task.split("+")[1:]:
+            pairs = over_base(result.of_task(task) for result in own)
+            sentences.append(f"{label}: {task}, which it knew and never practised, changes by {points(gain(pairs))}.")
     return in_short(sentences)
 
 
@@ -106,7 +142,9 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
         within.append(f"{number(r, 2)} on {task}")
     found_out = Exploited.of(ours)
     sentences = [
-        f"Over {len(found)} policies, imagined and real success go together: Pearson {', '.join(within)}.",
+        f"Correlation of imagined with real success over {len(found)} policies (Pearson): {', '.join(within)}; "
+        f"{number(pearson([g.imagined for _, _, g in found], [g.real for _, _, g in found]), 2)} over all tasks. "
+        f"They are {number(100 * mean_of(abs(g.excess) for _, _, g in found))} points apart on average.",
         f"The dream of the base policy is off by {signed(found_out.before)} points, that of the "
         f"practised one ({results[0].label}) by {signed(found_out.after)}: of an imagined gain of "
         f"{signed(found_out.imagined)}, {signed(found_out.real)} is real.",

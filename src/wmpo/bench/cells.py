@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from wmpo.baselines import BaselineConfig
 from wmpo.config import Recipe
+from wmpo.errors import UserError
 from wmpo.results import BASE, CONTROL, RunResult
 from wmpo.training.files import read_json
 from wmpo.training.plain import from_plain, to_plain
@@ -124,6 +125,11 @@ class CellResult(RunResult):
         """The policy that the method ended with."""
         return self.turns[-1]
 
+    def check(self, where: str) -> None:
+        super().check(where)
+        if BASE not in self.policies or not self.turns:
+            raise UserError(f"{where}: it needs the outcomes of base, and of the policy that its method left.")
+
     @staticmethod
     def of(cell: Cell, result: RunResult) -> CellResult:
         settings = None if cell.method == WMPO else cell.settings
@@ -141,9 +147,22 @@ def result_file(results: Path, cell: Cell) -> Path:
 
 
 def result_of(cell: Cell, results: Path) -> CellResult | None:
-    """What has been measured with the cell's settings; those that are newer than the file are not compared."""
-    if not result_file(results, cell).exists():
+    """What has been measured with the cell's settings; those that are newer than the file are not compared.
+
+    Raises UserError where the file is damaged, or of another cell.
+    """
+    file = result_file(results, cell)
+    if not file.exists():
         return None
-    found = CellResult.load(result_file(results, cell))
+    try:
+        found = CellResult.load(file)
+    except UserError as error:
+        raise UserError(f"{error} Move it away: its cell will be run again.") from None
+    its = (found.label, found.method, found.budget, found.task, found.seed)
+    if its != (cell.label, cell.method, cell.budget, cell.recipe.env.task, cell.recipe.seed):
+        label, _, budget, task, seed = its
+        raise UserError(
+            f"{file} is of another cell, {label} with P = {budget} on {task}, seed {seed}: move it where it belongs."
+        )
     same = agree(found.recipe, plain_recipe(cell.recipe)) and found.settings in (None, cell.settings)
     return found if same else None

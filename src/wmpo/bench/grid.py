@@ -35,6 +35,8 @@ def run_grid(
     """
     waiting = pending(cells, results)
     say(f"{len(cells) - len(waiting)} of {len(cells)} cells are there; {len(waiting)} to run, {workers} at a time.")
+    if waiting:
+        say(f"What they print, stage by stage: {logs}")
     running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
     failed: list[Cell] = []
     logs.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,7 @@ def run_grid(
                         command(cell), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **ONE_THREAD}
                     )
                 running[cell.id] = (cell, process)
+                say(f"begun: {cell.id}")
             for name, (cell, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[name]

@@ -86,6 +86,16 @@ def gain(pairs: Sequence[Pair]) -> Interval:
     return Interval(value, value - half, value + half)
 
 
+def forgotten(pairs: Iterable[Pair]) -> float:
+    """Of the initial states that the policy before solves, the share that the policy after fails."""
+    return mean_of(
+        float(not after)
+        for p in pairs
+        for before, after in zip(p.before.success, p.after.success, strict=True)
+        if before
+    )
+
+
 def gain_over_seeds(pairs: Sequence[Pair]) -> Interval:
     """The same with Student's t over the seeds that all tasks have, each its mean over them: what another may bring."""
     parts = [[pair for pair in pairs if pair.seed == seed] for seed in sorted({pair.seed for pair in pairs})]

@@ -14,6 +14,7 @@ from wmpo.bench.pairs import (
     by_task,
     contrasted,
     first_of_each_seed,
+    forgotten,
     gain,
     gain_over_seeds,
     groups,
@@ -115,6 +116,12 @@ def difference_told(pairs: Sequence[Pair]) -> list[str]:
     return [seeds_of(pairs), ", ".join(by_task(pairs)), points(gain(pairs)), over_seeds, verdict(gain(pairs))]
 
 
+def where_told(pairs: Sequence[Pair]) -> str:
+    """place, stack (seeds 0, 1)."""
+    seeds = seeds_of(pairs)
+    return f"{', '.join(by_task(pairs))} (seed{'s' * (not seeds.isdigit())} {seeds})"
+
+
 def verdict(difference: Interval) -> str:
     return "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
 
@@ -158,11 +165,14 @@ def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
         seconds = [sum(stage.seconds for stage in result.stages.values()) for result in own]
         took = clock(sum(seconds) / len(seconds))
-        used = map(mean, ("demonstrations", "rollouts", "practice_resets"))
+        used = map(mean, ("demonstrations", "rollouts", "practice_resets", "watching_practice"))
         rows.append([label, budget_told(budget), *used, took])
     head = ("method", "P", "demonstrations tried", "real rollouts used", "first pictures used",
-            "time, shared stages included")  # fmt: skip
-    return f"## Cost of a cell\n\n{table(head, rows)}"
+            "only watched", "time, shared stages included")  # fmt: skip
+    return (
+        f"## Cost of a cell\n\n{table(head, rows)}\n\nFirst pictures are resets of the real environment, in which "
+        "nothing is done. Only watched: episodes that measure a policy while it practises; nothing learns from them."
+    )
 
 
 def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -208,8 +218,7 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
             pairs = over_base(own, policy)
             steps = between(own, before, policy)
-            solved = [(b, a) for p in pairs for b, a in zip(p.before.success, p.after.success, strict=True) if b]
-            lost = f"{100 * sum(not a for _, a in solved) / len(solved):.1f}" if solved else DASH
+            lost = number(100 * forgotten(pairs))
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
             rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),

@@ -34,9 +34,9 @@ class Bench:
     docs: Path = Path("docs/experiments")
     """Folder of the pages."""
     tasks: tuple[str, ...] = ()
-    """Only these tasks; default: those of the experiment."""
+    """These tasks, in place of those of the experiment."""
     seeds: tuple[int, ...] = ()
-    """Only these seeds; default: those of the experiment."""
+    """These seeds, in place of those of the experiment."""
     workers: int = 1
     """Cells at a time, each on one core."""
     cell: str = ""
@@ -63,6 +63,8 @@ class Bench:
             raise UserError(f"--workers is {self.workers}; it must be at least 1.")
         if any(seed < 0 for seed in self.seeds):
             raise UserError(f"Seeds must be 0 or more, not {min(self.seeds)}.")
+        if sum((self.list, self.report, bool(self.cell))) > 1:
+            raise UserError("--list, --report and --cell are three different things to do: give one of them.")
         name = f"{self.name}-smoke" if self.smoke else self.name
         results = self.out / name
         cells = experiment.cells(self.tasks, self.seeds, self.smoke)
@@ -71,13 +73,16 @@ class Bench:
             for cell in cells:
                 print(f"{'to run' if cell.id in missing else 'there '}  {cell.id}")
         elif self.report:
+            must_take_files(self.docs)
             print(f"Page: {write_page(experiment, name, cells, results, self.docs)}")
         elif self.cell:
             chosen = next((cell for cell in cells if cell.id == self.cell), None)
             if chosen is None:
                 raise UserError(f"There is no cell {self.cell!r} in {self.name}: see wmpo bench {self.name} --list.")
+            must_take_files(results, self.runs)
             self._run(chosen, result_file(results, chosen))
         else:
+            must_take_files(results, self.runs)
             same = ["--out", str(self.out), "--runs", str(self.runs), *(["--smoke"] if self.smoke else [])]
             which = [text for key in ("tasks", "seeds") if getattr(self, key)
                      for text in (f"--{key}", *map(str, getattr(self, key)))]  # fmt: skip
@@ -101,3 +106,14 @@ class Bench:
         result.save(file)
         rates = ", ".join(f"{name} {100 * rate.value:.1f} %" for name, rate in result.summary().rates.items())
         print(f"{file}: {rates}")
+
+
+def must_take_files(*folders: Path) -> None:
+    """Before hours of work, not after them."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} can't be a folder: {error.strerror}. Choose another one.") from None
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"Nothing may be written into {folder}: choose another folder.")
