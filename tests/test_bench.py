@@ -351,8 +351,10 @@ def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None
     result.doubt = Doubt(auroc=0.5, precision=0.6, precision_kept=0.7, kept=0.9)
     told = answers.dreams_trusted([result], "x", {})
     assert "over 2 policies (Pearson): 1.00 on push; 1.00 over all tasks. They are 12.5 points apart" in told
-    assert "base policy is off by −15.0 points, that of the practised one (WMPO) by −10.0" in told
-    assert "of an imagined gain of +80.0, +75.0 is real" in told and "by +10.0 points" in told
+    assert (
+        "- WMPO on push (seed 3): of an imagined gain of +80.0 points, +75.0 is real; the gap is −15.0 before" in told
+    )
+    assert "practice and −10.0 after it." in told and "by +10.0 points" in told
     result.policies["base dark"] = replace(result.policies["base"], disruption="dark")
     result.policies["wmpo-1 dark"] = replace(result.policies["base"], success=[1, 1, 0, 0], disruption="dark")
     dark = answers.under_disruption([result], "x", {})

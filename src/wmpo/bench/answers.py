@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from wmpo.bench.cells import CellResult
+from wmpo.bench.cells import WMPO, CellResult
 from wmpo.bench.pairs import (
     Pair,
     between,
@@ -135,20 +135,24 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
     ours = known_in_both([result for result in results if result.label == results[0].label])
     if not found or not ours:
         return ""
-    within = []
-    for task in tasks_of(results):
-        own = [gap for _, its, gap in found if its == task]
-        r = pearson([gap.imagined for gap in own], [gap.real for gap in own])
-        within.append(f"{number(r, 2)} on {task}")
-    found_out = Exploited.of(ours)
+
+    def correlation(tasks: Sequence[str]) -> str:
+        gaps = [gap for _, task, gap in found if task in tasks]
+        return number(pearson([gap.imagined for gap in gaps], [gap.real for gap in gaps]), 2)
+
+    tasks = tasks_of(results)
     sentences = [
-        f"Correlation of imagined with real success over {len(found)} policies (Pearson): {', '.join(within)}; "
-        f"{number(pearson([g.imagined for _, _, g in found], [g.real for _, _, g in found]), 2)} over all tasks. "
-        f"They are {number(100 * mean_of(abs(g.excess) for _, _, g in found))} points apart on average.",
-        f"The dream of the base policy is off by {signed(found_out.before)} points, that of the "
-        f"practised one ({results[0].label}) by {signed(found_out.after)}: of an imagined gain of "
-        f"{signed(found_out.imagined)}, {signed(found_out.real)} is real.",
+        f"Correlation of imagined with real success over {len(found)} policies (Pearson): "
+        f"{', '.join(f'{correlation([task])} on {task}' for task in tasks)}; {correlation(tasks)} over all tasks. They "
+        f"are {number(100 * mean_of(abs(gap.excess) for _, _, gap in found))} points apart on average.",
     ]
+    for (label, _), own in groups(known_in_both([result for result in results if result.method == WMPO])).items():
+        made = Exploited.of(own)
+        sentences.append(
+            f"{label} on {where_told(over_base(own))}: of an imagined gain of {signed(made.imagined)} points, "
+            f"{signed(made.real)} is real; the gap is {signed(made.before)} before practice and {signed(made.after)} "
+            "after it."
+        )
     doubts = [r.doubt for r in ours if r.doubt is not None]
     if doubts:
         before, after = mean_of(d.precision for d in doubts), mean_of(d.precision_kept for d in doubts)
