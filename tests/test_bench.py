@@ -244,17 +244,17 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
     # the mean of two equal rates is known sqrt(2) times as well: 25.0 - 20.4 / sqrt(2), 25.0 + 44.9 / sqrt(2)
     assert base_row.startswith("| Base | 0 | 3 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 (10.5 to 56.8) |")
     wmpo = next(row for row in rows if row.startswith("| WMPO | 16"))
-    # push: 0, 1, 1, 0 gained, mean 1/2, sd sqrt(1/3), half width 1.96 sd / 2 = 0.566; place: 1/4 and 1/2: half 0.49.
-    assert "75.0 (30.1 to 95.4), +50.0 (−6.6 to 106.6)" in wmpo
-    assert "50.0 (15.0 to 85.0), +25.0 (−24.0 to 74.0)" in wmpo
-    # mean over the tasks: 3/8, half width sqrt(0.566^2 + 0.49^2) / 2 = 0.374; one seed has no interval over seeds
-    assert "| 62.5 (" in wmpo and wmpo.endswith("), +37.5 (0.1 to 74.9) |") and "gain over seeds" not in text
-    assert "P = 16: **WMPO gains +37.5 (0.1 to 74.9)** points over its base on push, place (seed 3). It is " in text
+    # push: 2 of 4 gained; 2.5 and 0.5 of 6: 1/3 +- 1.96 sqrt((1/2 - 1/9) / 6); place: 1 gained: 1/6 +- 0.442
+    assert "75.0 (30.1 to 95.4), +50.0 (−16.6 to 83.2)" in wmpo
+    assert "50.0 (15.0 to 85.0), +25.0 (−27.6 to 60.9)" in wmpo
+    # their mean: 3/8 - sqrt(0.666^2 + 0.526^2) / 2, 3/8 + sqrt(0.332^2 + 0.359^2) / 2; one seed says nothing of seeds
+    assert "| 62.5 (" in wmpo and wmpo.endswith("), +37.5 (−4.9 to 62.0) |") and "gain over seeds" not in text
+    assert "P = 16: **WMPO gains +37.5 (−4.9 to 62.0)** points over its base on push, place (seed 3). It is " in text
     assert (
         "**As asked for, of tasks push, place and seeds 3 only.**" in text and "| Bound | `upper_bound` | – |" in text
     )
     beside = next(row for row in rows if row.startswith("| DPO | 16 | 3 | push, place"))
-    assert "+37.5" in beside and beside.endswith(("| yes |", "| no |"))
+    assert "+37.5" in beside and beside.endswith("| no; – |")
     # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
     assert "| push | 2 | 1.00 (-1.00 to 1.00) | 1.00 | 10.0 |" in text
     plots = sorted((tmp_path / "docs").glob("*.svg"))
@@ -301,7 +301,10 @@ def test_answers_name_who_is_better_and_who_worse(tmp_path: Path) -> None:
         written(tmp_path, cell, base, final)
     results = [CellResult.load(result_file(tmp_path, cell)) for cell in (cells["wmpo"], cells["dpo"], better)]
     told = answers.beside(results, "x", {})
-    assert told.splitlines()[-1].endswith("on push (seed 3). It is better than DPO (+50.0); worse than Better (−50.0).")
+    better_and_worse = (
+        "It is better over states, with one seed, than DPO (+50.0); worse over states, with one seed, than "
+    )
+    assert told.splitlines()[-1].endswith(f"on push (seed 3). {better_and_worse}Better (−50.0).")
     best = answers.chosen(results, "x", {}).splitlines()[2:]
     assert [line.split(",")[0] for line in best] == [
         "- Best of its method: **WMPO**",
@@ -309,7 +312,7 @@ def test_answers_name_who_is_better_and_who_worse(tmp_path: Path) -> None:
     ]
     alone = answers.beside([CellResult.load(result_file(tmp_path, cells["upper_bound"]))], "x", {})
     assert alone.endswith(
-        "- P = no limit: **Bound gains +100.0 (100.0 to 100.0)** points over its base on push (seed 3)."
+        "- P = no limit: **Bound gains +100.0 (48.4 to 100.0)** points over its base on push (seed 3)."
     )
 
 
@@ -322,9 +325,14 @@ def test_answers_tell_where_and_how_surely(tmp_path: Path) -> None:
         written(tmp_path, cell, [0] * 8, final if cell.method == "wmpo" else [0] * 8)
         results.append(CellResult.load(result_file(tmp_path, cell)))
     told = answers.beside(results, "x", {})
-    assert told.endswith("It is better on these states, but not beyond chance over seeds, than DPO (+62.5).")
+    assert told.endswith("It is better over states, though not beyond chance over seeds, than DPO (+62.5).")
     some = [result for result in results if (result.method, result.task, result.seed) != ("dpo", "place", 4)]
-    assert "It is on push, place (seeds push 3, 4; place 3) better" in answers.beside(some, "x", {})
+    assert (
+        "It is on push, place (seeds push 3, 4; place 3) better over states, with one seed, than DPO"
+        in answers.beside(some, "x", {})
+    )
+    alike = [replace(r, seed=r.seed + more) for r in results for more in range(0, 8, 2)]  # eight seeds, like these two
+    assert "It is better than DPO (+62.5)." in answers.beside(alike, "x", {})
     many = [replace(r, label=f"{r.label} {i}") for r in results if r.method == "dpo" for i in range(6)]
     assert "By chance one in 20" in answers.beside([r for r in results if r.method == "wmpo"] + many, "x", {})
 
@@ -355,16 +363,26 @@ def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None
         "- WMPO on push (seed 3): of an imagined gain of +80.0 points, +75.0 is real; the gap is −15.0 before" in told
     )
     assert "practice and −10.0 after it." in told and "by +10.0 points" in told
+    more = [result, replace(result, seed=4, gaps={**result.gaps, "base": Gap(0.5, 4, 0.25, 4)})]
+    few = answers.dreams_trusted([*more, replace(result, label="Few")], "x", {})
+    assert "Few on push (seed 3): of an imagined gain of +80.0 points" in few
+    assert "WMPO there: of an imagined gain of +80.0 points" in few
+    assert "WMPO on push (seeds 3, 4): of an imagined gain of +60.0 points" in few
     result.policies["base dark"] = replace(result.policies["base"], disruption="dark")
     result.policies["wmpo-1 dark"] = replace(result.policies["base"], success=[1, 1, 0, 0], disruption="dark")
     dark = answers.under_disruption([result], "x", {})
     assert "- Dark: of a base of 0.0 (" in dark and "the gains are WMPO +50.0 (" in dark
+    assert tables.disruptions([result, replace(result, label="Other")], "x", {}).endswith(
+        "| +0.0 (−32.7 to 32.7) | – | no; – |"
+    )
+    result.policies["wmpo-1 dark"] = result.policies["base dark"]
+    assert "- Dark: the base and all methods fail, in at least 95 %" in answers.under_disruption([result], "x", {})
     result.policies["wmpo-2"] = result.policies["base"]
     rounds = answers.round_by_round([result], "x", {})
-    assert "on push (seed 3): +100.0 (100.0 to 100.0), then +0.0 (0.0 to 0.0) over the base, round by round" in rounds
-    assert "round 2 changes success by −100.0 (−100.0 to −100.0)." in rounds
+    assert "on push (seed 3): +100.0 (16.8 to 100.0), then +0.0 (−32.7 to 32.7) over the base, round by round" in rounds
+    assert "round 2 changes success on push by −100.0 (−100.0 to −16.8)." in rounds
     result.attempts = {"base": [1, 1, 1, 2], "wmpo-2": [2, 2, 1, 0]}
-    assert "push: of first attempts that fail, so many succeed later, in %: Base 0.0 (" in answers.trying_again(
+    assert "push: the share of failed first attempts that succeed later, in %: Base 0.0 (" in answers.trying_again(
         [result], "x", {}
     )
 
@@ -374,6 +392,8 @@ def test_growth_by_hand(tmp_path: Path) -> None:
     written(tmp_path, cells[0], [0, 0, 0, 0], [1, 1, 0, 0])
     written(tmp_path, cells[1], [0, 0, 0, 0], [1, 1, 1, 0])
     results = [CellResult.load(result_file(tmp_path, cell)) for cell in cells]
+    told = answers.more_of_them(results, "x", {})
+    assert told.splitlines()[-1] == "- WMPO's success with P = 64 minus that with 16: +25.0 (−27.6 to 60.9)."
     assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | 3 | push | +25.0 (")
 
 
@@ -417,7 +437,9 @@ def test_attempts_by_hand() -> None:
     base, wmpo = tables.attempts([result], "x", {}).splitlines()[-2:]
     # Base: the second state needed two attempts, the third failed after one; the fourth was never tried.
     assert base.startswith("| push | Base | 0 | 2 | 50.0 (9.5 to 90.5) | 1.00 | 100.0 % |")
-    assert wmpo.startswith("| push | WMPO | 16 | 3 | 66.7") and wmpo.endswith("| 2.50 | 80.0 % |")  # 12 of 15 frames
+    assert wmpo.startswith("| push | WMPO | 16 | 3 | 66.7") and wmpo.endswith(
+        "| 2.50 | 80.0 % | 2 of 3 |"
+    )  # 12 of 15 frames
 
 
 def test_rounds_by_hand() -> None:
@@ -426,8 +448,12 @@ def test_rounds_by_hand() -> None:
     for name, success in (("base", [1, 1, 0, 0]), ("wmpo-1", [1, 0, 1, 1]), ("wmpo-2", [1, 1, 1, 1])):
         made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4)
     first, second = tables.rounds([CellResult.of(cell, made)], "x", {}).splitlines()[4:6]
-    assert first.startswith("| WMPO | 16 | 1 | 75.0 (30.1 to 95.4) | +25.0") and first.endswith("| 50.0 |")
-    assert second.startswith("| WMPO | 32 | 2 | 100.0 (51.0 to 100.0) | +25.0") and second.endswith("| 0.0 |")
+    assert first.startswith("| WMPO | 16 | 1 | 75.0 (30.1 to 95.4) | +25.0") and first.endswith(
+        "| 50.0 (9.5 to 90.5) |"
+    )
+    assert second.startswith("| WMPO | 32 | 2 | 100.0 (51.0 to 100.0) | +25.0") and second.endswith(
+        "| 0.0 (0.0 to 65.8) |"
+    )
     assert second.split("|")[6].strip().startswith("+50.0")
 
 
@@ -458,13 +484,17 @@ def test_methods_are_compared_where_all_of_them_have_been_run(tmp_path: Path) ->
     written(tmp_path, cells["wmpo-place-P16-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # of which DPO has no cell
     written(tmp_path, cells["wmpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 1])  # more rollouts
     text = comparison(map(CellResult.load, tmp_path.iterdir()), 16)
-    assert "over push; seeds 3" in text and text.index("WMPO +50.0") < text.index("DPO +25.0")
-    assert "Of 64 (mean gain over push; seeds 3): WMPO +100.0" in text and "WMPO's is +50.0" in text
-    assert text.count("DPO") == 1
+    assert (
+        "mean gain over push; seeds 3." in text
+        and "WMPO gains +50.0 (−16.6 to 83.2) more from 64 than from 16." in text
+    )
+    wmpo, dpo = text.splitlines()[-2:]
+    assert wmpo == "| WMPO | +50.0 (−16.6 to 83.2) | – | +100.0 (16.8 to 100.0) | – |"
+    assert dpo.startswith("| DPO | +25.0 (") and dpo.endswith("| – | – | – |")
     written(tmp_path, cells["dpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 0])
     written(tmp_path, cells["bound-push-Pinf-seed3"], [0, 0, 0, 0], [0, 1, 1, 1])
     text = comparison(map(CellResult.load, tmp_path.iterdir()), 16)
-    assert ", DPO +75.0" in text and "Of 4 (mean gain over push; seeds 3): Bound +75.0" in text
+    assert "Bound gains +75.0 (" in text and " from 4." in text and "| +75.0 (" in text.splitlines()[-1]
 
 
 def test_settings_go_with_a_budget() -> None:

@@ -70,10 +70,12 @@ def test_mcnemar_against_scipy():
 
 
 def test_paired_difference_by_hand():
-    # 20 gained and 10 lost of 100: mean 0.1, variance (30 - 100 * 0.01) / 99.
+    # 20 gained and 10 lost of 100; with half a pair of each kind 20.5 and 10.5 of 102: variance 31/102 - (10/102)^2.
     interval = paired_difference(*outcomes(40, 20, 10, 30))
-    half = 1.959964 * math.sqrt(29 / 99 / 100)
-    assert interval == pytest.approx((0.1, 0.1 - half, 0.1 + half), abs=1e-6)
+    half = 1.959964 * math.sqrt((31 / 102 - (10 / 102) ** 2) / 102)
+    assert interval == pytest.approx((0.1, 10 / 102 - half, 10 / 102 + half), abs=1e-6)
+    # nothing changed in 98: of 100 half a pair gained and half a pair lost
+    assert paired_difference(*outcomes(49, 0, 0, 49)) == pytest.approx((0, -0.0196, 0.0196), abs=1e-5)
 
 
 def test_bootstrap_agrees_with_the_closed_form_and_repeats():
@@ -108,7 +110,7 @@ def test_intervals_cover_as_often_as_they_say():
 def test_mean_over_seeds_by_hand():
     # sd of 1, 2, 3 is 1: half width 4.3027 / sqrt(3).
     assert mean_over_seeds([1, 2, 3]) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
-    assert mean_over_seeds([0.5]) == (0.5, -math.inf, math.inf)
+    assert mean_over_seeds([0.5]) == mean_over_seeds([0.5, 0.5]) == (0.5, -math.inf, math.inf)
 
 
 def test_correlations_by_hand():

@@ -9,7 +9,7 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 
 from wmpo.bench.cells import CellResult, result_of
 from wmpo.bench.experiments import EXPERIMENTS
-from wmpo.bench.pairs import Pair, contrasted, gain, groups, over_base, places, rate
-from wmpo.bench.tables import table
+from wmpo.bench.pairs import Pair, contrasted, gain, gain_over_seeds, groups, over_base, places, rate
+from wmpo.bench.tables import seeds_told, table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
 from wmpo.report.words import percent, points
@@ -30,8 +30,8 @@ BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 SPEED = 25  # TFLOP/s, at which published policies are planned: 40 % of an H100's 67 in float32
 SIZES = {"openvla_oft.md": ("OpenVLA-OFT",), "flow_policies.md": ("SmolVLA", "pi0")}
 BESIDES = (
-    " More demonstrations are an expert's, in place of tries. WMPO is also given 256 first pictures to practise from; "
-    "nothing is done there."
+    " For more demonstrations the expert tries until as many have succeeded. WMPO is also given 256 first pictures to "
+    "practise from, where nothing is done. Seeds 0 and 1 were seen when its settings were chosen, seed 2 was not."
 )
 PAPER = re.compile(r"\s*\[((?:paper|code)[^\]]*)\]")
 
@@ -143,6 +143,8 @@ def summary_table(folder: Path) -> str:
         ]
         seeds = ", ".join(str(run.seed) for run in own)
         shuffled = points(gain(control)) if control else "–"
+        if 0 < len(control) < len(own):
+            shuffled += f", seed {', '.join(str(pair.seed) for pair in control)}"
         rows.append((name, seeds, percent(rate(before)), percent(rate(after)), points(gain(after)), shuffled))
     shown = table(("recipe", "seeds", "before, %", "after practice in imagination, %", "gain", "control"), rows)
     cells = (result_of(cell, folder / "bench" / "table1") for cell in EXPERIMENTS["table1"].cells())
@@ -150,40 +152,38 @@ def summary_table(folder: Path) -> str:
 
 
 def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
-    """What each method makes of the same rollouts, over the tasks and seeds that all of them have been run on; and of
-    more, those that have been run wherever WMPO has; of any number, likewise."""
+    """What each method makes of the same rollouts, on the tasks and seeds that all of them have been run on; and there
+    of more, as far as it has been run."""
     found = groups(results)
-    own = {label: results for (label, spent), results in found.items() if spent == budget}
-    where = [places(results) for results in own.values()]
-    common = set.intersection(*where) if where else set()
+    labels = [label for label, spent in found if spent == budget]
+    common = set.intersection(*(places(found[label, budget]) for label in labels)) if labels else set()
     if not common:
         return ""
-    told = gains_told(f"What methods make of the same {budget} real tries", own, common)
-    for (label, spent), more in found.items():
-        pairs = contrasted(more, own.get("WMPO", [])) if label == "WMPO" and spent > budget else []
-        if pairs:
-            others = {
-                name: cells for (name, its), cells in found.items() if its == spent and places(cells) >= places(more)
-            }
-            told += (
-                f" {gains_told(f'Of {spent}', others, places(more))} WMPO's is {points(gain(pairs))} beside {budget}."
-            )
-        if not spent and places(more) >= common:
-            episodes = max(result.interactions["rollouts"].episodes for result in more)
-            told += f" {gains_told(f'Of {episodes}', {label: more}, common)}"
-    return told + BESIDES
-
-
-def gains_told(opening: str, found: Mapping[str, Sequence[CellResult]], common: set[tuple[str, int]]) -> str:
-    """A sentence of each method's gain, from the largest to the smallest."""
-    gained = {
-        label: gain(over_base(result for result in results if (result.task, result.seed) in common))
-        for label, results in found.items()
+    there = {
+        group: over_base(result for result in cells if (result.task, result.seed) in common)
+        for group, cells in found.items()
+        if places(cells) >= common
     }
-    gains = (f"{label} {points(gained[label])}" for label in sorted(gained, key=lambda label: -gained[label].value))
+    budgets = sorted({spent for _, spent in there if spent >= budget})
+
+    def told(label: str, spent: int) -> tuple[str, str]:
+        pairs = there.get((label, spent), [])
+        return (points(gain(pairs)), seeds_told(gain_over_seeds(pairs))) if pairs else ("–", "–")
+
+    labels.sort(key=lambda label: -gain(there[label, budget]).value)
+    rows = [(label, *(text for spent in budgets for text in told(label, spent))) for label in labels]
+    head = ("method", *(text for spent in budgets for text in (f"gain from {spent} real tries", "over seeds")))
     tasks = ", ".join(sorted({task for task, _ in common}))
     seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
-    return f"{opening} (mean gain over {tasks}; seeds {seeds}): {', '.join(gains)}."
+    text = f"What other methods make of the same real tries; mean gain over {tasks}; seeds {seeds}.{BESIDES}"
+    for label, spent in there:
+        if label == "WMPO" and spent > budget:
+            more = contrasted(found[label, spent], found[label, budget])
+            text += f" WMPO gains {points(gain(more))} more from {spent} than from {budget}."
+        if not spent:
+            episodes = max(result.interactions["rollouts"].episodes for result in found[label, spent])
+            text += f" {label} gains {told(label, spent)[0]} from {episodes}."
+    return f"{text}\n\n{table(head, rows)}"
 
 
 def results_page(folder: Path) -> str:

@@ -157,6 +157,12 @@ class Gap:
         """Imagined minus real success: above 0 the dream flatters the policy."""
         return self.imagined - self.real
 
+    @property
+    def variance(self) -> float:
+        """Of the excess, as if episodes of both worlds were drawn independently."""
+        worlds = (self.imagined, self.imagined_episodes), (self.real, self.real_episodes)
+        return sum(rate * (1 - rate) / episodes for rate, episodes in worlds)
+
 
 Curve = list[tuple[int, float]]
 Result = TypeVar("Result", bound="RunResult")

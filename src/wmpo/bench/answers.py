@@ -21,6 +21,7 @@ from wmpo.bench.pairs import (
     mean_of,
     mean_rate,
     over_base,
+    places,
     rate,
     tasks_of,
 )
@@ -61,22 +62,25 @@ def beside(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     return in_short(sentences)
 
 
+ALIKE = "not told apart from"
 SURENESS = (
-    BETTER := "better than",
-    BETTER_HERE := "better on these states, but not beyond chance over seeds, than",
-    WORSE := "worse than",
-    WORSE_HERE := "worse on these states, but not beyond chance over seeds, than",
-    ALIKE := "not told apart from",
+    "better than",
+    "better over states, though not beyond chance over seeds, than",
+    "better over states, with one seed, than",
+    "worse than",
+    "worse over states, though not beyond chance over seeds, than",
+    "worse over states, with one seed, than",
+    ALIKE,
 )
 
 
 def sureness(pairs: Sequence[Pair]) -> str:
-    """How sure a difference is, over initial states, and over seeds where there are several."""
+    """How sure a difference is, over initial states and over seeds."""
     states, seeds = gain(pairs), gain_over_seeds(pairs)
     if states.low <= 0 <= states.high:
         return ALIKE
-    beyond = not math.isfinite(seeds.low) or seeds.low > 0 or seeds.high < 0
-    return (BETTER if beyond else BETTER_HERE) if states.low > 0 else (WORSE if beyond else WORSE_HERE)
+    doubt = 2 if not math.isfinite(seeds.low) else 1 if seeds.low <= 0 <= seeds.high else 0
+    return SURENESS[doubt + 3 * (states.high < 0)]
 
 
 def chosen(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -92,7 +96,7 @@ def chosen(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     return in_short(f"Best of its method: **{label}**, {rate_and_gain(pairs)}." for _, label, pairs in best.values())
 
 
-FLOOR = 0.05  # success of the base below which a gain can't show
+FLOOR = 0.05  # success below which a policy is said to fail
 
 
 def under_disruption(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -102,9 +106,13 @@ def under_disruption(results: Sequence[CellResult], name: str, plots: Plots) -> 
         known = [(label, pairs) for label, pairs in found if pairs]
         base = over_base(first_of_each_seed(results), BASE, f" {kind}")
         gains = ", ".join(f"{label} {points(gain(pairs))}" for label, pairs in known)
-        floors = ", ".join(task for task, pairs in by_task(base).items() if rate(pairs).value < FLOOR)
         text = f"{kind.capitalize()}: of a base of {percent(mean_rate(base))} %, the gains are {gains}."
-        sentences.append(f"{text} Nothing can be told from a floor: {floors}." if floors else text)
+        floors = [task for task, pairs in by_task(base).items() if rate(pairs).value < FLOOR]
+        if len(floors) == len(by_task(base)) and all(mean_rate(pairs).value < FLOOR for _, pairs in known):
+            text = f"{kind.capitalize()}: the base and all methods fail, in at least 95 % of the states of every task."
+        elif floors:
+            text += f" On {', '.join(floors)} the base nearly always fails."
+        sentences.append(text)
     return in_short(sentences)
 
 
@@ -112,17 +120,24 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
     """What each method has gained after each round, which lost beyond chance, and what was forgotten."""
     sentences = []
     for (label, _), own in groups(result for result in results if not result.tasks).items():
-        fell, so_far = [], []
+        fell: dict[int, list[str]] = {}
+        so_far, whole = [], True
         for turn, (before, after) in enumerate(pairwise([BASE, *own[0].turns]), start=1):
-            step = gain(between(own, before, after))
+            steps = between(own, before, after)
             so_far.append(points(gain(over_base(own, after))))
-            if step.high < 0:
-                fell.append(f"round {turn} changes success by {points(step)}")
+            whole = whole and gain(steps).high >= 0
+            for task, step in by_task(steps).items():
+                if gain(step).high < 0:
+                    fell.setdefault(turn, []).append(f"on {task} by {points(gain(step))}")
+        changes = "; ".join(f"round {turn} changes success {', '.join(where)}" for turn, where in fell.items())
+        if changes and whole and len(tasks_of(own)) > 1:
+            changes += ", over its tasks together by no more than chance may"
         sentences.append(
             f"{label} on {where_told(over_base(own))}: {', then '.join(so_far)} over the base, round by round; "
-            f"{'; '.join(fell) or 'no round falls beyond chance'}. Of the states that the base solves, it fails "
-            f"{number(100 * forgotten(over_base(own)))} % in the end."
+            f"{changes or 'on no task a round falls beyond chance'}."
         )
+        if lost := forgotten(over_base(own)):
+            sentences[-1] += f" Of the states that the base solves, it fails {percent(lost)} % in the end."
     for (label, _), own in groups(result for result in results if result.tasks).items():
         for task in own[0].task.split("+")[1:]:
             pairs = over_base(result.of_task(task) for result in own)
@@ -147,12 +162,10 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
         f"are {number(100 * mean_of(abs(gap.excess) for _, _, gap in found))} points apart on average.",
     ]
     for (label, _), own in groups(known_in_both([result for result in results if result.method == WMPO])).items():
-        made = Exploited.of(own)
-        sentences.append(
-            f"{label} on {where_told(over_base(own))}: of an imagined gain of {signed(made.imagined)} points, "
-            f"{signed(made.real)} is real; the gap is {signed(made.before)} before practice and {signed(made.after)} "
-            "after it."
-        )
+        sentences.append(f"{label} on {where_told(over_base(own))}: {exploited_told(own)}.")
+        same = [result for result in ours if (result.task, result.seed) in places(own)]
+        if label != ours[0].label and len(same) == len(own) < len(ours):
+            sentences[-1] += f" {ours[0].label} there: {exploited_told(same)}."
     doubts = [r.doubt for r in ours if r.doubt is not None]
     if doubts:
         before, after = mean_of(d.precision for d in doubts), mean_of(d.precision_kept for d in doubts)
@@ -163,6 +176,23 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
     return in_short(sentences)
 
 
+def exploited_told(results: Sequence[CellResult]) -> str:
+    made = Exploited.of(results)
+    return (
+        f"of an imagined gain of {signed(made.imagined)} points, {signed(made.real)} is real; the gap is "
+        f"{signed(made.before)} before practice and {signed(made.after)} after it"
+    )
+
+
+def more_of_them(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Whether the first arm goes on to gain from more rollouts: `beside`, and its largest P minus each smaller one."""
+    own = {budget: cells for (label, budget), cells in groups(results).items() if label == results[0].label and budget}
+    found = {budget: contrasted(own[max(own)], cells) for budget, cells in own.items() if budget < max(own)}
+    told = ", ".join(f"{budget}: {points(gain(pairs))}" for budget, pairs in found.items() if pairs)
+    text = beside(results, name, plots)
+    return f"{text}\n- {results[0].label}'s success with P = {max(own)} minus that with {told}." if told else text
+
+
 def trying_again(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     sentences = []
     for task in tasks_of(results):
@@ -170,5 +200,5 @@ def trying_again(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         parts = [f"Base {second_tries_told(second_tries(first_of_each_seed(own), lambda result: BASE))}"]
         for (label, _), cells in groups(own).items():
             parts.append(f"{label} {second_tries_told(second_tries(cells, lambda result: result.final))}")
-        sentences.append(f"{task}: of first attempts that fail, so many succeed later, in %: {', '.join(parts)}.")
+        sentences.append(f"{task}: the share of failed first attempts that succeed later, in %: {', '.join(parts)}.")
     return in_short(sentences)

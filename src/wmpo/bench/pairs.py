@@ -51,13 +51,14 @@ def between(results: Iterable[CellResult], first: str, second: str) -> list[Pair
     return pairs
 
 
-def contrasted(results: Iterable[CellResult], others: Iterable[CellResult]) -> list[Pair]:
-    """Final policies of `others` beside those of `results`, where both have met the same initial states."""
-    known = {(other.task, other.seed): other.policies[other.final] for other in others}
+def contrasted(results: Iterable[CellResult], others: Iterable[CellResult], suffix: str = "") -> list[Pair]:
+    """Final policies of `others` beside those of `results`, where both have met the same initial states; `suffix`
+    chooses disrupted evaluations."""
+    known = {(other.task, other.seed): other.policies.get(other.final + suffix) for other in others}
     pairs = []
     for result in results:
-        before, after = known.get((result.task, result.seed)), result.policies[result.final]
-        if before is not None and before.starts == after.starts:
+        before, after = known.get((result.task, result.seed)), result.policies.get(result.final + suffix)
+        if before is not None and after is not None and before.starts == after.starts:
             pairs.append(Pair(result.task, result.seed, before, after))
     return pairs
 
@@ -75,25 +76,20 @@ def rate(pairs: Sequence[Pair]) -> Interval:
 
 
 def gain(pairs: Sequence[Pair]) -> Interval:
-    """Mean over tasks of the paired difference; initial states are independent, so variances add."""
+    """Mean over tasks of the paired difference; initial states are independent."""
     parts = []
     for own in by_task(pairs).values():
         before = [hit for pair in own for hit in pair.before.success]
         after = [hit for pair in own for hit in pair.after.success]
         parts.append(paired_difference(before, after))
-    value = sum(part.value for part in parts) / len(parts)
-    half = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
-    return Interval(value, value - half, value + half)
+    return mean_of_independent(parts)
 
 
-def forgotten(pairs: Iterable[Pair]) -> float:
-    """Of the initial states that the policy before solves, the share that the policy after fails."""
-    return mean_of(
-        float(not after)
-        for p in pairs
-        for before, after in zip(p.before.success, p.after.success, strict=True)
-        if before
-    )
+def forgotten(pairs: Iterable[Pair]) -> Interval | None:
+    """Of the initial states that the policy before solves, the share that the policy after fails; None of none."""
+    both = (states for pair in pairs for states in zip(pair.before.success, pair.after.success, strict=True))
+    failed = [not after for before, after in both if before]
+    return wilson_interval(sum(failed), len(failed)) if failed else None
 
 
 def gain_over_seeds(pairs: Sequence[Pair]) -> Interval:
@@ -104,11 +100,15 @@ def gain_over_seeds(pairs: Sequence[Pair]) -> Interval:
 
 
 def mean_rate(pairs: Sequence[Pair]) -> Interval:
-    """Mean over tasks; the distances of the bounds of independent rates add as variances do (MOVER, 2008)."""
-    rates = [rate(own) for own in by_task(pairs).values()]
-    value = sum(part.value for part in rates) / len(rates)
-    below = math.sqrt(sum((part.value - part.low) ** 2 for part in rates)) / len(rates)
-    above = math.sqrt(sum((part.high - part.value) ** 2 for part in rates)) / len(rates)
+    """Mean over tasks."""
+    return mean_of_independent([rate(own) for own in by_task(pairs).values()])
+
+
+def mean_of_independent(parts: Sequence[Interval]) -> Interval:
+    """Mean of independent estimates; the distances of their bounds add as variances do (MOVER, Zou and Donner 2008)."""
+    value = sum(part.value for part in parts) / len(parts)
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
     return Interval(value, value - below, value + above)
 
 

@@ -45,7 +45,7 @@ from wmpo.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.objectives.verdicts import auroc, expected_calibration_error
 from wmpo.policies import load_policy
 from wmpo.results import BASE, Gap, PolicyResult, RunResult
-from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rewards import load_reward_model
 from wmpo.run import Run
 from wmpo.training.files import read_json, write_json
 from wmpo.training.log import read_stages
@@ -231,7 +231,7 @@ def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
     verdicts are on what the final policy really did."""
     recipe, spec, device, dream = run.recipe, run.env.spec, run.device, levels("dream")
     world_model = FlowWorldModel.from_pretrained(dream / "world_model-1").to(device)
-    reward_model = ClipClassifier.from_pretrained(dream / "reward_model-1").to(device)
+    reward_model = load_reward_model(dream / "reward_model-1", spec).to(device)
 
     def measure(policy: Any, episodes: list[Episode]) -> Gap:
         imagined = imagined_success(

@@ -36,6 +36,7 @@ Plots = dict[str, str]  # file name -> SVG
 Section = Callable[[Sequence[CellResult], str, Plots], str]
 """(results, name of the experiment, plots to add to) -> Markdown; empty where nothing was measured."""
 DASH = "–"
+SURE = "better beyond chance: over states; over seeds"
 
 
 def seeds_told(interval: Interval) -> str:
@@ -95,25 +96,28 @@ def rate_and_gain(pairs: Sequence[Pair]) -> str:
 
 def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """The first arm minus each other at the same P."""
+    differences = beside_each(results)
+    return f"## {results[0].label} beside each\n\n{differences}" if differences else ""
+
+
+def beside_each(results: Sequence[CellResult], suffix: str = "") -> str:
+    """The table of `against`; `suffix` chooses disrupted evaluations."""
     found = groups(results)
     ours = results[0].label
     rows = []
     for (label, budget), others in found.items():
-        pairs = contrasted(found.get((ours, budget), []), others)
+        pairs = contrasted(found.get((ours, budget), []), others, suffix)
         if label != ours and pairs:
             rows.append([label, budget_told(budget), *difference_told(pairs)])
-    if not rows:
-        return ""
-    return f"## {ours} beside each\n\n" + table(
-        ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", "better beyond chance"),
-        rows,
-    )
+    head = ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", SURE)
+    return table(head, rows) if rows else ""
 
 
 def difference_told(pairs: Sequence[Pair]) -> list[str]:
     """Where it was measured, the mean difference over tasks, and whether it is better beyond chance."""
-    over_seeds = seeds_told(gain_over_seeds(pairs))
-    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(gain(pairs)), over_seeds, verdict(gain(pairs))]
+    states, seeds = gain(pairs), gain_over_seeds(pairs)
+    sure = f"{verdict(states)}; {verdict(seeds) if math.isfinite(seeds.low) else DASH}"
+    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(states), seeds_told(seeds), sure]
 
 
 def where_told(pairs: Sequence[Pair]) -> str:
@@ -150,7 +154,7 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
                 rows.append([label, f"{less} to {more}", *difference_told(pairs)])
-    head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", "better beyond chance")
+    head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", SURE)
     return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
 
 
@@ -161,7 +165,7 @@ def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
         def mean(purpose: str, own: list[CellResult] = own) -> str:
             values = [r.interactions[purpose].episodes for r in own if purpose in r.interactions]
-            return f"{sum(values) / len(values):.0f}" if values else DASH
+            return f"{sum(values) / len(values):.0f}" if values else "0"
 
         seconds = [sum(stage.seconds for stage in result.stages.values()) for result in own]
         took = clock(sum(seconds) / len(seconds))
@@ -170,8 +174,9 @@ def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     head = ("method", "P", "demonstrations tried", "real rollouts used", "first pictures used",
             "only watched", "time, shared stages included")  # fmt: skip
     return (
-        f"## Cost of a cell\n\n{table(head, rows)}\n\nFirst pictures are resets of the real environment, in which "
-        "nothing is done. Only watched: episodes that measure a policy while it practises; nothing learns from them."
+        f"## Cost of a cell\n\n{table(head, rows)}\n\nDemonstrations are tried until enough have succeeded. First "
+        "pictures are resets of the real environment, in which nothing is done. Only watched: episodes that measure a "
+        "policy while it practises; nothing learns from them."
     )
 
 
@@ -204,7 +209,7 @@ def disruptions(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     parts = []
     for kind in kinds_of(results):
         measured = [result for result in results if f"{BASE} {kind}" in result.policies]
-        parts.append(f"## Disrupted {kind}\n\n{rates(measured, f' {kind}')}")
+        parts.append(f"## Disrupted {kind}\n\n{rates(measured, f' {kind}')}\n\n{beside_each(measured, f' {kind}')}")
     return "\n\n".join(parts)
 
 
@@ -218,11 +223,11 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
             pairs = over_base(own, policy)
             steps = between(own, before, policy)
-            lost = number(100 * forgotten(pairs))
+            lost = forgotten(pairs)
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
             rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
-                         points(gain(steps)), points(gain(pairs)), lost])  # fmt: skip
+                         points(gain(steps)), points(gain(pairs)), percent(lost) if lost else DASH])  # fmt: skip
     if not rows:
         return ""
     heads = (f"{task} %" for task in tasks)
@@ -289,7 +294,7 @@ def attempts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for (label, budget), cells in groups(own).items():
             rows.append([task, *attempts_row(label, budget_told(budget), cells, lambda result: result.final)])
     head = ("task", "method", "P", "first attempt failed", "of these succeeded, %", "attempts per episode",
-            "length of successes, beside the base's")  # fmt: skip
+            "length of successes, beside the base's", "succeeded of failed, seed by seed")  # fmt: skip
     return f"## Attempts\n\n{table(head, rows)}"
 
 
@@ -301,7 +306,9 @@ def attempts_row(
     ratio = mean_of(r.policies[name(r)].steps_to_success / r.policies[BASE].steps_to_success for r in known)
     length = f"{100 * ratio:.1f} %" if ratio == ratio else DASH
     again = second_tries(known, name)
-    return [label, budget, str(len(again)), second_tries_told(again), number(mean_of(tries), 2), length]
+    each = [second_tries([result], name) for result in known]
+    by_seed = ", ".join(f"{sum(hits)} of {len(hits)}" for hits in each)
+    return [label, budget, str(len(again)), second_tries_told(again), number(mean_of(tries), 2), length, by_seed]
 
 
 def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str]) -> list[int]:

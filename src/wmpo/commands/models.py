@@ -10,7 +10,6 @@ import torch
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.training.checkpoint import CONFIG, check_fits
-from wmpo.training.files import read_json
 from wmpo.types import EnvSpec
 
 
@@ -31,16 +30,9 @@ def load_world_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
 
 
 def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
-    described = read_json(existing(folder, "reward model") / CONFIG)
-    if isinstance(described, dict) and described.get("config_type") == "VideoMAEConfig":
-        from wmpo.rewards.videomae import VideoMAEClassifier
+    from wmpo import rewards
 
-        return VideoMAEClassifier.from_pretrained(folder).to(device)  # resizes what it sees
-    from wmpo.rewards.clip_classifier import ClipClassifier
-
-    model = ClipClassifier.from_pretrained(folder).to(device)
-    check_fits(model.config, spec, folder)
-    return model
+    return rewards.load_reward_model(existing(folder, "reward model"), spec).to(device)
 
 
 def existing(folder: Path, what: str) -> Path:

@@ -68,12 +68,18 @@ def mcnemar_exact(before_N: ArrayLike, after_N: ArrayLike) -> float:
 
 
 def paired_difference(before_N: ArrayLike, after_N: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean of after - before over the same trials, in closed form: mean +- z * sd / sqrt(N), sd divided by N-1."""
+    """Mean of after - before over the same trials of outcomes 0 or 1, with Agresti and Min's interval (2005).
+
+    That is the plain one, mean +- z * sd / sqrt(N), with half a pair of each of the four kinds added: sound for few
+    trials too, and not of width 0 where no outcome has changed.
+    """
     before, after = _pairs(before_N, after_N)
     difference = after - before
-    mean = float(difference.mean())
-    half = normal_quantile(confidence) * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    return Interval(mean, mean - half, mean + half)
+    trials = len(difference) + 2
+    centre = float(difference.sum()) / trials
+    variance = (float(difference @ difference) + 1) / trials - centre**2
+    half = normal_quantile(confidence) * math.sqrt(variance / trials)
+    return Interval(float(difference.mean()), max(centre - half, -1.0), min(centre + half, 1.0))
 
 
 def paired_bootstrap(
@@ -91,10 +97,13 @@ def paired_bootstrap(
 
 
 def mean_over_seeds(value_N: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean over independent runs with Student's t interval; of a single run nothing is known: (-inf, inf)."""
+    """Mean over independent runs with Student's t interval.
+
+    Of a single run, or of runs that all ended alike, as at a floor, nothing is known of their spread: (-inf, inf).
+    """
     value = np.asarray(value_N, dtype=np.float64)
     mean = float(value.mean())
-    if len(value) < 2:
+    if len(value) < 2 or np.ptp(value) == 0:
         return Interval(mean, -math.inf, math.inf)
     half = student_quantile(confidence, len(value) - 1) * float(value.std(ddof=1)) / math.sqrt(len(value))
     return Interval(mean, mean - half, mean + half)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wmpo.training.checkpoint import CONFIG, check_fits
+from wmpo.training.files import read_json
 
 if TYPE_CHECKING:
     from wmpo.config import RewardConfig
@@ -20,3 +24,17 @@ def build_reward_model(config: RewardConfig, spec: EnvSpec) -> ClipClassifier | 
     from wmpo.rewards.clip_classifier import ClipClassifier
 
     return ClipClassifier.build(config, spec)
+
+
+def load_reward_model(folder: Path, spec: EnvSpec) -> ClipClassifier | VideoMAEClassifier:
+    """The classifier that a folder holds, of either kind, if it can judge what `spec` shows; else UserError."""
+    described = read_json(folder / CONFIG)
+    if isinstance(described, dict) and described.get("config_type") == "VideoMAEConfig":
+        from wmpo.rewards.videomae import VideoMAEClassifier
+
+        return VideoMAEClassifier.from_pretrained(folder)  # resizes what it sees
+    from wmpo.rewards.clip_classifier import ClipClassifier
+
+    model = ClipClassifier.from_pretrained(folder)
+    check_fits(model.config, spec, folder)
+    return model
