@@ -110,16 +110,16 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
         title="The same real rollouts, spent in different ways",
         about=(
-            "Does practising in imagination make more of P real rollouts than other methods do? The paper gains +13.5"
-            " points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy. Seeds 0 and "
-            "1 were seen when the rate and the number of iterations of WMPO's practice were chosen; seed 2 was not. "
-            "How the others were set is in `tuning`; DPO has lr 0.0001 and beta 1, but for the row that says "
-            "otherwise, which has lr 0.00003, its best setting there. With P = 1280 online GRPO and DPO are set as "
-            "`tuning-more` found, and WMPO aligns its dream and fits its reward model twice as long (`more-rollouts` "
-            "tries longer); filtered BC and more demonstrations stay as they are. More demonstrations: the expert "
-            "tries until P more have succeeded, in place of the policy's own tries. Unlimited GRPO practises as WMPO "
-            "does, for 60 iterations, in the real environment. WMPO is given 256 first pictures to practise from "
-            "besides, resets of the real environment without an action."
+            "Does practising in imagination make more of P real rollouts than other methods do? The paper gains +13.5 "
+            "points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger policy. Seeds 0 and 1 "
+            "were seen when the rate and the number of iterations of WMPO's practice were chosen; seed 2 was not. How "
+            "the others were set is in `tuning`; DPO has lr 0.0001 and beta 1, but for the row that says otherwise, "
+            "which has lr 0.00003, its best setting there. With P = 1280 online GRPO and DPO are set as `tuning-more` "
+            "found, and WMPO aligns its dream and fits its reward model twice as long (`more-rollouts` tries longer); "
+            "filtered BC and more demonstrations stay as they are. More demonstrations: the expert tries until P more "
+            "have succeeded, in place of the policy's own tries. Unlimited GRPO practises as WMPO does, for 60 "
+            "iterations, in the real environment. WMPO is given 256 first pictures to practise from besides, resets "
+            "of the real environment without an action."
         ),
         arms=(*AT_EQUAL_COST, UPPER, Arm("DPO, beta 0.1", "dpo", settings={"dpo.lr": 3e-5, "beta": 0.1})),
         budgets=(128, 1280),
@@ -228,8 +228,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "given beta 1 elsewhere, in its favour. Filtered BC's lr 0.0001 was tried last, once all other cells had "
             "been run at 0.0003, from which it differs by less than a point. More demonstrations are learned as "
             "filtered BC is, without a search of their own. WMPO's rate and number of iterations had been chosen "
-            "before, when results of seeds 0 and 1 had been seen (`ablations`), and were not changed by what is found"
-            " here. Rates of DPO are at beta 0.1, its values of beta at lr 0.0001. Online GRPO warms up over 4 "
+            "before, when results of seeds 0 and 1 had been seen (`ablations`), and were not changed by what is found "
+            "here. Rates of DPO are at beta 0.1, its values of beta at lr 0.0001. Online GRPO warms up over 4 "
             "updates, 2 in each of its 2 iterations, where nothing else is said: with so few rollouts all of its "
             "learning is a warm-up. Without, its best rate was no better; at lr 0.003 it did less harm. With 1280 "
             "rollouts: `tuning-more`."
@@ -330,8 +330,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "Of the episodes whose first attempt fails, how many succeed in the end? An attempt begins when the "
             "gripper begins to grasp the object, or to touch it in pushing tasks; the simulator counts them, and a "
             "second grip of an object that was let go is one too. Each method is judged on its own failed first "
-            "attempts, which are not those of the base. There is little time to try again: episodes end after 24 "
-            "steps in place and 28 in stack, where successes take 21 and 24; insert allows 40."
+            "attempts, which are not those of the base. Episodes end after 24 steps in place, 28 in stack and 40 in "
+            "insert, which leaves little time to try again."
         ),
         arms=(OURS, DPO),
         measures=("attempts",),

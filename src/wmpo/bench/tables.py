@@ -27,7 +27,7 @@ from wmpo.bench.pairs import (
     tasks_of,
 )
 from wmpo.objectives.statistics import Interval, wilson_interval
-from wmpo.report.charts import Line, line_chart
+from wmpo.report.charts import Line, line_plot
 from wmpo.report.words import number, percent, points
 from wmpo.results import BASE
 from wmpo.training.log import clock
@@ -199,8 +199,8 @@ def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         lines.append(Line(label, centres, f"arm{i}"))
         lines.append(Line(label, centres, f"arm{i}", whiskers=[(v.low, v.high) for _, v in values]))
     marks = [(0.0, "0"), *((place[budget], str(budget)) for budget in budgets)]
-    chart = line_chart(lines, x_label="real rollouts P", y_label="real success, mean over tasks", x_marks=marks)
-    plots[f"{name}-budget.svg"] = drawn(chart, list(found))
+    plot = line_plot(lines, x_label="real rollouts P", y_label="real success, mean over tasks", x_marks=marks)
+    plots[f"{name}-budget.svg"] = drawn(plot, list(found))
     return f"## Success against P\n\n![success against P]({name}-budget.svg)"
 
 

@@ -11,7 +11,7 @@ from wmpo.bench.drawing import drawn
 from wmpo.bench.pairs import first_of_each_seed, groups, mean_of, tasks_of
 from wmpo.bench.tables import Plots, budget_told, table
 from wmpo.objectives.statistics import correlation_interval, normal_quantile, pearson, spearman
-from wmpo.report.charts import Line, line_chart
+from wmpo.report.charts import Line, line_plot
 from wmpo.report.words import number, signed
 from wmpo.results import BASE, Gap
 
@@ -66,8 +66,8 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         points = [(gap.imagined, gap.real) for its, _, gap in found if its == label]
         lines.append(Line(label, points, f"arm{i}", whiskers=[(y, y) for _, y in points]))
     lines.append(Line("equal", [(0.0, 0.0), (1.0, 1.0)], "level"))
-    chart = line_chart(lines, x_label="imagined success", y_label="real success", x_end=1.0)
-    plots[f"{name}-scatter.svg"] = drawn(chart, labels)
+    plot = line_plot(lines, x_label="imagined success", y_label="real success", x_end=1.0)
+    plots[f"{name}-scatter.svg"] = drawn(plot, labels)
     head = ("task", "policies", "Pearson", "Spearman", "mean distance, points")
     return (
         f"## Imagined and real success\n\n{table(head, rows)}\n\nIntervals as if policies were independent; those of "
@@ -100,11 +100,11 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     if lines:
         low = min(0.0, *(y for points in lines.values() for _, y in points))
         high = max(0.1, *(y for points in lines.values() for _, y in points))
-        chart = line_chart(
+        plot = line_plot(
             [Line(task, points, f"arm{i}") for i, (task, points) in enumerate(lines.items())],
             x_label="iteration of practice", y_label="imagined minus real success", y_range=(low, high),
         )  # fmt: skip
-        plots[f"{name}-gap.svg"] = drawn(chart, list(lines))
+        plots[f"{name}-gap.svg"] = drawn(plot, list(lines))
         text += (
             f"\n\n![the gap along practice]({name}-gap.svg)\n\nAlong practice imagined success is sampled, from the "
             "states of practice, and real success is greedy, from others: its course tells more than its level."

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 WIDTH = 640
 
@@ -28,6 +29,14 @@ class Line:
     dashed: bool = False
     whiskers: Sequence[tuple[float, float]] = ()
     """(low, high) per point; such a line is drawn as points only."""
+
+
+class Plot(NamedTuple):
+    """What is inside an SVG element, and its size."""
+
+    width: int
+    height: int
+    inside: str
 
 
 def percent(value: float) -> str:
@@ -57,10 +66,10 @@ def rate_bars(bars: Sequence[Bar]) -> str:
         whisker = f"M{x(bar.low):.1f} {middle - 6}V{middle + 6}M{x(bar.low):.1f} {middle}H{x(bar.high):.1f}"
         parts.append(f'<path class="whisker" d="{whisker}M{x(bar.high):.1f} {middle - 6}V{middle + 6}"/>')
         parts.append(_text(x(bar.high) + 10, middle + 5, percent(bar.value), "value"))
-    return _svg(row * len(bars) + 26, parts)
+    return _svg(Plot(WIDTH, row * len(bars) + 26, "".join(parts)))
 
 
-def line_chart(
+def line_plot(
     lines: Sequence[Line],
     *,
     x_label: str,
@@ -72,7 +81,7 @@ def line_chart(
     level: tuple[float, str] | None = None,
     x_end: float | None = None,
     x_marks: Sequence[tuple[float, str]] = (),
-) -> str:
+) -> Plot:
     """Lines over a common x axis. `rates`: y is labelled in percent. `level`: a dashed line across, with its name.
     The x axis runs from 0 to `x_end`, or to the last point; `x_marks`: its labels, where they aren't round numbers."""
     left, right, top, bottom = 60, width - 16, 30, height - 44
@@ -107,7 +116,7 @@ def line_chart(
         elif points:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             parts.append(f'<path class="line-{line.kind}{" dashed" if line.dashed else ""}" d="{path}"/>')
-    return _svg(height, parts, width) + _legend(lines)
+    return Plot(width, height, "".join(parts))
 
 
 def cost_bars(rows: Sequence[tuple[str, float, str]]) -> str:
@@ -121,7 +130,7 @@ def cost_bars(rows: Sequence[tuple[str, float, str]]) -> str:
         parts.append(_text(left - 10, y + 18, label, "label", "end"))
         parts.append(f'<rect class="fill-other" x="{left}" y="{y + 4}" width="{width:.1f}" height="20" rx="3"/>')
         parts.append(_text(left + width + 8, y + 18, text, "tick"))
-    return _svg(row * len(rows), parts)
+    return _svg(Plot(WIDTH, row * len(rows), "".join(parts)))
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -131,6 +140,11 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def with_legend(plot: Plot, lines: Sequence[Line]) -> str:
+    """A plot of these lines for a page."""
+    return _svg(plot) + _legend(lines)
 
 
 def _legend(lines: Sequence[Line]) -> str:
@@ -148,6 +162,6 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(height: int, parts: Sequence[str], width: int = WIDTH) -> str:
-    kind = "chart narrow" if width < WIDTH else "chart"
-    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+def _svg(plot: Plot) -> str:
+    kind = "chart narrow" if plot.width < WIDTH else "chart"
+    return f'<svg class="{kind}" viewBox="0 0 {plot.width} {plot.height}" role="img">{plot.inside}</svg>'

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from wmpo.objectives.statistics import wilson_interval
-from wmpo.report.charts import Bar, Line, cost_bars, line_chart, percent, rate_bars
+from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_bars, with_legend
 from wmpo.report.media import Media, Pair
 from wmpo.report.video import encode_mp4, side_by_side
 from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, short_name, signed, span
@@ -129,7 +129,7 @@ def learning(result: RunResult) -> str:
             "there. Dots: success in reality, where it takes its most likely action. If the line rises and the dots "
             "don't, the policy has learned to fool its imagination."
         ),
-        line_chart(lines, x_label="iteration of practice", y_label="success"),
+        with_legend(line_plot(lines, x_label="iteration of practice", y_label="success"), lines),
         kept,
     )
 
@@ -192,8 +192,8 @@ def reward_model(result: RunResult, media: Media) -> str:
             continue
         if curve.success_at is not None:
             lines.append(Line("really accomplished", [(curve.success_at, 0.0), (curve.success_at, 1.0)], "other"))
-        chart = line_chart(lines, x_label="frame", y_label="score", height=230, width=380, level=level, x_end=end)
-        charts.append(f"<figure>{chart}<figcaption>{escape(curve.caption)}</figcaption></figure>")
+        plot = line_plot(lines, x_label="frame", y_label="score", height=230, width=380, level=level, x_end=end)
+        charts.append(f"<figure>{with_legend(plot, lines)}<figcaption>{escape(curve.caption)}</figcaption></figure>")
     grid = f'<div class="videos">{"".join(charts)}</div>' if charts else ""
     return section("The reward model", text, grid)
 
