@@ -326,6 +326,10 @@ def test_answers_tell_where_and_how_surely(tmp_path: Path) -> None:
         results.append(CellResult.load(result_file(tmp_path, cell)))
     told = answers.beside(results, "x", {})
     assert told.endswith("It is better over states, though not beyond chance over seeds, than DPO (+62.5).")
+    even = [r if (r.method, r.task) != ("dpo", "place") else replace(r, policies=results[0].policies) for r in results]
+    assert "than DPO (+50.0; not on place)" in answers.beside(
+        [r for r in even if r.seed == 3 or r.method == "wmpo"], "x", {}
+    )
     some = [result for result in results if (result.method, result.task, result.seed) != ("dpo", "place", 4)]
     assert (
         "It is on push, place (seeds push 3, 4; place 3) better over states, with one seed, than DPO"

@@ -17,7 +17,7 @@ from typing import Any
 
 from wmpo.bench.cells import CellResult, result_of
 from wmpo.bench.experiments import EXPERIMENTS
-from wmpo.bench.pairs import Pair, contrasted, gain, gain_over_seeds, groups, over_base, places, rate
+from wmpo.bench.pairs import Pair, contrasted, gain, gain_over_seeds, groups, not_better, over_base, places, rate
 from wmpo.bench.tables import seeds_told, table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
@@ -180,6 +180,10 @@ def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
         if label == "WMPO" and spent > budget:
             more = contrasted(found[label, spent], found[label, budget])
             text += f" WMPO gains {points(gain(more))} more from {spent} than from {budget}."
+            others = {other: found[other, spent] for other, its in there if its == spent and other != label}
+            same = {other: not_better(contrasted(found[label, spent], cells)) for other, cells in others.items()}
+            told_same = "; ".join(f"{other} on {', '.join(tasks)}" for other, tasks in same.items() if tasks)
+            text += f" From {spent} it is not better than {told_same}." if told_same else ""
         if not spent:
             episodes = max(result.interactions["rollouts"].episodes for result in found[label, spent])
             text += f" {label} gains {told(label, spent)[0]} from {episodes}."

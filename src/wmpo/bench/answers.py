@@ -20,6 +20,7 @@ from wmpo.bench.pairs import (
     kinds_of,
     mean_of,
     mean_rate,
+    not_better,
     over_base,
     places,
     rate,
@@ -49,7 +50,9 @@ def beside(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             pairs = contrasted(own, cells) if other != ours and its == budget else []
             if pairs:
                 fewer = "" if where_told(pairs) == where_told(over_base(own)) else f"on {where_told(pairs)} "
-                told.setdefault((fewer, sureness(pairs)), []).append(f"{other} ({signed(gain(pairs).value)})")
+                told.setdefault((fewer, sureness(pairs)), []).append(
+                    f"{other} ({signed(gain(pairs).value)}{exceptions(pairs)})"
+                )
         order = sorted(told, key=lambda key: (bool(key[0]), SURENESS.index(key[1])))
         rest = "; ".join(f"{fewer}{words} {', '.join(told[fewer, words])}" for fewer, words in order)
         many = sum(map(len, told.values()))
@@ -81,6 +84,12 @@ def sureness(pairs: Sequence[Pair]) -> str:
         return ALIKE
     doubt = 2 if not math.isfinite(seeds.low) else 1 if seeds.low <= 0 <= seeds.high else 0
     return SURENESS[doubt + 3 * (states.high < 0)]
+
+
+def exceptions(pairs: Sequence[Pair]) -> str:
+    """The tasks on which a policy is not better that is so on their mean."""
+    tasks = not_better(pairs)
+    return f"; not on {', '.join(tasks)}" if tasks and gain(pairs).low > 0 else ""
 
 
 def chosen(results: Sequence[CellResult], name: str, plots: Plots) -> str:

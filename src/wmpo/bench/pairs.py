@@ -85,6 +85,11 @@ def gain(pairs: Sequence[Pair]) -> Interval:
     return mean_of_independent(parts)
 
 
+def not_better(pairs: Sequence[Pair]) -> list[str]:
+    """The tasks on which the second policy is not better than the first beyond chance, over initial states."""
+    return [task for task, own in by_task(pairs).items() if gain(own).low <= 0]
+
+
 def forgotten(pairs: Iterable[Pair]) -> Interval | None:
     """Of the initial states that the policy before solves, the share that the policy after fails; None of none."""
     both = (states for pair in pairs for states in zip(pair.before.success, pair.after.success, strict=True))
