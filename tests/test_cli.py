@@ -45,6 +45,14 @@ def test_a_reader_who_has_seen_enough() -> None:
         assert told.stderr == "" and told.stdout in ("141\n", "0\n")
 
 
+def test_without_an_output() -> None:
+    for command, status in (("zzz", "2"), ("recipes", "0")):
+        told = subprocess.run(
+            ["bash", "-c", f"({sys.executable} -m wmpo.cli {command} >&-); echo $?"], capture_output=True, text=True
+        )
+        assert told.stdout == f"{status}\n" and "Traceback" not in told.stderr
+
+
 def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean push?" in refused(capsys, "run", "psh")
     assert "place, wrist, flow, push" in refused(capsys, "run", "zzz")

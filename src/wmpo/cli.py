@@ -121,7 +121,7 @@ def nobody_reads() -> bool:
 
 
 def complain(text: str, status: int) -> int:
-    sys.stdout.flush()
+    print(end="", flush=True)
     print(f"wmpo: {text}", file=sys.stderr)
     return status
 
