@@ -17,7 +17,7 @@ from typing import Any
 
 from wmpo.bench.cells import CellResult, result_of
 from wmpo.bench.experiments import EXPERIMENTS
-from wmpo.bench.pairs import Pair, contrasted, gain, gain_over_seeds, groups, not_better, over_base, places, rate
+from wmpo.bench.pairs import Pair, at, contrasted, gain, gain_over_seeds, groups, not_better, over_base, places, rate
 from wmpo.bench.tables import seeds_told, table
 from wmpo.cli import COMMANDS
 from wmpo.config import Recipe
@@ -159,11 +159,7 @@ def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
     common = set.intersection(*(places(found[label, budget]) for label in labels)) if labels else set()
     if not common:
         return ""
-    there = {
-        group: over_base(result for result in cells if (result.task, result.seed) in common)
-        for group, cells in found.items()
-        if places(cells) >= common
-    }
+    there = {group: over_base(at(cells, common)) for group, cells in found.items() if places(cells) >= common}
     budgets = sorted({spent for _, spent in there if spent >= budget})
 
     def told(label: str, spent: int) -> tuple[str, str]:
@@ -176,17 +172,17 @@ def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
     tasks = ", ".join(sorted({task for task, _ in common}))
     seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
     text = f"What other methods make of the same real tries; mean gain over {tasks}; seeds {seeds}.{BESIDES}"
-    for label, spent in there:
-        if label == "WMPO" and spent > budget:
-            more = contrasted(found[label, spent], found[label, budget])
+    for spent in budgets[1:]:
+        ours = found.get(("WMPO", spent), [])
+        if more := contrasted(ours, found.get(("WMPO", budget), [])):
             text += f" WMPO gains {points(gain(more))} more from {spent} than from {budget}."
-            others = {other: found[other, spent] for other, its in there if its == spent and other != label}
-            same = {other: not_better(contrasted(found[label, spent], cells)) for other, cells in others.items()}
-            told_same = "; ".join(f"{other} on {', '.join(tasks)}" for other, tasks in same.items() if tasks)
-            text += f" From {spent} it is not better than {told_same}." if told_same else ""
-        if not spent:
-            episodes = max(result.interactions["rollouts"].episodes for result in found[label, spent])
-            text += f" {label} gains {told(label, spent)[0]} from {episodes}."
+        others = {label: found[label, its] for label, its in there if its == spent and label != "WMPO"}
+        even = {label: not_better(contrasted(ours, cells)) for label, cells in others.items()}
+        if told_even := "; ".join(f"{label} on {', '.join(where)}" for label, where in even.items() if where):
+            text += f" From {spent} it is not better than {told_even}."
+    for label, cells in ((label, found[label, spent]) for label, spent in there if not spent):
+        episodes = max(result.interactions["rollouts"].episodes for result in cells)
+        text += f" {label} gains {told(label, 0)[0]} from {episodes}."
     return f"{text}\n\n{table(head, rows)}"
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from wmpo.bench.cells import WMPO, CellResult
 from wmpo.bench.pairs import (
     Pair,
+    at,
     between,
     by_task,
     contrasted,
@@ -26,8 +27,8 @@ from wmpo.bench.pairs import (
     rate,
     tasks_of,
 )
-from wmpo.bench.tables import Plots, budget_told, rate_and_gain, second_tries, second_tries_told, where_told
-from wmpo.bench.trust import Exploited, gaps_of, known_in_both
+from wmpo.bench.tables import Plots, budget_told, rate_and_gain, second_tries, share_told, where_told
+from wmpo.bench.trust import Exploited, gaps_of, known_in_both, worlds
 from wmpo.objectives.statistics import pearson
 from wmpo.report.words import number, percent, points, signed
 from wmpo.results import BASE
@@ -45,11 +46,12 @@ def beside(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     for (label, budget), own in found.items():
         if label != ours:
             continue
+        gained = over_base(own)
         told: dict[tuple[str, str], list[str]] = {}
         for (other, its), cells in found.items():
             pairs = contrasted(own, cells) if other != ours and its == budget else []
             if pairs:
-                fewer = "" if where_told(pairs) == where_told(over_base(own)) else f"on {where_told(pairs)} "
+                fewer = "" if where_told(pairs) == where_told(gained) else f"on {where_told(pairs)} "
                 told.setdefault((fewer, sureness(pairs)), []).append(
                     f"{other} ({signed(gain(pairs).value)}{exceptions(pairs)})"
                 )
@@ -57,10 +59,9 @@ def beside(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         rest = "; ".join(f"{fewer}{words} {', '.join(told[fewer, words])}" for fewer, words in order)
         many = sum(map(len, told.values()))
         chance = f" By chance one in 20 of such comparisons stands out, of {many} here." if many > 5 else ""
-        pairs = over_base(own)
         sentences.append(
-            f"P = {budget_told(budget)}: **{ours} gains {points(gain(pairs))}** points over its base on "
-            f"{where_told(pairs)}{f'. It is {rest}' if rest else ''}.{chance}"
+            f"P = {budget_told(budget)}: **{ours} gains {points(gain(gained))}** points over its base on "
+            f"{where_told(gained)}{f'. It is {rest}' if rest else ''}.{chance}"
         )
     return in_short(sentences)
 
@@ -146,7 +147,7 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
             f"{changes or 'on no task a round falls beyond chance'}."
         )
         if lost := forgotten(over_base(own)):
-            sentences[-1] += f" Of the states that the base solves, it fails {percent(lost)} % in the end."
+            sentences[-1] += f" Of the states that the base solves, it fails {share_told(lost)} % in the end."
     for (label, _), own in groups(result for result in results if result.tasks).items():
         for task in own[0].task.split("+")[1:]:
             pairs = over_base(result.of_task(task) for result in own)
@@ -162,7 +163,7 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
 
     def correlation(tasks: Sequence[str]) -> str:
         gaps = [gap for _, task, gap in found if task in tasks]
-        return number(pearson([gap.imagined for gap in gaps], [gap.real for gap in gaps]), 2)
+        return number(pearson(*worlds(gaps)), 2)
 
     tasks = tasks_of(results)
     sentences = [
@@ -172,7 +173,7 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
     ]
     for (label, _), own in groups(known_in_both([result for result in results if result.method == WMPO])).items():
         sentences.append(f"{label} on {where_told(over_base(own))}: {exploited_told(own)}.")
-        same = [result for result in ours if (result.task, result.seed) in places(own)]
+        same = at(ours, places(own))
         if label != ours[0].label and len(same) == len(own) < len(ours):
             sentences[-1] += f" {ours[0].label} there: {exploited_told(same)}."
     doubts = [r.doubt for r in ours if r.doubt is not None]
@@ -206,8 +207,8 @@ def trying_again(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     sentences = []
     for task in tasks_of(results):
         own = [result for result in results if result.task == task]
-        parts = [f"Base {second_tries_told(second_tries(first_of_each_seed(own), lambda result: BASE))}"]
+        parts = [f"Base {share_told(second_tries(first_of_each_seed(own), lambda result: BASE))}"]
         for (label, _), cells in groups(own).items():
-            parts.append(f"{label} {second_tries_told(second_tries(cells, lambda result: result.final))}")
+            parts.append(f"{label} {share_told(second_tries(cells, lambda result: result.final))}")
         sentences.append(f"{task}: the share of failed first attempts that succeed later, in %: {', '.join(parts)}.")
     return in_short(sentences)

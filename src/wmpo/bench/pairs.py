@@ -43,24 +43,27 @@ def over_base(results: Iterable[CellResult], name: str = "", suffix: str = "") -
 
 def between(results: Iterable[CellResult], first: str, second: str) -> list[Pair]:
     """Two policies of each cell, by their names, where it has both on the same initial states."""
-    pairs = []
-    for result in results:
-        before, after = result.policies.get(first), result.policies.get(second)
-        if before is not None and after is not None and before.starts == after.starts:
-            pairs.append(Pair(result.task, result.seed, before, after))
-    return pairs
+    return [
+        pair for result in results for pair in paired(result, result.policies.get(first), result.policies.get(second))
+    ]
 
 
 def contrasted(results: Iterable[CellResult], others: Iterable[CellResult], suffix: str = "") -> list[Pair]:
     """Final policies of `others` beside those of `results`, where both have met the same initial states; `suffix`
     chooses disrupted evaluations."""
     known = {(other.task, other.seed): other.policies.get(other.final + suffix) for other in others}
-    pairs = []
-    for result in results:
-        before, after = known.get((result.task, result.seed)), result.policies.get(result.final + suffix)
-        if before is not None and after is not None and before.starts == after.starts:
-            pairs.append(Pair(result.task, result.seed, before, after))
-    return pairs
+    return [
+        pair
+        for result in results
+        for pair in paired(result, known.get((result.task, result.seed)), result.policies.get(result.final + suffix))
+    ]
+
+
+def paired(result: CellResult, before: PolicyResult | None, after: PolicyResult | None) -> list[Pair]:
+    """The pair, where both policies were measured and on the same initial states; else none."""
+    if before is None or after is None or before.starts != after.starts:
+        return []
+    return [Pair(result.task, result.seed, before, after)]
 
 
 def by_task(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
@@ -90,11 +93,10 @@ def not_better(pairs: Sequence[Pair]) -> list[str]:
     return [task for task, own in by_task(pairs).items() if gain(own).low <= 0]
 
 
-def forgotten(pairs: Iterable[Pair]) -> Interval | None:
-    """Of the initial states that the policy before solves, the share that the policy after fails; None of none."""
+def forgotten(pairs: Iterable[Pair]) -> list[bool]:
+    """Of the initial states that the policy before solves: whether the policy after fails."""
     both = (states for pair in pairs for states in zip(pair.before.success, pair.after.success, strict=True))
-    failed = [not after for before, after in both if before]
-    return wilson_interval(sum(failed), len(failed)) if failed else None
+    return [not after for before, after in both if before]
 
 
 def gain_over_seeds(pairs: Sequence[Pair]) -> Interval:
@@ -124,6 +126,11 @@ def tasks_of(results: Iterable[CellResult]) -> list[str]:
 def places(results: Iterable[CellResult]) -> set[tuple[str, int]]:
     """Where something has been run: tasks and seeds."""
     return {(result.task, result.seed) for result in results}
+
+
+def at(results: Iterable[CellResult], where: set[tuple[str, int]]) -> list[CellResult]:
+    """Those of some tasks and seeds."""
+    return [result for result in results if (result.task, result.seed) in where]
 
 
 def first_of_each_seed(results: Iterable[CellResult]) -> list[CellResult]:

@@ -10,6 +10,7 @@ from wmpo.bench.cells import CellResult
 from wmpo.bench.drawing import drawn
 from wmpo.bench.pairs import (
     Pair,
+    at,
     between,
     by_task,
     contrasted,
@@ -223,11 +224,10 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
             pairs = over_base(own, policy)
             steps = between(own, before, policy)
-            lost = forgotten(pairs)
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
             rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
-                         points(gain(steps)), points(gain(pairs)), percent(lost) if lost else DASH])  # fmt: skip
+                         points(gain(steps)), points(gain(pairs)), share_told(forgotten(pairs))])  # fmt: skip
     if not rows:
         return ""
     heads = (f"{task} %" for task in tasks)
@@ -262,8 +262,7 @@ def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str
     found = groups(dreamt)
     rows = []
     for (label, budget), own in found.items():
-        there = places(own)
-        ours = [r for r in found.get((results[0].label, budget), []) if (r.task, r.seed) in there]
+        ours = at(found.get((results[0].label, budget), []), places(own))
         cells = [number(value, 2) for value in dream_values(own)]
         if label != results[0].label and len(ours) == len(own):
             beside = (number(value, 2) for value in dream_values(ours))
@@ -305,10 +304,10 @@ def attempts_row(
     tries = [float(count) for result in known for count in result.attempts[name(result)]]
     ratio = mean_of(r.policies[name(r)].steps_to_success / r.policies[BASE].steps_to_success for r in known)
     length = f"{100 * ratio:.1f} %" if ratio == ratio else DASH
-    again = second_tries(known, name)
     each = [second_tries([result], name) for result in known]
+    again = [hit for hits in each for hit in hits]
     by_seed = ", ".join(f"{sum(hits)} of {len(hits)}" for hits in each)
-    return [label, budget, str(len(again)), second_tries_told(again), number(mean_of(tries), 2), length, by_seed]
+    return [label, budget, str(len(again)), share_told(again), number(mean_of(tries), 2), length, by_seed]
 
 
 def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str]) -> list[int]:
@@ -321,7 +320,7 @@ def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str
     return found
 
 
-def second_tries_told(hits: Sequence[int]) -> str:
+def share_told(hits: Sequence[int]) -> str:
     return percent(wilson_interval(sum(hits), len(hits))) if hits else DASH
 
 

@@ -24,11 +24,17 @@ def gaps_of(results: Sequence[CellResult]) -> list[tuple[str, str, Gap]]:
     return found + [(r.label, r.task, r.gaps[r.final]) for r in results if r.final in r.gaps]
 
 
+def worlds(gaps: Sequence[Gap]) -> tuple[list[float], list[float]]:
+    """Imagined and real success."""
+    return [gap.imagined for gap in gaps], [gap.real for gap in gaps]
+
+
 class Exploited(NamedTuple):
     """What practice has made of a dream, as means over cells."""
 
     before: float  # imagined minus real success of the base
     after: float  # and of the final policy
+    doubt: float  # half of the 95 % interval of that, as if both worlds were sampled independently
     imagined: float  # gain
     real: float  # gain
 
@@ -38,6 +44,7 @@ class Exploited(NamedTuple):
         return Exploited(
             mean_of(gap.excess for gap in start),
             mean_of(gap.excess for gap in end),
+            normal_quantile(0.95) * math.sqrt(sum(gap.variance for gap in end)) / len(end),
             mean_of(after.imagined - before.imagined for before, after in zip(start, end, strict=True)),
             mean_of(after.real - before.real for before, after in zip(start, end, strict=True)),
         )
@@ -56,7 +63,7 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     rows = []
     for task in [*dict.fromkeys(task for _, task, _ in found), "all tasks"]:
         own = [gap for _, its, gap in found if task in (its, "all tasks")]
-        imagined, real = [gap.imagined for gap in own], [gap.real for gap in own]
+        imagined, real = worlds(own)
         error = mean_of(abs(gap.excess) for gap in own)
         bounds = correlation_interval(pearson(imagined, real), len(own))
         sure = f"{number(bounds.value, 2)} ({number(bounds.low, 2)} to {number(bounds.high, 2)})"
@@ -114,13 +121,11 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
 def gap_row(results: Sequence[CellResult]) -> list[str]:
     made = Exploited.of(results)
-    ends = [result.gaps[result.final] for result in results]
-    doubt = normal_quantile(0.95) * math.sqrt(sum(gap.variance for gap in ends)) / len(ends)
     curves = [result.curves.get("practice-1", {}) for result in results]
     return [
         str(len(results)),
         signed(made.before),
-        f"{signed(made.after)} (± {number(100 * doubt)})",
+        f"{signed(made.after)} (± {number(100 * made.doubt)})",
         signed(made.imagined),
         signed(made.real),
         number(mean_of(float(len(curve["success"])) for curve in curves if "success" in curve)),
