@@ -33,9 +33,9 @@ def main() -> None:
     config = EnvConfig(task=options.task, workers=options.workers, image_size=options.size, renderer=options.renderer)
     env = make_env(config)
     try:
-        starts = range(BATCH)
+        initial_states = range(BATCH)
         began = time.perf_counter()
-        episodes = env.demonstrate(starts, 0.3, 0)
+        episodes = env.demonstrate(initial_states, 0.3, 0)
         demonstrating = sum(episode.length for episode in episodes) / (time.perf_counter() - began)
         chunks = env.spec.horizon // CHUNK
         actions = np.zeros((BATCH, chunks * CHUNK, env.spec.action_dim), np.float32)
@@ -45,7 +45,7 @@ def main() -> None:
         blocks = torch.from_numpy(actions).split(CHUNK, dim=1)
         collecting, drawing = [], []
         for _ in range(options.repeats):
-            env.reset(starts)
+            env.reset(initial_states)
             for block in blocks:
                 began = time.perf_counter()
                 env.step(range(BATCH), block)

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmpo.commands.opening import load_recipe, open_run
-from wmpo.doctor import matmul_gflops
+from wmpo.cli.machine import matmul_gflops
+from wmpo.cli.opening import load_recipe, open_run
 from wmpo.imagination import ImaginedEnv, first_frames_of
+from wmpo.io.plain import to_plain
 from wmpo.policies.minivla import MiniVLA
-from wmpo.results import commit, this_machine
+from wmpo.report.results import commit, this_machine
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.rollout import rollout
-from wmpo.training.plain import to_plain
 from wmpo.types import Observation
-from wmpo.world_models.flow import FlowWorldModel
+from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 NAIVE_STEPS = 30
 
@@ -71,9 +71,9 @@ def main() -> None:
 
     recipe = load_recipe(options.folder)
     policy = MiniVLA.from_pretrained(options.folder / "policies" / "base")
-    world = FlowWorldModel.from_pretrained(options.folder / "world_model-1")
+    world = VideoDiffusionModel.from_pretrained(options.folder / "world_model-1")
     reward = ClipClassifier.from_pretrained(options.folder / "reward_model-1")
-    slow = FlowWorldModel.from_pretrained(options.folder / "world_model-1")
+    slow = VideoDiffusionModel.from_pretrained(options.folder / "world_model-1")
     settings = replace(slow.config.settings, sampling_steps=NAIVE_STEPS)
     slow.config = replace(slow.config, settings=settings)
     with open_run(recipe, options.folder) as run:

@@ -32,17 +32,17 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import sizes  # beside this file
-from wmpo import plan
-from wmpo.commands.opening import pick_device
+from wmpo.cli import planning as plan
+from wmpo.cli.machine import matmul_gflops
+from wmpo.cli.opening import pick_device
 from wmpo.config import Recipe
-from wmpo.doctor import matmul_gflops
 from wmpo.envs import make_env
+from wmpo.io.files import write_json
+from wmpo.io.plain import to_plain
 from wmpo.policies import build_policy
 from wmpo.recipes import recipe_named
-from wmpo.results import commit, this_machine
-from wmpo.training.files import write_json
-from wmpo.training.plain import to_plain
-from wmpo.training.shares import one_core_each
+from wmpo.report.results import commit, this_machine
+from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec
 
 
@@ -155,7 +155,7 @@ def speed(device: torch.device) -> float:
 
 
 def main(settings: Settings) -> None:
-    one_core_each()
+    use_one_thread()
     device = pick_device(settings.device)
     load = os.getloadavg()[0]  # what else runs
     machine = to_plain(this_machine())

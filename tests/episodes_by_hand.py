@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo.data.starts import starts
 from wmpo.data.store import EpisodeStore
 from wmpo.types import EnvSpec, Episode
 
@@ -19,7 +18,7 @@ def make_episode(
     success: tuple[int, ...] = (),
     spec: EnvSpec = SPEC,
     source: str = "policy",
-    start: int | None = None,
+    initial_state: int | None = None,
     labels: bool = False,
 ) -> Episode:
     """Pixels are (number, frame, noise); actions number + t / 100; states number + frame / 100; labels minus actions.
@@ -44,7 +43,7 @@ def make_episode(
         actions=actions,
         success=hits,
         instruction=f"push block {number % 2}",
-        start=starts("collect", 0, number + 1)[number] if start is None else start,
+        initial_state=numbers_of("collect", 0, number + 1)[number] if initial_state is None else initial_state,
         task="push",
         source=source,
         meta={"renderer": "rays"},
@@ -66,5 +65,5 @@ def assert_same(one: Episode, other: Episode) -> None:
     for name in ("state", "actions", "success"):
         assert getattr(one, name).dtype == getattr(other, name).dtype
         assert np.array_equal(getattr(one, name), getattr(other, name))
-    for name in ("instruction", "start", "task", "source", "meta"):
+    for name in ("instruction", "initial_state", "task", "source", "meta"):
         assert getattr(one, name) == getattr(other, name)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from wmpo.baselines import METHODS, BaselineConfig, dpo, improve, within
-from wmpo.commands.opening import open_run
+from wmpo.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
+from wmpo.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
+from wmpo.cli.opening import open_run
 from wmpo.config import (
     CollectConfig,
     DemonstrationConfig,
@@ -27,7 +28,6 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
-from wmpo.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.rollout import rollout
 
 ENV = EnvConfig(image_size=32, renderer="rays", workers=0)
@@ -38,8 +38,8 @@ TINY = Recipe(
     demonstrations=DemonstrationConfig(episodes=4),
     policy=PolicyConfig(width=8, hidden=16, fit=FIT),
     collect=CollectConfig(episodes=16),
-    grpo=GRPOConfig(groups=2, group_size=2, starts=4),
-    evaluate=EvaluateConfig(episodes=4, watch_every=0),
+    grpo=GRPOConfig(groups=2, group_size=2, n_initial_states=4),
+    evaluate=EvaluateConfig(episodes=4, practice_eval_freq=0),
 )
 SETTINGS = BaselineConfig(online=GRPOConfig(groups=2, group_size=4), dpo=FIT, sft=FIT, upper_iterations=1)
 
@@ -60,9 +60,9 @@ def test_rivals_are_of_the_same_start_where_there_are_some() -> None:
 def test_online_practice_stays_within_the_budget(
     groups: int, size: int, budget: int, expected: tuple[int, int]
 ) -> None:
-    cfg = within(GRPOConfig(groups=groups, group_size=size, refill=3), budget)
+    cfg = within(GRPOConfig(groups=groups, group_size=size, max_resamples=3), budget)
     assert (cfg.groups, cfg.iterations) == expected
-    assert cfg.groups * cfg.group_size * cfg.iterations * (1 + cfg.refill) <= budget
+    assert cfg.groups * cfg.group_size * cfg.iterations * (1 + cfg.max_resamples) <= budget
 
 
 def test_a_budget_below_one_group_is_refused() -> None:
@@ -114,7 +114,7 @@ def test_dpo_prefers_what_succeeded(tmp_path: Path) -> None:
         torch.manual_seed(0)
         policy = MiniVLA.build(TINY.policy, run.env.spec)
         generator = torch.Generator().manual_seed(1)
-        numbers = run.starts("collect", 8, 1)
+        numbers = run.initial_states("collect", 8, 1)
         played = rollout(run.env, policy, numbers, temperature=0.6, generator=generator, record="round-1").episodes
         last = [np.arange(episode.length + 1) == episode.length for episode in played]
         run.store.append([
@@ -139,7 +139,7 @@ def test_every_baseline_plays_to_its_end(method: str, tmp_path: Path) -> None:
     with open_run(TINY, tmp_path, quiet=True) as run:
         result = improve(run, method, SETTINGS)
     assert list(result.policies) == ["base", f"{method}_1"]
-    assert result.policies["base"].starts == result.policies[f"{method}_1"].starts
+    assert result.policies["base"].initial_states == result.policies[f"{method}_1"].initial_states
     used = result.interactions["rollouts"].episodes
     assert used == {"more_demonstrations": 0, "upper_bound": 4}.get(method, 16)
     assert (result.interactions["rollouts"].steps > 0) == (used > 0)

@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments import answers, pairs, tables, trust
+from experiments.cells import Cell, CellResult, DreamDisagreement, changed, result_file, result_of
+from experiments.experiments import EXPERIMENTS, Arm, Experiment
+from experiments.grid import pending, run_grid
+from experiments.page import write_page
+from experiments.pages import comparison
+from experiments.play import PARTS, doubt, level_folder, part_of, play, share
 
 from test_baselines import SETTINGS, TINY
-from wmpo.bench import answers, pairs, tables, trust
-from wmpo.bench.cells import Cell, CellResult, Doubt, changed, result_file, result_of
-from wmpo.bench.experiments import EXPERIMENTS, Arm, Experiment
-from wmpo.bench.grid import pending, run_grid
-from wmpo.bench.page import write_page
-from wmpo.bench.play import PARTS, doubt, level_folder, part_of, play, share
 from wmpo.cli import main
-from wmpo.commands.opening import open_run
+from wmpo.cli.opening import open_run
 from wmpo.config import FitConfig, Recipe, RewardConfig, WorldModelConfig
 from wmpo.errors import UserError
 from wmpo.imagination import Replay
-from wmpo.pages import comparison
 from wmpo.recipes.checks import check_recipe
-from wmpo.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RunResult
+from wmpo.report.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RunResult
 
 TWO = Experiment(
     title="Two",
@@ -78,7 +78,7 @@ def test_changes_reach_their_setting_only() -> None:
 def test_levels_depend_on_their_part_of_the_recipe_only() -> None:
     one = Recipe(name="a")
     other = changed(one, {"grpo.lr": 1.0, "reward.stride": 1})
-    aligned = changed(one, {"world_model.align_share": 0.0})
+    aligned = changed(one, {"world_model.align_fraction": 0.0})
     more = changed(one, {"collect.episodes": 1280})
     for level in ("base", "world", "rollouts"):
         assert part_of(one, level) == part_of(other, level)
@@ -219,9 +219,9 @@ def written(folder: Path, cell: Cell, base: list[int], final: list[int], imagine
     """The file of a cell with these outcomes."""
     made = RunResult.begin(cell.recipe)
     name = "wmpo-1" if cell.method == "wmpo" else f"{cell.method}_1"
-    starts = [1000 * cell.recipe.seed + i for i in range(len(base))]
-    made.policies["base"] = PolicyResult(starts, base, [10] * len(base))
-    made.policies[name] = PolicyResult(starts, final, [8] * len(base))
+    initial_states = [1000 * cell.recipe.seed + i for i in range(len(base))]
+    made.policies["base"] = PolicyResult(initial_states, base, [10] * len(base))
+    made.policies[name] = PolicyResult(initial_states, final, [8] * len(base))
     made.interactions["rollouts"] = Interactions(episodes=len(base), steps=0)
     made.gaps[name] = Gap(imagined, len(base), sum(final) / len(final), len(base))
     CellResult.of(cell, made).save(result_file(folder, cell))
@@ -360,7 +360,7 @@ def test_answers_about_rounds_and_dreams_and_disruptions(tmp_path: Path) -> None
     written(tmp_path, cell, [0] * 4, [1] * 4, imagined=0.9)
     result = CellResult.load(result_file(tmp_path, cell))
     result.gaps["base"] = Gap(0.1, 4, 0.25, 4)
-    result.doubt = Doubt(auroc=0.5, precision=0.6, precision_kept=0.7, kept=0.9)
+    result.doubt = DreamDisagreement(auroc=0.5, precision=0.6, precision_kept=0.7, kept=0.9)
     told = answers.dreams_trusted([result], "x", {})
     assert "over 2 policies (Pearson): 1.00 on push; 1.00 over all tasks. They are 12.5 points apart" in told
     assert (

@@ -17,13 +17,13 @@ import torch
 
 from episodes_by_hand import make_episode
 from wmpo.cli import COMMANDS, main
-from wmpo.commands.parse import sentence
+from wmpo.cli.parse import sentence
 from wmpo.config import PolicyConfig, Recipe
 from wmpo.data.store import EpisodeStore
+from wmpo.io.files import write_json
+from wmpo.io.plain import to_plain
 from wmpo.policies.minivla import MiniVLA
 from wmpo.recipes import RECIPES
-from wmpo.training.files import write_json
-from wmpo.training.plain import to_plain
 from wmpo.types import EnvSpec
 
 
@@ -151,7 +151,7 @@ def test_actions_that_are_no_numbers(tmp_path: Path) -> None:
 
 
 def test_two_processes_can_not_share_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from wmpo.commands.opening import locked
+    from wmpo.cli.opening import locked
 
     with locked(tmp_path):
         told = refused(capsys, "run", "smoke", "--out", tmp_path, "--env.workers", 0, "--device", "cpu")
@@ -161,7 +161,7 @@ def test_two_processes_can_not_share_a_run(capsys: pytest.CaptureFixture[str], t
 def test_full_disk_and_ctrl_c_end_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wmpo.commands.lists import Recipes
+    from wmpo.cli.lists import RecipesCommand as Recipes
 
     def fail(self: object) -> None:
         raise OSError(28, "No space left on device", "runs/x")
@@ -229,8 +229,8 @@ TINY = [
     "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--collect.held-out", "0.09", "--world-model.width",
     "16", "--world-model.fit.steps", "20", "--world-model.fit.batch-size", "8", "--world-model.align.steps", "10",
     "--world-model.align.batch-size", "8", "--reward.fit.steps", "20", "--grpo.iterations", "3", "--grpo.groups", "2",
-    "--grpo.group-size", "4", "--grpo.starts", "4", "--evaluate.episodes", "8", "--evaluate.watch-every", "2",
-    "--evaluate.watch-episodes", "4",
+    "--grpo.group-size", "4", "--grpo.n-initial-states", "4", "--evaluate.episodes", "8", "--evaluate.practice-eval-freq", "2",
+    "--evaluate.practice-eval-episodes", "4",
 ]  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def test_several_cameras_are_dreamt_together(
         "--no-control",
         "--world-model.depth",
         "1",
-        "--world-model.body-fit.steps",
+        "--world-model.kinematics-fit.steps",
         "30",
         "--evaluate.episodes",
         "4",

@@ -17,7 +17,7 @@ from wmpo.envs import make_env
 from wmpo.policies.minivla import MiniVLA
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
-from wmpo.world_models.flow import FlowWorldModel
+from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 SPEC = EnvSpec(cameras={"front": (4, 4)}, state_dim=2, action_dim=2, horizon=7, fps=5)
 
@@ -32,11 +32,11 @@ class DotEnv:
         """(...,) -> (..., 3, 4, 4)"""
         return (position * 10 + 100).clamp(0, 255).to(torch.uint8)[..., None, None, None].repeat(1, 3, 4, 4)
 
-    def reset(self, starts: Sequence[int]) -> Observation:
-        self.position = torch.tensor([float(start) for start in starts])
-        self.time = torch.zeros(len(starts))
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        self.position = torch.tensor([float(start) for start in initial_states])
+        self.time = torch.zeros(len(initial_states))
         state = torch.stack([self.position, self.time], -1)
-        return Observation({"front": self.show(self.position)}, state, ("move the dot",) * len(starts))
+        return Observation({"front": self.show(self.position)}, state, ("move the dot",) * len(initial_states))
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         index = torch.as_tensor(list(rows))
@@ -128,7 +128,7 @@ def test_our_own_implementations_pass() -> None:
         torch.manual_seed(0)
         policy = MiniVLA.build(PolicyConfig(chunk=2, width=8, hidden=16), env.spec).eval()
         assert check_policy(policy, first, env.spec.action_dim) == []
-        dream = FlowWorldModel.build(WorldModelConfig(width=8, depth=1), env.spec, chunk=2).eval()
+        dream = VideoDiffusionModel.build(WorldModelConfig(width=8, depth=1), env.spec, chunk=2).eval()
         judge = ClipClassifier.build(RewardConfig(clip_length=2, width=8), env.spec).eval()
         for module in (dream, judge):  # some layers begin at zero; nothing may hide behind that
             for parameter in module.parameters():
@@ -149,16 +149,16 @@ class Moody(DotEnv):
 
     resets = 0
 
-    def reset(self, starts: Sequence[int]) -> Observation:
+    def reset(self, initial_states: Sequence[int]) -> Observation:
         self.resets += 1
-        return super().reset([start + self.resets for start in starts])
+        return super().reset([start + self.resets for start in initial_states])
 
 
 class Positional(DotEnv):
-    """The place in the batch decides, not the start number."""
+    """The place in the batch decides, not the initial-state number."""
 
-    def reset(self, starts: Sequence[int]) -> Observation:
-        return super().reset(range(len(starts)))
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        return super().reset(range(len(initial_states)))
 
 
 class Slippery(DotEnv):
@@ -195,13 +195,13 @@ class Nan(DotEnv):
 
 
 class OtherCamera(DotEnv):
-    def reset(self, starts: Sequence[int]) -> Observation:
-        seen = super().reset(starts)
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        seen = super().reset(initial_states)
         return Observation({"side": seen.images["front"]}, seen.state, seen.instruction)
 
 
 class Broken(DotEnv):
-    def reset(self, starts: Sequence[int]) -> Observation:
+    def reset(self, initial_states: Sequence[int]) -> Observation:
         raise RuntimeError("no power")
 
 
@@ -211,7 +211,7 @@ class Broken(DotEnv):
         (FloatPictures(), "type torch.float32; it must be torch.uint8"),
         (Moody(), "equal numbers must be equal"),
         (Positional(), "depends on what else is in the batch"),
-        (Slippery(), "The same actions from the same start numbers lead to different"),
+        (Slippery(), "The same actions from the same initial-state numbers lead to different"),
         (Entangled(), "changes the outcome of another row"),
         (Forgetful(), "shape"),
         (Endless(), "3 episodes are not done"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from wmpo import doctor
-from wmpo.doctor import Finding, diagnose, disk, examine, healthy, matmul_gflops, memory
+from wmpo.cli import machine as doctor
+from wmpo.cli.machine import Finding, diagnose, disk, examine, healthy, matmul_gflops, memory
 
 
 def finding(status: doctor.Status) -> Finding:

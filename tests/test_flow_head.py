@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from test_minivla import CONFIG, SPEC, observation
+from wmpo.baselines.preference import tokens_of
 from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
-from wmpo.preference import tokens_of
 
 SDE = replace(CONFIG, head="flow", flow=FlowConfig(steps=3))
 LEARNED = replace(SDE, flow=FlowConfig(steps=3, noise="learned", level=0.3))

@@ -17,9 +17,9 @@ from wmpo.config import FlowConfig, GRPOConfig, PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
+from wmpo.grpo import play_groups, update
 from wmpo.policies import build_policy, family_of, load_policy
 from wmpo.policies.flow_vla import FlowVLA
-from wmpo.practice import play_groups, update
 from wmpo.types import EnvSpec, Observation, Outcome
 
 transformers = pytest.importorskip("transformers")
@@ -133,7 +133,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(folder: Path, noise: str = "sde") -> FlowVLA:
-    config = PolicyConfig(start=str(folder), chunk=K, flow=FlowConfig(steps=2, noise=noise))  # type: ignore[arg-type]
+    config = PolicyConfig(pretrained=str(folder), chunk=K, flow=FlowConfig(steps=2, noise=noise))  # type: ignore[arg-type]
     torch.manual_seed(1)
     policy: FlowVLA = build_policy(config, SPEC)
     return policy
@@ -215,8 +215,8 @@ class Left:
 
     spec = SPEC
 
-    def reset(self, starts: Sequence[int]) -> Observation:
-        return observation(len(starts))
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        return observation(len(initial_states))
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         A = len(rows)
@@ -233,7 +233,9 @@ class Left:
 def test_practice_changes_what_is_likely(folders: dict[str, Path], family: str, noise: str) -> None:
     """After a step of GRPO, what was rewarded is more likely than before, compared with what was not."""
     policy = opened(folders[family], noise)
-    cfg = GRPOConfig(groups=2, group_size=8, minibatches=1, warmup=0, keep_low=0.01, keep_high=0.99, temperature=1.0)
+    cfg = GRPOConfig(
+        groups=2, group_size=8, minibatches=1, warmup=0, min_group_success=0.01, max_group_success=0.99, temperature=1.0
+    )
     generator = torch.Generator().manual_seed(0)
     groups = play_groups(Left(), policy, [0, 1], cfg, generator=generator, temperature=1.0)
     assert groups.kept
@@ -405,7 +407,7 @@ def test_what_is_wrong_is_told(
 
 @FAMILIES
 def test_another_robot_is_told(folders: dict[str, Path], family: str) -> None:
-    config = PolicyConfig(start=str(folders[family]), chunk=K)
+    config = PolicyConfig(pretrained=str(folders[family]), chunk=K)
     with pytest.raises(UserError, match="2 action dimensions, but here there are 7"):
         build_policy(config, replace(SPEC, action_dim=7))
     with pytest.raises(UserError, match="3 state dimensions, but here there are 0"):

@@ -24,10 +24,12 @@ SPEC = EnvSpec({"front": (8, 8)}, 0, 2, 8, 5)
 class TrueDynamics:
     """The simulator behind the WorldModel protocol. First frames tell it which initial state it is in."""
 
-    def __init__(self, env: VectorEnv, starts: Sequence[int]) -> None:
+    def __init__(self, env: VectorEnv, initial_states: Sequence[int]) -> None:
         self.env = env
-        first = env.reset(starts).images["front"]
-        self.start_of = {frame.numpy().tobytes(): start for frame, start in zip(first, starts, strict=True)}
+        first = env.reset(initial_states).images["front"]
+        self.start_of = {
+            frame.numpy().tobytes(): initial_state for frame, initial_state in zip(first, initial_states, strict=True)
+        }
 
     def begin(self, first: Observation) -> Any:
         self.env.reset([self.start_of[frame.numpy().tobytes()] for frame in first.images["front"]])
@@ -69,31 +71,35 @@ def tabletop() -> Iterator[tuple[VectorEnv, VectorEnv]]:
 
 def test_perfect_dream_equals_reality_frame_for_frame(tabletop: tuple[VectorEnv, VectorEnv]) -> None:
     real, inside = tabletop
-    starts = [3, 4, 5, 3]
+    initial_states = [3, 4, 5, 3]
     torch.manual_seed(0)
     policy = MiniVLA.build(PolicyConfig(width=8, hidden=16), real.spec).eval()
 
-    lived = rollout(real, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="real")
-    world = TrueDynamics(inside, sorted(set(starts)))
-    first = real.reset(starts)
+    lived = rollout(
+        real, policy, initial_states, temperature=1.0, generator=torch.Generator().manual_seed(1), record="real"
+    )
+    world = TrueDynamics(inside, sorted(set(initial_states)))
+    first = real.reset(initial_states)
     dream = ImaginedEnv(
         world, Memorised(), real.spec, first[[0, 1, 2]], [3, 4, 5], generator=torch.Generator().manual_seed(9)
     )
-    dreamt = rollout(dream, policy, starts, temperature=1.0, generator=torch.Generator().manual_seed(1), record="dream")
+    dreamt = rollout(
+        dream, policy, initial_states, temperature=1.0, generator=torch.Generator().manual_seed(1), record="dream"
+    )
     for a, b in zip(lived.episodes, dreamt.episodes, strict=True):
         np.testing.assert_array_equal(a.actions, b.actions)
         for camera in ("front", "wrist"):
             np.testing.assert_array_equal(a.images[camera], b.images[camera])
         np.testing.assert_array_equal(a.state, b.state)
     assert torch.equal(lived.log_prob, dreamt.log_prob)
-    # Equal starts, other dice: the batch is no copy of one episode.
+    # Equal initial_states, other dice: the batch is no copy of one episode.
     assert not np.array_equal(lived.episodes[0].actions, lived.episodes[3].actions)
 
 
 def test_perfect_dream_gives_the_real_verdicts(tabletop: tuple[VectorEnv, VectorEnv]) -> None:
     real, inside = tabletop
-    starts = [10, 11, 12, 13]
-    shown = real.demonstrate(starts, noise=0.0, seed=0)
+    initial_states = [10, 11, 12, 13]
+    shown = real.demonstrate(initial_states, noise=0.0, seed=0)
     assert any(episode.succeeded for episode in shown)
     referee = Memorised()
     L = referee.clip_length
@@ -101,7 +107,7 @@ def test_perfect_dream_gives_the_real_verdicts(tabletop: tuple[VectorEnv, Vector
         frames = np.concatenate([np.repeat(episode.images["front"][:1], L - 1, 0), episode.images["front"]])
         for t in np.flatnonzero(episode.success):
             referee.seen.add(np.ascontiguousarray(frames[t : t + L].transpose(0, 3, 1, 2)).tobytes())
-    replayed = replay(TrueDynamics(inside, starts), referee, real.spec, shown, chunk=4)
+    replayed = replay(TrueDynamics(inside, initial_states), referee, real.spec, shown, chunk=4)
     for episode, dreamt, scores in zip(shown, replayed.episodes, replayed.scores, strict=True):
         for camera in ("front", "wrist"):
             np.testing.assert_array_equal(dreamt.images[camera], episode.images[camera])

@@ -19,20 +19,20 @@ from test_baselines import TINY
 from test_minivla import CONFIG, SPEC, observation
 from wmpo.algorithm import collect, evaluate_policy
 from wmpo.cli import main
-from wmpo.commands.opening import open_run
+from wmpo.cli.opening import open_run
+from wmpo.cli.planning import plan
 from wmpo.config import CollectConfig, EnvConfig, PolicyConfig
 from wmpo.envs import make_env, task_names
 from wmpo.envs.tabletop.env import TabletopEnv
 from wmpo.envs.tabletop.tasks import TASKS, task_of, tasks_named
 from wmpo.envs.vector import VectorEnv
 from wmpo.errors import UserError
-from wmpo.measure import outcomes
-from wmpo.plan import plan
+from wmpo.nn.text import FrozenSentenceEncoder, embedding
 from wmpo.policies.minivla import MiniVLA
 from wmpo.recipes import RECIPES
 from wmpo.recipes.checks import check_recipe
-from wmpo.results import RunResult
-from wmpo.text import FrozenSentenceEncoder, embedding
+from wmpo.report.measure import outcomes
+from wmpo.report.results import RunResult
 from wmpo.training.checkpoint import load_tensors
 
 BOTH = EnvConfig(task="place+place-blue", image_size=16, renderer="rays", workers=0)
@@ -46,15 +46,15 @@ def test_only_the_chosen_task_is_tried_and_practised(tmp_path: Path) -> None:
     recipe = replace(TINY, env=replace(TINY.env, task="place+place-blue"))
     name_of = task_names(recipe.env)
     with open_run(recipe, tmp_path / "both", quiet=True) as both:
-        everything = both.starts("collect", 64, 1)
+        everything = both.initial_states("collect", 64, 1)
     recipe = replace(recipe, collect=replace(recipe.collect, task="place-blue"))
     with open_run(recipe, tmp_path / "one", quiet=True) as run:
         for split in ("collect", "practise"):
-            chosen = run.starts(split, 40, 1)
+            chosen = run.initial_states(split, 40, 1)
             assert len(chosen) == 40 and {name_of(start) for start in chosen} == {"place-blue"}
-        some = run.starts("collect", 8, 1)
+        some = run.initial_states("collect", 8, 1)
         assert some == [start for start in everything if name_of(start) == "place-blue"][:8]
-        assert {name_of(start) for start in run.starts("evaluate", 40)} == {"place", "place-blue"}
+        assert {name_of(start) for start in run.initial_states("evaluate", 40)} == {"place", "place-blue"}
 
 
 def test_every_task_has_paraphrases_of_its_own() -> None:
@@ -117,9 +117,11 @@ def test_a_run_of_several_tasks_tells_them_apart(tmp_path: Path) -> None:
         result, played = outcomes(run)
         name = task_names(recipe.env)
         for episode in [*run.store, *played["base"]]:
-            assert episode.task == name(episode.start) and episode.instruction == TASKS[episode.task].instruction
+            assert (
+                episode.task == name(episode.initial_state) and episode.instruction == TASKS[episode.task].instruction
+            )
         base = result.policies["base"]
-        assert base.task == [name(start) for start in base.starts] and result.tasks == ["place", "place-blue"]
+        assert base.task == [name(start) for start in base.initial_states] and result.tasks == ["place", "place-blue"]
     for disruption in ("none", "paraphrase"):
         command = ["evaluate", str(tmp_path), "--episodes", "6", "--device", "cpu", "--disruption", disruption]
         assert main(command) == 0
@@ -201,9 +203,9 @@ def test_threads_share_the_encoder(folder: Path) -> None:
     encoder = FrozenSentenceEncoder(folder, 8)
     sentences = [(" ".join(["place", "the", "red"] * n),) for n in range(1, 9)]
     with torch.no_grad(), ThreadPoolExecutor(4) as threads:
-        side_by_side = list(threads.map(encoder, sentences))
+        parallel_map = list(threads.map(encoder, sentences))
         embedding.cache_clear()
-        for sentence, found in zip(sentences, side_by_side, strict=True):
+        for sentence, found in zip(sentences, parallel_map, strict=True):
             torch.testing.assert_close(encoder(sentence), found)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wmpo.imagination import Replay
-from wmpo.measure import SMALLEST_SPREAD, fidelity, state_fidelity
+from wmpo.report.measure import SMALLEST_SPREAD, fidelity, state_fidelity
 from wmpo.types import Episode
 
 

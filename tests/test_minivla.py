@@ -11,8 +11,8 @@ import torch
 from wmpo.config import PolicyConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
+from wmpo.nn.text import SentenceEncoder, word_ids
 from wmpo.policies.minivla import MiniVLA
-from wmpo.text import SentenceEncoder, word_ids
 from wmpo.types import EnvSpec, Observation
 
 SPEC = EnvSpec({"front": (32, 32), "wrist": (32, 32)}, 3, 4, 16, 5)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.config import FitConfig
+from wmpo.nn.muon import Muon, is_matrix, orthogonal
 from wmpo.training.fit import fit
 from wmpo.training.log import RunLog
-from wmpo.training.muon import Muon, is_matrix, orthogonal
 
 torch.set_num_threads(1)
 

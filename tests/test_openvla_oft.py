@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from golden import make_openvla_oft as tiny
 from wmpo import policies
-from wmpo.commands.models import load_policy
+from wmpo.cli.models import load_policy
 from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
+from wmpo.grpo import play_groups, practise, trained_parameters, update
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT, images
-from wmpo.practice import play_groups, practise, trained_parameters, update
 from wmpo.training.fit import fit
 from wmpo.training.log import RunLog
 from wmpo.types import EnvSpec, Observation
@@ -219,7 +219,9 @@ def test_low_rank_changes_practise_and_save_activations(checkpoint: Path) -> Non
     torch.testing.assert_close(gradients[0], gradients[1])
     generator = torch.Generator()
     dream = ImaginedEnv(Dream(), Dream(), SPEC, observation(), [0, 1], generator=generator)
-    cfg = GRPOConfig(groups=2, group_size=8, minibatches=1, warmup=0, refill=2, keep_low=0.01, keep_high=0.99)
+    cfg = GRPOConfig(
+        groups=2, group_size=8, minibatches=1, warmup=0, max_resamples=2, min_group_success=0.01, max_group_success=0.99
+    )
     groups = play_groups(dream, plain, [0, 1], cfg, generator=generator.manual_seed(0), temperature=0.5)
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     update(plain, torch.optim.SGD(parameters[0], lr=1.0), groups, cfg, generator)
@@ -264,8 +266,8 @@ def test_practises_in_imagination(policy: OpenVLAOFT, tmp_path: Path) -> None:
     policy, generator = copy.deepcopy(policy), torch.Generator()
     dream = ImaginedEnv(Dream(), Dream(), SPEC, observation(), [0, 1], generator=generator)
     cfg = GRPOConfig(
-        iterations=6, groups=2, group_size=8, minibatches=1, lr=2e-3, warmup=0, temperature=1.6, refill=2,
-        keep_low=0.01, keep_high=0.99,
+        iterations=6, groups=2, group_size=8, minibatches=1, lr=2e-3, warmup=0, temperature=1.6, max_resamples=2,
+        min_group_success=0.01, max_group_success=0.99,
     )  # fmt: skip
     groups = play_groups(dream, policy, [0, 1], cfg, generator=generator.manual_seed(0), temperature=cfg.temperature)
     assert groups.kept == 2
@@ -370,13 +372,13 @@ def test_families(tmp_path: Path) -> None:
 def test_a_run_begins_with_a_published_one(tmp_path: Path) -> None:
     folder = publish(tmp_path / "blind")
     spec = replace(SPEC, cameras={"front": (28, 28)})
-    policy = policies.build_policy(PolicyConfig(start=str(folder), chunk=tiny.K + 1), spec)
+    policy = policies.build_policy(PolicyConfig(pretrained=str(folder), chunk=tiny.K + 1), spec)
     seen = replace(observation(), images={"front": observation().images["front"]})
     batch = ImitationBatch(seen, torch.zeros(2, tiny.K + 1, tiny.D), torch.ones(2, tiny.K + 1, dtype=torch.bool))
     policy(batch)[0].backward()
     assert policy.act(seen, temperature=1.0, generator=torch.Generator()).chunk.shape == (2, tiny.K + 1, tiny.D)
     with pytest.raises(UserError, match="action dimensions"):
-        policies.build_policy(PolicyConfig(start=str(folder)), replace(spec, action_dim=7))
+        policies.build_policy(PolicyConfig(pretrained=str(folder)), replace(spec, action_dim=7))
 
 
 def test_an_adapter_is_added_to_the_weights(checkpoint: Path, policy: OpenVLAOFT, tmp_path: Path) -> None:

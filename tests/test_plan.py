@@ -16,9 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from wmpo.cli import main
+from wmpo.cli.planning import META, Alive, Need, blank, fitting, go_through, images, plan, training, updating
 from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
 from wmpo.errors import UserError
-from wmpo.plan import META, Alive, Need, blank, fitting, go_through, images, plan, training, updating
 from wmpo.policies import load_policy
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT
@@ -181,14 +181,23 @@ def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (published, weights, weights),
         (tmp_path / "low-rank", weights + change, change),
     ):
-        policy = PolicyConfig(start=str(start), chunk=4, fit=fit)
+        policy = PolicyConfig(pretrained=str(start), chunk=4, fit=fit)
         needs = plan(replace(RECIPES["smoke"], policy=policy, grpo=grpo(micro_batch=32)), spec)
         imitate, update = needs[0], needs[-1]
         assert (imitate.parameters, imitate.training, update.training) == (parameters, 12 * trained, 12 * trained)
         assert 4 * parameters <= imitate.weights < 4 * parameters + 4000  # and some buffers
         assert update.activations > imitate.activations > 0
         assert fitting(imitate, imitate.weights).endswith("too large: lower what is trained (lora_rank)")
-    options = ["--policy.start", str(published), "--policy.chunk", "4", "--env.renderer", "rays", "--gpu-memory", "24"]
+    options = [
+        "--policy.pretrained",
+        str(published),
+        "--policy.chunk",
+        "4",
+        "--env.renderer",
+        "rays",
+        "--gpu-memory",
+        "24",
+    ]
     assert main(["plan", "place", *options, "--grpo.micro-batch", "1"]) == 0
     assert f"{weights / 1e6:.2f} M" in capsys.readouterr().out
 
@@ -198,7 +207,7 @@ def test_flow_policies_from_folders(family: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from test_flow_vla import MAKERS
 
-    policy = PolicyConfig(start=str(MAKERS[family](tmp_path)), fit=FitConfig(batch_size=2))
+    policy = PolicyConfig(pretrained=str(MAKERS[family](tmp_path)), fit=FitConfig(batch_size=2))
     recipe, spec = replace(RECIPES["smoke"], policy=policy), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5)
     imitate, *_, imagine, update = plan(recipe, spec)
     trained = sum(p.numel() for p in load_policy(tmp_path).parameters() if p.requires_grad)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from episodes_by_hand import make_episode, make_store
 from wmpo.cli import main
-from wmpo.commands.dreaming import first_frames
+from wmpo.cli.dreaming import first_frames
 from wmpo.config import PolicyConfig, RewardConfig, WorldModelConfig
 from wmpo.data.cache import FrameCache, Statistics
 from wmpo.data.stats import vector_stats
@@ -26,7 +26,7 @@ from wmpo.rewards import build_reward_model
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.rollout import rollout
 from wmpo.types import EnvSpec
-from wmpo.world_models.flow import FlowWorldModel
+from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 SPEC = EnvSpec({"front": (16, 16)}, 3, 2, 12, 5)
 DEVICE = ("--device", "cpu")
@@ -96,7 +96,7 @@ def test_a_published_flow_policy_imitates_from_the_command_line(
     start = MAKERS[family](tmp_path / "start")
     episodes = [make_episode(number, 5, (5,), SPEC, "expert") for number in (0, 1)]
     make_store(tmp_path / "store", episodes, SPEC)
-    command = ["imitate", "--policy.start", str(start), "--policy.chunk", "3", "--policy.flow.steps", "2", *DEVICE]
+    command = ["imitate", "--policy.pretrained", str(start), "--policy.chunk", "3", "--policy.flow.steps", "2", *DEVICE]
     command += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*command, "--data", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 0
     base = tmp_path / "out" / "policies" / "base"
@@ -144,11 +144,11 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
     of_robot(start, family, FrameCache(opened).statistics(range(len(opened))))
     tiny = ["--policy.chunk", "2", "--policy.flow.steps", "2", "--policy.fit.optimizer", "adamw"]
     fit = ["--policy.fit.steps", "1", "--policy.fit.batch-size", "2"]
-    assert main(["imitate", *store, "--out", str(out), "--policy.start", str(start), *tiny, *fit, *DEVICE]) == 0
+    assert main(["imitate", *store, "--out", str(out), "--policy.pretrained", str(start), *tiny, *fit, *DEVICE]) == 0
     collect = ["--collect.episodes", "4", "--collect.temperature", "1"]
     assert main(["collect", "--policy", str(base), *store, *collect, *env, *DEVICE]) == 0
-    tiny = ["--world-model.width", "16", "--world-model.depth", "1", "--world-model.body-fit.steps", "20"]
-    fit = ["--world-model.fit.steps", "20", "--world-model.fit.batch-size", "2", "--world-model.fit.shares", "1"]
+    tiny = ["--world-model.width", "16", "--world-model.depth", "1", "--world-model.kinematics-fit.steps", "20"]
+    fit = ["--world-model.fit.steps", "20", "--world-model.fit.batch-size", "2", "--world-model.fit.cpu_shards", "1"]
     assert main(["world-model", *store, "--out", str(dream), "--chunk", "2", *tiny, *fit, *DEVICE]) == 0
     tiny = [
         "--reward.width",
@@ -166,7 +166,16 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
     undecided(base, dream / "model", judge / "model", data)
     practise = ["practise", "--policy", str(base), *with_dream, "--reward-model", str(judge / "model"), *store]
     practise += ["--out", str(better), "--grpo.iterations", "1", "--grpo.groups", "2", "--grpo.group-size", "8"]
-    practise += ["--grpo.starts", "1", "--grpo.temperature", "1", "--grpo.lr", "1e-2", "--grpo.keep-low", "0.01"]
+    practise += [
+        "--grpo.n-initial-states",
+        "1",
+        "--grpo.temperature",
+        "1",
+        "--grpo.lr",
+        "1e-2",
+        "--grpo.min-group-success",
+        "0.01",
+    ]
     assert main([*practise, "--grpo.keep-high", "0.99", *DEVICE]) == 0
     before, after = load_policy(base), load_policy(better / "policy")
     trained = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
@@ -181,7 +190,7 @@ def undecided(base: Path, dream: Path, judge: Path, data: Path) -> None:
     store = EpisodeStore.open(data)
     model, first = ClipClassifier.from_pretrained(judge), first_frames(FrameCache(store), 1)[1]
     generator = torch.Generator().manual_seed(0)
-    world = FlowWorldModel.from_pretrained(dream)
+    world = VideoDiffusionModel.from_pretrained(dream)
     env = ImaginedEnv(world, model, store.spec, first, [0], generator=generator, stride=2, stop=False)
     rollout(env, load_policy(base), [0] * 16, temperature=1.0, generator=generator)
     model.with_threshold(float(env.best_scores().median())).save_pretrained(judge)
@@ -200,14 +209,14 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     numbers = FrameCache(store).statistics(range(len(store)))
     quantiles = {"q01": numbers.action_low.tolist(), "q99": numbers.action_high.tolist()}
     (start / "dataset_statistics.json").write_text(json.dumps({"tabletop": {"action": quantiles}}))
-    imitate = ["imitate", "--data", str(data), "--policy.start", str(start), "--policy.chunk", "2", *DEVICE]
+    imitate = ["imitate", "--data", str(data), "--policy.pretrained", str(start), "--policy.chunk", "2", *DEVICE]
     imitate += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*imitate, "--out", str(out)]) == 0
     base, policy = out / "policies" / "base", load_policy(out / "policies" / "base")
     assert family_of(base) == "openvla_oft" and torch.equal(policy.action_low, numbers.action_low)
 
     world_model = WorldModelConfig(width=16, depth=1)
-    FlowWorldModel.build(world_model, store.spec, 2).save_pretrained(tmp_path / "dream")
+    VideoDiffusionModel.build(world_model, store.spec, 2).save_pretrained(tmp_path / "dream")
     build_reward_model(RewardConfig(width=8, clip_length=2), store.spec).save_pretrained(tmp_path / "judge")
     practise = [
         "practise",

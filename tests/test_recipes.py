@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wmpo.commands.opening import flat, keep_recipe, load_recipe
+from wmpo.cli.opening import flat, keep_recipe, load_recipe
 from wmpo.config import Recipe
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
@@ -39,7 +39,7 @@ def test_the_paper_recipe_has_the_papers_numbers() -> None:
     assert (paper.world_model.depth, paper.world_model.width, paper.world_model.heads) == (28, 1152, 16)
     assert (paper.world_model.context, paper.policy.chunk, paper.reward.clip_length) == (4, 8, 8)
     G = paper.grpo.group_size  # only groups that all fail or all succeed are dropped
-    assert 0 < paper.grpo.keep_low < 1 / G and 1 - 1 / G < paper.grpo.keep_high < 1
+    assert 0 < paper.grpo.min_group_success < 1 / G and 1 - 1 / G < paper.grpo.max_group_success < 1
 
 
 def test_wrist_is_place_with_one_more_camera() -> None:
@@ -61,7 +61,7 @@ def test_unknown_recipe_names_the_closest() -> None:
         ("grpo.iterations", -1, "at least 0"),
         ("grpo.lr", float("nan"), "finite"),
         ("grpo.temperature", 0.0, "above 0"),
-        ("grpo.keep_low", 0.95, "below grpo.keep_high"),
+        ("grpo.min_group_success", 0.95, "below grpo.max_group_success"),
         ("collect.held_out", 0.0, "leave some"),
         ("collect.held_out", 1.5, "between 0 and 1"),
         ("collect.task", "push+stack", "collect.task names 'stack', which is none of the tasks of env.task: push"),

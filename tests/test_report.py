@@ -20,9 +20,7 @@ from wmpo.errors import UserError
 from wmpo.report import Clip, Media, Pair, ScoreCurve, sections, terminal_table, write_report
 from wmpo.report.charts import Bar, rate_bars, ticks
 from wmpo.report.media import panorama
-from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, side_by_side, with_progress
-from wmpo.report.words import headline, percent, points, policy_kind, policy_name, short_name
-from wmpo.results import (
+from wmpo.report.results import (
     Agreement,
     Fidelity,
     Gap,
@@ -33,6 +31,8 @@ from wmpo.results import (
     Stage,
     StateFidelity,
 )
+from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, parallel_map, with_progress
+from wmpo.report.words import headline, percent, points, policy_kind, policy_name, short_name
 from wmpo.types import Episode
 
 
@@ -209,7 +209,7 @@ def test_terminal_table() -> None:
 
 def of_two_tasks() -> RunResult:
     result = invented_result()
-    task = ["place-blue" if start % 3 == 0 else "place" for start in result.policies["base"].starts]
+    task = ["place-blue" if start % 3 == 0 else "place" for start in result.policies["base"].initial_states]
     result.policies = {name: replace(policy, task=task) for name, policy in result.policies.items()}
     return result
 
@@ -221,7 +221,7 @@ def test_the_success_of_each_task_is_shown(tmp_path: Path) -> None:
     row = next(line for line in pages.results_page(stored(result, tmp_path)).splitlines() if "run: place-blue" in line)
     part, gain = result.of_task("place-blue"), result.summary().tasks["place-blue"].gains["wmpo"]
     for name in ("base", "wmpo", "control"):
-        rate, count = part.policies[name].rate, len(part.policies[name].starts)
+        rate, count = part.policies[name].rate, len(part.policies[name].initial_states)
         assert f"{100 * rate.value:.1f} % of {count}" in text.getvalue() and 80 < count < 90
         assert f"{sum(part.policies[name].success)} of {count}" in page
         assert f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %" in page
@@ -263,12 +263,12 @@ def test_video_round_trip() -> None:
 
 def test_side_by_side_holds_the_shorter_one() -> None:
     left, right = moving_square(3), moving_square(5)
-    both = side_by_side(left, right, factor=2, success_at=(1, None), gap=4)
+    both = parallel_map(left, right, factor=2, success_at=(1, None), gap=4)
     assert both.shape == (5, 128 + 6, 128 + 4 + 128, 3)
     assert (both[4, :128, :128] == left[2].repeat(2, 0).repeat(2, 1)).all()
     assert (both[4, :128, 132:] == right[4].repeat(2, 0).repeat(2, 1)).all()
     with pytest.raises(UserError, match="side by side"):
-        side_by_side(left, right[:, :32])
+        parallel_map(left, right[:, :32])
 
 
 def test_progress_bar() -> None:

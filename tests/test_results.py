@@ -11,8 +11,8 @@ import pytest
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.objectives.statistics import wilson_interval
-from wmpo.results import (
+from wmpo.losses.statistics import wilson_interval
+from wmpo.report.results import (
     Agreement,
     Fidelity,
     Gain,
@@ -150,7 +150,7 @@ def test_logs_are_read(tmp_path: Path) -> None:
     made = RunResult.begin(Recipe())
     made.read_logs(tmp_path)
     assert made.curves == {"practice": {"success": [(1, 0.25), (2, 0.5)], "groups_kept": [(1, 7.0)]}}
-    assert made.stages["practice"].starts == 1
+    assert made.stages["practice"].initial_states == 1
 
 
 @pytest.mark.parametrize(

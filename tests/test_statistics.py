@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from wmpo.objectives.statistics import (
+from wmpo.losses.statistics import (
     correlation_interval,
     mcnemar_exact,
     mean_over_seeds,

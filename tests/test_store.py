@@ -11,7 +11,7 @@ import pytest
 from episodes_by_hand import SPEC, assert_same, make_episode, make_store
 from wmpo.data import files, layout
 from wmpo.data.cache import FrameCache
-from wmpo.data.starts import SPLITS, held_out, split_of, starts
+from wmpo.data.initial_states import SPLITS, held_out, initial_states, split_of
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import lossy
 from wmpo.errors import UserError
@@ -68,9 +68,9 @@ def test_long_appends_are_cut_into_parts(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_select_and_summary(tmp_path: Path) -> None:
-    [shown] = starts("demonstrate", 0, 1)
+    [shown] = initial_states("demonstrate", 0, 1)
     episodes = [
-        make_episode(0, 3, success=(3,), source="expert", start=shown),
+        make_episode(0, 3, success=(3,), source="expert", initial_state=shown),
         make_episode(1, 3, source="base"),
         make_episode(2, 5, success=(1, 2), source="base"),
         make_episode(3, 3, source="base"),
@@ -236,28 +236,28 @@ def test_starts_of_different_splits_and_rounds_never_meet() -> None:
     total = 0
     for split in SPLITS:
         for round in (0, 31):
-            numbers = starts(split, 7, n, round)
+            numbers = initial_states(split, 7, n, round)
             assert numbers[0] >= 0 and numbers[-1] < 1 << 32
             assert {split_of(number) for number in (numbers[0], numbers[-1])} == {split}
             seen.update(numbers)
             total += n
     assert len(seen) == total
-    ranges = [starts(split, seed, n)[:: n - 1] for split in SPLITS for seed in (0, 1, 255)]
+    ranges = [initial_states(split, seed, n)[:: n - 1] for split in SPLITS for seed in (0, 1, 255)]
     assert all(left[1] < right[0] for left, right in itertools.pairwise(sorted(ranges)))
 
 
 def test_starts_repeat_and_extend() -> None:
-    assert starts("collect", 3, 5) == starts("collect", 3, 9)[:5]
-    assert starts("collect", 3, 5) != starts("collect", 4, 5)
-    assert starts("demonstrate", 0, 3) == [0, 1, 2]
+    assert initial_states("collect", 3, 5) == initial_states("collect", 3, 9)[:5]
+    assert initial_states("collect", 3, 5) != initial_states("collect", 4, 5)
+    assert initial_states("demonstrate", 0, 3) == [0, 1, 2]
     for wrong in (("nonsense", 0, 1, 0), ("collect", 0, 1 << 17, 0), ("collect", 0, 1, 32)):
         with pytest.raises(UserError):
-            starts(*wrong)
+            initial_states(*wrong)
     assert split_of(2**32) == split_of(-1) == "other"
 
 
 def test_held_out_share_is_exact_and_stable() -> None:
-    numbers = starts("collect", 5, 128, round=2)
+    numbers = initial_states("collect", 5, 128, round=2)
     assert [i for i, number in enumerate(numbers) if held_out(number, 0.125)] == list(range(7, 128, 8))
     assert sum(held_out(number, 0.3) for number in numbers[:10]) == 3
     assert not any(held_out(number, 0.0) for number in numbers)

@@ -120,7 +120,7 @@ def test_push_place_and_stack_share_their_scene() -> None:
 
 @pytest.mark.parametrize("layout", ["blocks", "ring"])
 def test_layouts_keep_things_apart_and_use_the_table(layout: str) -> None:
-    drawn = [initial_layout(layout, start, wide=False) for start in range(200)]
+    drawn = [initial_layout(layout, initial_state, wide=False) for initial_state in range(200)]
     for where in drawn:
         things = [np.array(xy) for name, xy in where.items() if name != "grip"]
         gaps = [np.abs(a - b).max() for i, a in enumerate(things) for b in things[:i]]
@@ -131,8 +131,8 @@ def test_layouts_keep_things_apart_and_use_the_table(layout: str) -> None:
 
 
 def test_position_disruption_starts_where_training_never_did() -> None:
-    for start in range(50):
-        where = initial_layout("blocks", start, wide=True)
+    for initial_state in range(50):
+        where = initial_layout("blocks", initial_state, wide=True)
         assert any(abs(where[cube][0]) > 0.165 or abs(where[cube][1]) > 0.125 for cube in ("red", "blue"))
 
 
@@ -204,8 +204,8 @@ def test_an_episode_ends_at_its_horizon() -> None:
 def test_experts_succeed(task: str) -> None:
     env = make(task)
     succeeded, attempts = 0, 0
-    for start in range(10):
-        env.restart(start)
+    for initial_state in range(10):
+        env.restart(initial_state)
         while not env.done:
             env.advance(experts.act(env.task, env.view()))
         succeeded += env.counters.accomplished_at > 0
@@ -376,16 +376,18 @@ def test_mistakes_are_told_in_one_sentence(settings: dict[str, object], words: l
 
 def test_one_environment_for_several_tasks() -> None:
     env = make("place+stack")
-    told = {env.reset(seed=start)[1]["instruction"] for start in range(20)}
+    told = {env.reset(seed=initial_state)[1]["instruction"] for initial_state in range(20)}
     assert told == {"place the red cube on the yellow tray", "stack the red cube on the blue cube"}
     assert env.horizon == 28
     env.restart(3)
     first, snapshot = env.task, env.get_state()
-    other = next(start for start in range(20) if (env.restart(start), env.task)[1] != first)
+    other = next(initial_state for initial_state in range(20) if (env.restart(initial_state), env.task)[1] != first)
     env.restart(other)
     env.set_state(snapshot)
     assert env.task == first
-    halves = [sum(task_of(env.tasks, start) == first for start in range(begin, 4000, 4)) for begin in range(4)]
+    halves = [
+        sum(task_of(env.tasks, initial_state) == first for initial_state in range(begin, 4000, 4)) for begin in range(4)
+    ]
     assert all(400 < half < 600 for half in halves)  # whichever numbers are held out, both tasks are among them
     for wrong in ("place+insert", "place+place", "place+fly"):
         with pytest.raises(UserError):

@@ -15,6 +15,8 @@ from torch import nn
 
 from wmpo.config import FitConfig, PolicyConfig, Recipe
 from wmpo.errors import UserError
+from wmpo.io.files import atomic_folder, atomic_write, read_json, write_json
+from wmpo.io.plain import from_plain, to_plain
 from wmpo.training.checkpoint import (
     load_config,
     load_module,
@@ -24,10 +26,8 @@ from wmpo.training.checkpoint import (
     save_module,
     save_tensors,
 )
-from wmpo.training.files import atomic_folder, atomic_write, read_json, write_json
 from wmpo.training.log import RunLog, clock, memory_mb, read_metrics, read_stages, repair_lines
 from wmpo.training.metrics import METRICS, meaning, metrics_page
-from wmpo.training.plain import from_plain, to_plain
 from wmpo.training.prefetch import prefetch
 
 
@@ -198,7 +198,7 @@ def test_stage_adds_up_over_resumes(tmp_path: Path) -> None:
         raise RuntimeError
     second = read_stages(tmp_path)["collect"]
     assert 0.05 <= first["seconds"] <= second["seconds"] < 10
-    assert (first["starts"], second["starts"]) == (1, 2)
+    assert (first["initial_states"], second["initial_states"]) == (1, 2)
     assert second["peak_memory_mb"] >= first["peak_memory_mb"] > 50  # torch alone takes more
 
 
@@ -213,9 +213,9 @@ def test_memory_grows_with_what_is_held() -> None:
 def test_progress_in_a_file_says_a_line_when_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("wmpo.training.log.PLAIN_SECONDS", 0.0)
     log = RunLog(tmp_path)
-    with log.progress("reward", 10) as ticker:
-        ticker.skip(4)
-        ticker.update(3, "loss 1.5")
+    with log.progress("reward", 10) as bar:
+        bar.skip(4)
+        bar.update(3, "loss 1.5")
     assert capsys.readouterr().out.startswith("reward: 7/10, ")
 
 

@@ -65,9 +65,9 @@ def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_resume_equals_uninterrupted(
-    tmp_path: Path, ema: float, number: signal.Signals, shares: int, cores: int
+    tmp_path: Path, ema: float, number: signal.Signals, cpu_shards: int, cores: int
 ) -> None:
-    config = FitConfig(steps=6, warmup=2, lr=0.05, ema=ema, weight_decay=0.01, shares=shares)
+    config = FitConfig(steps=6, warmup=2, lr=0.05, ema=ema, weight_decay=0.01, cpu_shards=cpu_shards)
     whole = train(tmp_path / "whole", config)
 
     class StopsAtThree(Line):
@@ -135,11 +135,11 @@ def test_global_random_numbers_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shares", [2, 4])
-def test_shares_take_the_steps_of_the_whole_batch(tmp_path: Path, shares: int, cores: int) -> None:
+def test_shares_take_the_steps_of_the_whole_batch(tmp_path: Path, cpu_shards: int, cores: int) -> None:
     ends = []
-    for count in (1, shares):
+    for count in (1, cpu_shards):
         folder = tmp_path / str(count)
-        config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5, shares=count)
+        config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5, cpu_shards=count)
         with RunLog(folder, quiet=True) as log:
             module = fit(Line(noise=0.0), sample, config, folder=folder, name="line", log=log)
         logged = read_metrics(folder)
@@ -155,7 +155,7 @@ def test_the_shares_not_the_cores_decide_what_is_learned(tmp_path: Path, monkeyp
     for cores, threads in ((1, 1), (2, 1), (2, 2)):  # workers, and threads of an operation outside them
         monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
         torch.set_num_threads(threads)
-        learned.append(train(tmp_path / f"{cores}{threads}", FitConfig(steps=5, warmup=2, lr=0.05, shares=2)))
+        learned.append(train(tmp_path / f"{cores}{threads}", FitConfig(steps=5, warmup=2, lr=0.05, cpu_shards=2)))
     torch.set_num_threads(1)
     assert all(torch.equal(learned[0][name], learned[2][name]) for name in learned[0])
     assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
@@ -171,7 +171,7 @@ def test_every_share_of_every_step_has_its_own_dice(tmp_path: Path) -> None:
 
     for name in ("one", "two"):
         with RunLog(tmp_path / name, quiet=True) as log:
-            config = FitConfig(steps=3, warmup=1, shares=4)
+            config = FitConfig(steps=3, warmup=1, cpu_shards=4)
             fit(Gambler(), sample, config, folder=tmp_path / name, name="line", log=log)
     assert Gambler.thrown[:12] == Gambler.thrown[12:] and len(set(Gambler.thrown)) == 12
 

@@ -44,10 +44,10 @@ def random_chunk(rows: int, frames: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_processes_and_one_process_agree_exactly(local: VectorEnv, processes: VectorEnv) -> None:
-    starts = [4, 9, 2, 4, 7]
+    initial_states = [4, 9, 2, 4, 7]
     chunk = random_chunk(5, 3)
-    first = local.reset(starts), local.step(range(5), chunk)
-    second = processes.reset(starts), processes.step(range(5), chunk)
+    first = local.reset(initial_states), local.step(range(5), chunk)
+    second = processes.reset(initial_states), processes.step(range(5), chunk)
     for one, two in zip(first, second, strict=True):
         for camera in ("front", "wrist"):
             assert torch.equal(one.images[camera], two.images[camera])
@@ -56,7 +56,7 @@ def test_processes_and_one_process_agree_exactly(local: VectorEnv, processes: Ve
     assert first[1].images["wrist"].shape == (5, 3, 3, 16, 16)
     assert first[1].state.shape == (5, 3, 4)
     assert first[0].instruction == ("push the red cube onto the green zone",) * 5
-    assert torch.equal(first[0].images["front"][0], first[0].images["front"][3])  # equal start numbers
+    assert torch.equal(first[0].images["front"][0], first[0].images["front"][3])  # equal initial-state numbers
     assert local.events == processes.events and len(local.events) == 5
 
 
@@ -74,10 +74,10 @@ def test_it_shows_what_a_single_episode_shows(processes: VectorEnv) -> None:
 
 
 def test_rows_keep_their_order_and_others_stand_still(processes: VectorEnv) -> None:
-    starts, chunk = [3, 5, 8], random_chunk(3, 2)
-    processes.reset(starts)
+    initial_states, chunk = [3, 5, 8], random_chunk(3, 2)
+    processes.reset(initial_states)
     together = processes.step([0, 1, 2], chunk)
-    processes.reset(starts)
+    processes.reset(initial_states)
     swapped = processes.step([2, 0], chunk[[2, 0]])
     alone = processes.step([1], chunk[[1]])
     assert torch.equal(swapped.images["front"], together.images["front"][[2, 0]])
@@ -133,7 +133,7 @@ def test_frames_leave_no_file_behind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_demonstrations_do_not_depend_on_the_number_of_processes(processes: VectorEnv, local: VectorEnv) -> None:
     one, two = (env.demonstrate([5, 3, 8, 1], noise=0.3, seed=1) for env in (local, processes))
-    assert [episode.start for episode in two] == [5, 3, 8, 1]
+    assert [episode.initial_state for episode in two] == [5, 3, 8, 1]
     for first, second in zip(one, two, strict=True):
         np.testing.assert_array_equal(first.images["front"], second.images["front"])
         np.testing.assert_array_equal(first.actions, second.actions)
@@ -260,7 +260,7 @@ def test_processes_end_with_their_parent(end: str) -> None:
 
 def test_demonstrators_differ_in_pace_and_take_their_time() -> None:
     brisk = demonstrate(config(), range(6), noise=0.0, seed=0)
-    mixed = demonstrate(config(), range(6), noise=0.0, seed=0, slowest=0.3)
+    mixed = demonstrate(config(), range(6), noise=0.0, seed=0, min_pace=0.3)
     reach = [max(float(np.abs(episode.actions[:, :3]).max()) for episode in group) for group in (brisk, mixed)]
     assert reach[0] == 1.0 > reach[1]
     longer = [slow.length - fast.length for slow, fast in zip(mixed, brisk, strict=True)]

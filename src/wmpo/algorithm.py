@@ -31,20 +31,20 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrate, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import BATCH, evaluate
+from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
-from wmpo.measure import measure_run
-from wmpo.objectives.verdicts import best_f1_threshold, matching_threshold
+from wmpo.losses.verdicts import best_f1_threshold, matching_threshold
 from wmpo.policies import build_policy, check_actions
-from wmpo.practice import frozen_copy, practise
 from wmpo.protocols import Env, RewardModel
-from wmpo.results import RunResult
+from wmpo.report.measure import measure_run
+from wmpo.report.results import RunResult
 from wmpo.rewards import build_reward_model
 from wmpo.rollout import rollout
 from wmpo.run import Run, is_demonstration, is_held_out, is_rollout, round_of
 from wmpo.types import Observation
-from wmpo.world_models.flow import FlowWorldModel
+from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
-DREAMS_PER_START = 2  # when imagined and real success are compared
+DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
 
 
 def optimise(run: Run) -> RunResult:
@@ -70,12 +70,12 @@ def optimise(run: Run) -> RunResult:
 def demonstrations(run: Run) -> None:
     """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept: the dream needs them."""
     cfg = run.recipe.demonstrations
-    with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as ticker:
+    with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as bar:
         while (done := len(run.episodes(is_demonstration))) < cfg.episodes:
-            ticker.skip(done)
+            bar.skip(done)
             tried = len(run.episodes(lambda record: record.source == "expert"))
-            numbers = run.starts("demonstrate", tried + min(BATCH, cfg.episodes - done))[tried:]
-            run.store.append(demonstrate(run.recipe.env, numbers, cfg.noise, run.seed(0, tried), cfg.slowest))
+            numbers = run.initial_states("demonstrate", tried + min(BATCH, cfg.episodes - done))[tried:]
+            run.store.append(demonstrate(run.recipe.env, numbers, cfg.noise, run.seed(0, tried), cfg.min_pace))
 
 
 def imitate(run: Run) -> Any:
@@ -87,8 +87,8 @@ def imitate(run: Run) -> Any:
         shown = run.episodes(is_demonstration)
         if not shown:
             raise UserError(f"{run.store.root} holds no successful demonstrations to imitate: see wmpo demonstrate.")
-        if cfg.start:  # it keeps the statistics that it was trained with
-            check_actions(policy, cache.labels_of(shown), cfg.start, run.store.root)
+        if cfg.pretrained:  # it keeps the statistics that it was trained with
+            check_actions(policy, cache.labels_of(shown), cfg.pretrained, run.store.root)
         else:
             policy.set_statistics(*cache.statistics(shown))
         frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
@@ -110,7 +110,7 @@ def collect(run: Run, policy: Any, turn: int) -> None:
         if run.episodes(lambda record: record.source == name):
             return
         generator = torch.Generator().manual_seed(run.seed(2, turn))
-        numbers = run.starts("collect", cfg.episodes, turn)
+        numbers = run.initial_states("collect", cfg.episodes, turn)
         episodes = []
         for begin in range(0, len(numbers), BATCH):
             some = numbers[begin : begin + BATCH]
@@ -122,7 +122,7 @@ def collect(run: Run, policy: Any, turn: int) -> None:
         run.store.append(episodes)  # all at once: a kill leaves either none or all of them
 
 
-def model_the_world(run: Run, turn: int) -> FlowWorldModel:
+def model_the_world(run: Run, turn: int) -> VideoDiffusionModel:
     """Pretrain on demonstrations once; then, each round, align on the policy's own rollouts, failures included."""
     context, chunk = run.recipe.world_model.context, run.recipe.policy.chunk
     cache = FrameCache(run.store)
@@ -140,23 +140,23 @@ def model_the_world(run: Run, turn: int) -> FlowWorldModel:
     return model
 
 
-def pretrain_world_model(run: Run, general: VideoClips) -> FlowWorldModel:
+def pretrain_world_model(run: Run, general: VideoClips) -> VideoDiffusionModel:
     cfg = run.recipe.world_model
     torch.manual_seed(run.seed(3))
-    model = FlowWorldModel.build(cfg, run.env.spec, general.chunk)
-    model.body.set_statistics(*general.cache.statistics(general.episodes)[2:])
+    model = VideoDiffusionModel.build(cfg, run.env.spec, general.chunk)
+    model.kinematics.set_statistics(*general.cache.statistics(general.episodes)[2:])
 
     def frames(step: int) -> Tensor:
         shots = general.sample(cfg.codec_fit.batch_size, run.seed(12), step).future
         return torch.cat([camera[:, 0] for camera in shots.values()])
 
     def motions(step: int) -> VideoBatch:
-        return general.sample(cfg.body_fit.batch_size, run.seed(15), step)
+        return general.sample(cfg.kinematics_fit.batch_size, run.seed(15), step)
 
     def clips(step: int) -> VideoBatch:
         return general.sample(cfg.fit.batch_size, run.seed(3), step)
 
-    know_the_body(run, model, motions, "body", run.seed(15))
+    fit_kinematics(run, model, motions, "body", run.seed(15))
     if cfg.codec == "autoencoder":  # the other codecs come ready-made
         run.fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, "autoencoder", run.seed(12))
         model.codec.requires_grad_(False)
@@ -164,26 +164,30 @@ def pretrain_world_model(run: Run, general: VideoClips) -> FlowWorldModel:
     return model
 
 
-def align_world_model(run: Run, model: FlowWorldModel, general: VideoClips, own: VideoClips, turn: int = 1) -> None:
+def align_world_model(
+    run: Run, model: VideoDiffusionModel, general: VideoClips, own: VideoClips, turn: int = 1
+) -> None:
     """Policy behaviour alignment: a share of each batch shows what the policy itself does, failures included."""
     cfg = run.recipe.world_model
-    n = round(cfg.align.batch_size * cfg.align_share)
+    n = round(cfg.align.batch_size * cfg.align_fraction)
     parts = [(own, n, run.seed(4, turn)), (general, cfg.align.batch_size - n, run.seed(5, turn))]
 
     def mixed(step: int) -> VideoBatch:
         return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
 
-    know_the_body(run, model, mixed, f"body_align-{turn}", run.seed(15, turn))
+    fit_kinematics(run, model, mixed, f"body_align-{turn}", run.seed(15, turn))
     run.fit(model, mixed, cfg.align, f"world_model_align-{turn}", run.seed(4, turn))
 
 
-def know_the_body(run: Run, model: FlowWorldModel, sample: Callable[[int], VideoBatch], name: str, seed: int) -> None:
+def fit_kinematics(
+    run: Run, model: VideoDiffusionModel, sample: Callable[[int], VideoBatch], name: str, seed: int
+) -> None:
     """How the robot's state, and the picture with it, answers to actions: known before the rest is learned."""
-    run.fit(model.body.requires_grad_(True), sample, run.recipe.world_model.body_fit, name, seed)
-    model.body.requires_grad_(False)
+    run.fit(model.kinematics.requires_grad_(True), sample, run.recipe.world_model.kinematics_fit, name, seed)
+    model.kinematics.requires_grad_(False)
 
 
-def model_success(run: Run, policy: Any, world_model: FlowWorldModel, turn: int) -> RewardModel:
+def model_success(run: Run, policy: Any, world_model: VideoDiffusionModel, turn: int) -> RewardModel:
     """Train the classifier on real clips, then choose its threshold where it will be used: in imagination."""
     cfg = run.recipe.reward
     with run.log.stage("reward model"):
@@ -191,7 +195,7 @@ def model_success(run: Run, policy: Any, world_model: FlowWorldModel, turn: int)
         seen = run.episodes(lambda record: not is_held_out(run, record))
         torch.manual_seed(run.seed(6, turn))
         model = build_reward_model(cfg, run.env.spec)
-        n = round(cfg.fit.batch_size * cfg.dream_share)
+        n = round(cfg.fit.batch_size * cfg.imagined_fraction)
         parts = [(RewardClips(cache, seen, cfg.clip_length), cfg.fit.batch_size - n)]
         if n:
             dreams = FrameCache(dream_again(run, world_model, model, turn))
@@ -204,13 +208,13 @@ def model_success(run: Run, policy: Any, world_model: FlowWorldModel, turn: int)
         run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", run.seed(6, turn))
         choose = threshold_by_rate if cfg.threshold == "rate" else threshold_by_f1
         threshold = choose(run, policy, world_model, model, turn)
-        run.log.say(f"reward model: threshold {threshold:.3f}")
+        run.log.info(f"reward model: threshold {threshold:.3f}")
         model = model.with_threshold(threshold)
         model.save_pretrained(run.folder / f"reward_model-{turn}")
     return model
 
 
-def threshold_by_rate(run: Run, policy: Any, world_model: FlowWorldModel, model: RewardModel, turn: int) -> float:
+def threshold_by_rate(run: Run, policy: Any, world_model: VideoDiffusionModel, model: RewardModel, turn: int) -> float:
     """With it the policy succeeds in the dream as often as it did for real, from the same first frames."""
     tried = run.store.episodes(run.episodes(lambda record: record.source == f"round-{turn}"))
     spec, stride = run.env.spec, run.recipe.reward.stride
@@ -218,12 +222,12 @@ def threshold_by_rate(run: Run, policy: Any, world_model: FlowWorldModel, model:
     generator = torch.Generator(device=run.device).manual_seed(run.seed(16, turn))
     numbers = range(len(tried))
     dream = ImaginedEnv(world_model, model, spec, first, numbers, generator=generator, stride=stride, stop=False)
-    again = [*numbers] * DREAMS_PER_START
+    again = [*numbers] * DREAMS_PER_INITIAL_STATE
     rollout(dream, policy, again, temperature=run.recipe.collect.temperature, generator=generator)
     return matching_threshold(dream.best_scores(), sum(episode.succeeded for episode in tried) / len(tried))
 
 
-def threshold_by_f1(run: Run, policy: Any, world_model: FlowWorldModel, model: RewardModel, turn: int) -> float:
+def threshold_by_f1(run: Run, policy: Any, world_model: VideoDiffusionModel, model: RewardModel, turn: int) -> float:
     """With it the verdicts on imagined replays of held-out real episodes are best."""
     held = run.store.episodes(run.episodes(lambda record: is_held_out(run, record)))
     chunk, stride = run.recipe.policy.chunk, run.recipe.reward.stride
@@ -231,7 +235,7 @@ def threshold_by_f1(run: Run, policy: Any, world_model: FlowWorldModel, model: R
     return best_f1_threshold(dreamt.best_scores(), torch.tensor([episode.succeeded for episode in held]))[0]
 
 
-def dream_again(run: Run, world_model: FlowWorldModel, referee: RewardModel, turn: int) -> EpisodeStore:
+def dream_again(run: Run, world_model: VideoDiffusionModel, referee: RewardModel, turn: int) -> EpisodeStore:
     """Imagined replays of the rollouts to learn from, and of as many demonstrations; labels stay the real ones."""
     spec = run.env.spec
     camera = next(iter(spec.cameras))  # the one that the reward model watches
@@ -253,7 +257,7 @@ def dream_again(run: Run, world_model: FlowWorldModel, referee: RewardModel, tur
 def practise_in_dream(
     run: Run,
     policy: Any,
-    world_model: FlowWorldModel,
+    world_model: VideoDiffusionModel,
     reward_model: RewardModel,
     turn: int,
     name: str,
@@ -261,11 +265,11 @@ def practise_in_dream(
 ) -> Any:
     """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
     with run.log.stage(name):
-        numbers = run.starts("practise", cfg.starts, turn)
+        numbers = run.initial_states("practise", cfg.n_initial_states, turn)
         first = first_frames(run.env, numbers)
         if cfg.keyframes:
             first = Observation.cat([first, keyframes(run, cfg.keyframes, turn)])
-            numbers = [*numbers, *range(-cfg.keyframes, 0)]  # start numbers of no initial state
+            numbers = [*numbers, *range(-cfg.keyframes, 0)]  # initial-state numbers of no initial state
         first = first.to(run.device)
         generator = torch.Generator(device=run.device)
         dream = ImaginedEnv(
@@ -287,14 +291,14 @@ def practise_in_dream(
             folder=run.folder,
             name=name,
             log=run.log,
-            watch=lambda iteration, policy: watch_real(run, policy, name, iteration),
+            callback=lambda iteration, policy: evaluate_in_practice(run, policy, name, iteration),
         )
         policy.save_pretrained(run.folder / "policies" / name.replace("practice", "wmpo"))
     return policy
 
 
 def first_frames(env: Env, numbers: list[int]) -> Observation:
-    """What the real environment shows at each start; nothing is done there."""
+    """What the real environment shows from each initial state; nothing is done there."""
     return Observation.cat([env.reset(numbers[begin : begin + BATCH]) for begin in range(0, len(numbers), BATCH)])
 
 
@@ -312,11 +316,11 @@ def keyframes(run: Run, n: int, turn: int) -> Observation:
     return Observation(images, torch.from_numpy(cache.state[rows]), tuple(cache.instruction[owners]))
 
 
-def watch_real(run: Run, policy: Any, name: str, iteration: int) -> None:
+def evaluate_in_practice(run: Run, policy: Any, name: str, iteration: int) -> None:
     """Now and then, how the practising policy does for real. Shown in the report; nothing decides by it."""
     cfg = run.recipe.evaluate
-    if cfg.watch_every and iteration % cfg.watch_every == 0:
-        numbers = run.starts("watch", cfg.watch_episodes)
+    if cfg.practice_eval_freq and iteration % cfg.practice_eval_freq == 0:
+        numbers = run.initial_states("watch", cfg.practice_eval_episodes)
         result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(9))
         run.log.scalars(iteration, {f"{name}/real_success": result.rate})
 
@@ -326,10 +330,10 @@ def evaluate_policy(run: Run, policy: Any, name: str) -> None:
     with run.log.stage("evaluate"):
         if run.evaluation.select(source=name):
             return
-        numbers = run.starts("evaluate", cfg.episodes)
+        numbers = run.initial_states("evaluate", cfg.episodes)
         result = evaluate(
             run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8), record=name,
             task=task_names(run.recipe.env),
         )  # fmt: skip
         run.evaluation.append(result.episodes)
-        run.log.say(f"{name}: real success {result.rate:.1%} of {len(numbers)}")
+        run.log.info(f"{name}: real success {result.rate:.1%} of {len(numbers)}")

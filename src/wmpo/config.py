@@ -36,7 +36,7 @@ class FitConfig:
     """Optimiser steps."""
     batch_size: int = 32
     """Samples per step."""
-    shares: int = 1
+    cpu_shards: int = 1
     """Equal parts of a batch that a CPU works on side by side, a core each; the gradient is their mean. A GPU takes the
     batch whole."""
     lr: float = 1e-3
@@ -58,7 +58,7 @@ class DemonstrationConfig:
     noise: float = 0.6
     """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that some
     demonstrators are clumsy and the dream sees what comes of it. The clean action is the label."""
-    slowest: float = 0.5
+    min_pace: float = 0.5
     """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
     time they need; a policy that dawdles as they do runs out of it."""
 
@@ -78,7 +78,7 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    start: str = ""
+    pretrained: str = ""
     """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: one from
     scratch."""
     family: str = "minivla"
@@ -104,7 +104,7 @@ class PolicyConfig:
     shift: int = 4
     """Training images are moved by up to so many pixels, at random."""
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=128, shares=2, lr=2e-3)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=128, cpu_shards=2, lr=2e-3)
     )
     """Supervised training on the demonstrations."""
 
@@ -146,7 +146,7 @@ class WorldModelConfig:
     """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
     context_noise: float = 0.015
     """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
-    times: Literal["sampler", "all"] = "sampler"
+    training_timesteps: Literal["sampler", "all"] = "sampler"
     """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
     work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
     sampling_steps: int = 1
@@ -157,19 +157,19 @@ class WorldModelConfig:
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: int = 4
     """Attention heads of the transformer."""
-    body_fit: FitConfig = field(
+    kinematics_fit: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
     )
     """Training of the few weights that know how the robot's state, and the picture with it, answers to actions."""
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=32, shares=2, lr=2e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=32, cpu_shards=2, lr=2e-3, ema=0.995)
     )
     """Pretraining on the demonstrations."""
     align: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, shares=2, lr=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
     )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
-    align_share: float = 0.5
+    align_fraction: float = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
 
 
@@ -184,12 +184,12 @@ class RewardConfig:
     threshold: Literal["rate", "f1"] = "rate"
     """The score above which a clip counts as success. rate: such that the policy succeeds in the dream as often as it
     did for real; f1: the best F1 on imagined replays of held-out real episodes. [paper: f1, on real clips]"""
-    dream_share: float = 0.5
+    imagined_fraction: float = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
     classifier judges dreams, so it should have seen some. [paper: 0]"""
     width: int = 32
     """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64, shares=2))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64, cpu_shards=2))
     """Training on balanced clips. [paper lr 1e-4]"""
 
 
@@ -201,7 +201,7 @@ class GRPOConfig:
     """Informative groups per iteration. [paper 64]"""
     group_size: int = 8
     """G: imagined rollouts from one initial frame. [paper 8]"""
-    starts: int = 256
+    n_initial_states: int = 256
     """Real initial frames to practise from (resets of the real environment, no actions)."""
     keyframes: int = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
@@ -231,16 +231,16 @@ class GRPOConfig:
     practice is spent on fighting them. [paper 1.6]"""
     grad_clip: float = 1.0
     """Largest gradient norm. [paper 1]"""
-    keep_low: float = 0.1
+    min_group_success: float = 0.1
     """Dynamic sampling: groups with a mean success below this are skipped. [paper: above 0; code 0.1]"""
-    keep_high: float = 0.9
+    max_group_success: float = 0.9
     """Dynamic sampling: groups with a mean success above this are skipped. [paper: below 1; code 0.9]"""
-    refill: int = 0
+    max_resamples: int = 0
     """Dynamic sampling: how many times a batch that came out short is refilled; 0 turns refilling off."""
     ema: float = 0.75
     """Decay, per iteration, of the moving average of the weights that practice hands on; 0: those of its last
     iteration. [paper: none]"""
-    trust: float = 0.0
+    target_kl: float = 0.0
     """The stop rule: practice ends once the policy is so far from where it began, the policy that the dream was aligned
     on: KL divergence of its choices from those, in nats per chunk. 0: only `iterations` end it. [paper: none]"""
     shuffle_rewards: bool = False
@@ -253,9 +253,9 @@ class EvaluateConfig:
     """Real episodes from held-out initial states, the same ones for every policy. [paper 128]"""
     temperature: float = 0.0
     """0: greedy."""
-    watch_every: int = 10
+    practice_eval_freq: int = 10
     """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
-    watch_episodes: int = 64
+    practice_eval_episodes: int = 64
     """Episodes of each such measurement; their initial states are used for nothing else."""
 
 

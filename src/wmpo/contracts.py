@@ -1,6 +1,6 @@
 """Does an implementation keep the promises of `wmpo.protocols`? Each check answers with complaints in plain words.
 
-    for complaint in check_env(MyRobot(), starts=[0, 1]):
+    for complaint in check_env(MyRobot(), initial_states=[0, 1]):
         print(complaint)
 
 An empty list means that nothing was found. A check tries things out: it resets, acts and imagines a little.
@@ -40,27 +40,31 @@ def complains(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
 
 
 @complains
-def check_env(env: Env, starts: Sequence[int] = (0, 1, 2), seed: int = 0) -> list[str]:
-    """Complaints about an environment, tried from three or more different start numbers."""
-    if len(set(starts)) != len(starts) or len(starts) < 3:
-        return ["The check needs at least three different start numbers."]
+def check_env(env: Env, initial_states: Sequence[int] = (0, 1, 2), seed: int = 0) -> list[str]:
+    """Complaints about an environment, tried from three or more different initial-state numbers."""
+    if len(set(initial_states)) != len(initial_states) or len(initial_states) < 3:
+        return ["The check needs at least three different initial-state numbers."]
     spec = env.spec
     said = _spec(spec)
     if said:
         return said
-    first = env.reset(starts)
-    said = _observation(first, spec, len(starts), "reset")
+    first = env.reset(initial_states)
+    said = _observation(first, spec, len(initial_states), "reset")
     if said:
         return said
-    if not _equal(first, env.reset(starts)):
-        said.append("Two resets from the same start numbers show different first frames; equal numbers must be equal.")
-    if not _equal(first[[1]], env.reset([starts[1], starts[0]])[[0]]):
-        said.append("The first frame of a start number depends on what else is in the batch or on its place there.")
+    if not _equal(first, env.reset(initial_states)):
+        said.append(
+            "Two resets from the same initial-state numbers show different first frames; equal numbers must be equal."
+        )
+    if not _equal(first[[1]], env.reset([initial_states[1], initial_states[0]])[[0]]):
+        said.append(
+            "The first frame of a initial-state number depends on what else is in the batch or on its place there."
+        )
     generator = torch.Generator().manual_seed(seed)
-    actions = torch.rand(len(starts), 2 * CHUNK, spec.action_dim, generator=generator) * 2 - 1
-    env.reset(starts)
-    begun = env.step(range(len(starts)), actions[:, :CHUNK])
-    said += _outcome(begun, spec, len(starts), CHUNK)
+    actions = torch.rand(len(initial_states), 2 * CHUNK, spec.action_dim, generator=generator) * 2 - 1
+    env.reset(initial_states)
+    begun = env.step(range(len(initial_states)), actions[:, :CHUNK])
+    said += _outcome(begun, spec, len(initial_states), CHUNK)
     if said:
         return said
     # Two of the rows go on; then all of it again.
@@ -69,22 +73,24 @@ def check_env(env: Env, starts: Sequence[int] = (0, 1, 2), seed: int = 0) -> lis
     said += _outcome(ended, spec, len(rows), CHUNK)
     if said:
         return said
-    env.reset(starts)
-    if not _equal(begun, env.step(range(len(starts)), actions[:, :CHUNK])):
-        said.append("The same actions from the same start numbers lead to different frames, states or successes.")
+    env.reset(initial_states)
+    if not _equal(begun, env.step(range(len(initial_states)), actions[:, :CHUNK])):
+        said.append(
+            "The same actions from the same initial-state numbers lead to different frames, states or successes."
+        )
     elif not _equal(ended, env.step(rows, actions[rows, CHUNK:])):
         said.append("After a step with some of the rows, the same actions lead to different outcomes.")
-    env.reset(starts)
+    env.reset(initial_states)
     apart = torch.cat([actions[:1, :CHUNK], -actions[1:, :CHUNK]])
-    if not _equal(_row(begun, 0), _row(env.step(range(len(starts)), apart), 0)):
+    if not _equal(_row(begun, 0), _row(env.step(range(len(initial_states)), apart), 0)):
         said.append("What one row does changes the outcome of another row.")
-    return said + _ends(env, starts, generator)
+    return said + _ends(env, initial_states, generator)
 
 
-def _ends(env: Env, starts: Sequence[int], generator: torch.Generator) -> list[str]:
+def _ends(env: Env, initial_states: Sequence[int], generator: torch.Generator) -> list[str]:
     """Does every episode say that it is done by the horizon?"""
-    env.reset(starts)
-    rows = list(range(len(starts)))
+    env.reset(initial_states)
+    rows = list(range(len(initial_states)))
     for _ in range(-(-env.spec.horizon // CHUNK)):
         chunk = torch.rand(len(rows), CHUNK, env.spec.action_dim, generator=generator) * 2 - 1
         outcome = env.step(rows, chunk)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from wmpo.protocols import Env, Policy
-from wmpo.results import PolicyResult, told_apart
+from wmpo.report.results import PolicyResult, told_apart
 from wmpo.rollout import rollout
 from wmpo.types import Episode
 
@@ -17,15 +17,15 @@ BATCH = 128  # episodes that advance together
 
 @dataclass
 class Evaluation:
-    """One 0/1 outcome per initial state; evaluations on equal `starts` can be compared pair by pair."""
+    """One 0/1 outcome per initial state; evaluations on equal `initial_states` can be compared pair by pair."""
 
-    starts: list[int]
+    initial_states: list[int]
     success: list[bool]
     finish_step: list[int]
     steps: int
     """Real actions that the evaluation took."""
     task: list[str] = field(default_factory=list)
-    """Task of each start."""
+    """Task of each initial_state."""
     episodes: list[Episode] = field(default_factory=list)
 
     @property
@@ -35,7 +35,7 @@ class Evaluation:
     def result(self, temperature: float, disruption: str = "none") -> PolicyResult:
         """For a result file."""
         return PolicyResult(
-            starts=self.starts,
+            initial_states=self.initial_states,
             success=[int(success) for success in self.success],
             finish_step=self.finish_step,
             temperature=temperature,
@@ -47,20 +47,20 @@ class Evaluation:
 def evaluate(
     env: Env,
     policy: Policy,
-    starts: Sequence[int],
+    initial_states: Sequence[int],
     *,
     temperature: float,
     seed: int,
     record: str | None = None,
-    task: Callable[[int], str] = lambda start: "",
+    task: Callable[[int], str] = lambda initial_state: "",
 ) -> Evaluation:
-    """Play one episode from each start, whose task `task` names; `record` keeps the episodes and names who acted."""
+    """Play one episode from each initial_state, whose task `task` names; `record` keeps the episodes and names who acted."""
     result = Evaluation([], [], [], 0)
-    for begin in range(0, len(starts), BATCH):
-        some = list(starts[begin : begin + BATCH])
+    for begin in range(0, len(initial_states), BATCH):
+        some = list(initial_states[begin : begin + BATCH])
         generator = torch.Generator().manual_seed(seed + begin)
         played = rollout(env, policy, some, temperature=temperature, generator=generator, record=record, task=task)
-        result.starts += some
+        result.initial_states += some
         result.task += map(task, some)
         result.success += played.success.tolist()
         result.finish_step += played.finish_step.tolist()

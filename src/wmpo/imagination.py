@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wmpo.protocols import RewardModel, WorldModel
-from wmpo.training.shares import side_by_side
+from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
 
@@ -32,13 +32,13 @@ class ImaginedEnv:
         reward_model: RewardModel,
         spec: EnvSpec,
         first_frames: Observation,
-        starts: Sequence[int],
+        initial_states: Sequence[int],
         *,
         generator: torch.Generator,
         stride: int = 1,
         stop: bool = True,
     ) -> None:
-        """`first_frames[i]` is the real first frame of start number `starts[i]`.
+        """`first_frames[i]` is the real first frame of initial-state number `initial_states[i]`.
 
         `stop=False` goes on to the horizon whatever the score, to look at a whole replay. A dream draws its random
         numbers from `generator`, so that its owner can make them repeatable.
@@ -47,18 +47,18 @@ class ImaginedEnv:
         self.world_model = world_model
         self.reward_model = reward_model
         self.first_frames = first_frames
-        self.row_of_start = {start: row for row, start in enumerate(starts)}
+        self.row_of_start = {initial_state: row for row, initial_state in enumerate(initial_states)}
         self.stride = stride
         self.stop = stop
         self.generator = generator
         self.camera = next(iter(spec.cameras))  # the reward model watches the first camera
 
-    def reset(self, starts: Sequence[int]) -> Observation:
-        first = self.first_frames[[self.row_of_start[start] for start in starts]]
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        first = self.first_frames[[self.row_of_start[initial_state] for initial_state in initial_states]]
         self.instruction = first.instruction
         self.memory: Any = self.world_model.begin(first)
-        self.memory_rows = list(range(len(starts)))  # which episode each row of the memory belongs to
-        self.steps = torch.zeros(len(starts), dtype=torch.long)
+        self.memory_rows = list(range(len(initial_states)))  # which episode each row of the memory belongs to
+        self.steps = torch.zeros(len(initial_states), dtype=torch.long)
         image = first.images[self.camera]
         # The last L-1 frames of every episode, so that clips may reach back across chunks.
         self.recent = image[:, None].expand(-1, self.reward_model.clip_length - 1, -1, -1, -1).clone()
@@ -91,7 +91,7 @@ class ImaginedEnv:
         sentences = tuple(self.instruction[i] for i in index.tolist())
         ends = list(range(K - 1, -1, -self.stride))  # counted back from the chunk's end, which is always scored
         clips = [video[:, end : end + L] for end in ends]
-        for end, score in zip(ends, side_by_side(self.reward_model.score, clips, [sentences] * len(ends)), strict=True):
+        for end, score in zip(ends, parallel_map(self.reward_model.score, clips, [sentences] * len(ends)), strict=True):
             scores[index, end] = score.cpu()
         self.scores.append(scores)
         hit = scores[index] > self.reward_model.threshold  # NaN compares False

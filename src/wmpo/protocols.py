@@ -19,8 +19,8 @@ class Env(Protocol):
 
     spec: EnvSpec
 
-    def reset(self, starts: Sequence[int]) -> Observation:
-        """Begin B = len(starts) episodes. Equal start numbers give equal initial states."""
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        """Begin B = len(initial_states) episodes. Equal initial-state numbers give equal initial states."""
         ...
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:

@@ -20,7 +20,7 @@ class Rollout:
     Rows of a finished episode hold zeros; `mask` says which actions count.
     """
 
-    starts: list[int]
+    initial_states: list[int]
     images: dict[str, Tensor]  # camera -> (N, M, C, H, W) uint8, frames at the decisions
     state: Tensor  # (N, M, S)
     instruction: tuple[str, ...]
@@ -33,7 +33,7 @@ class Rollout:
     episodes: list[Episode]  # whole episodes, where they were recorded
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.initial_states)
 
     def decisions(self, rows: Tensor) -> tuple[Observation, Tensor, Tensor]:
         """All decisions that count in the given episodes: (observation, trace, index (n, 2) of episode and chunk)."""
@@ -47,7 +47,7 @@ class Rollout:
     def cat(parts: Sequence[Rollout]) -> Rollout:
         first = parts[0]
         return Rollout(
-            starts=[start for part in parts for start in part.starts],
+            initial_states=[initial_state for part in parts for initial_state in part.initial_states],
             images={name: torch.cat([part.images[name] for part in parts]) for name in first.images},
             instruction=tuple(sentence for part in parts for sentence in part.instruction),
             episodes=[episode for part in parts for episode in part.episodes],
@@ -59,7 +59,7 @@ class Rollout:
         keep = rows.tolist()
         return replace(
             self,
-            starts=[self.starts[i] for i in keep],
+            initial_states=[self.initial_states[i] for i in keep],
             images={name: image[rows] for name, image in self.images.items()},
             instruction=tuple(self.instruction[i] for i in keep),
             episodes=[self.episodes[i] for i in keep] if self.episodes else [],
@@ -73,22 +73,22 @@ TENSORS = ("state", "trace", "log_prob", "mask", "success", "finish_step", "leng
 def rollout(
     env: Env,
     policy: Policy,
-    starts: Sequence[int],
+    initial_states: Sequence[int],
     *,
     temperature: float,
     generator: torch.Generator,
     record: str | None = None,
-    task: Callable[[int], str] = lambda start: "",
+    task: Callable[[int], str] = lambda initial_state: "",
 ) -> Rollout:
-    """Play one episode from each start until all are done or the horizon is reached.
+    """Play one episode from each initial_state until all are done or the horizon is reached.
 
-    `record` keeps whole episodes and names who acted, and `task` names the task of each start number for them.
+    `record` keeps whole episodes and names who acted, and `task` names the task of each initial-state number for them.
     Episodes that are done cost nothing more.
     """
-    observation = env.reset(starts)
+    observation = env.reset(initial_states)
     instruction = observation.instruction
     tape = _Tape(env.spec, observation) if record is not None else None
-    N, K = len(starts), policy.chunk
+    N, K = len(initial_states), policy.chunk
     chunks = -(-env.spec.horizon // K)
     active = list(range(N))
     result: Rollout | None = None
@@ -96,7 +96,7 @@ def rollout(
         decision = policy.act(observation, temperature=temperature, generator=generator)
         outcome = env.step(active, decision.chunk)
         if result is None:
-            result = _empty(starts, chunks, observation, decision)
+            result = _empty(initial_states, chunks, observation, decision)
         _write(result, m, active, observation, decision, outcome)
         if tape is not None:
             tape.add(active, decision, outcome)
@@ -108,18 +108,18 @@ def rollout(
         observation = outcome.last(sentences)[keep]
     assert result is not None
     if tape is not None:
-        result.episodes = tape.episodes(starts, instruction, task, str(record))
+        result.episodes = tape.episodes(initial_states, instruction, task, str(record))
     return result
 
 
-def _empty(starts: Sequence[int], chunks: int, observation: Observation, decision: Decision) -> Rollout:
-    N = len(starts)
+def _empty(initial_states: Sequence[int], chunks: int, observation: Observation, decision: Decision) -> Rollout:
+    N = len(initial_states)
 
     def blank(like: Tensor) -> Tensor:
         return like.new_zeros((N, chunks, *like.shape[1:]))
 
     return Rollout(
-        starts=list(starts),
+        initial_states=list(initial_states),
         images={name: blank(image) for name, image in observation.images.items()},
         state=blank(observation.state),
         instruction=observation.instruction,
@@ -176,7 +176,7 @@ class _Tape:
             self.success[row].append(outcome.success[i].cpu().numpy())
 
     def episodes(
-        self, starts: Sequence[int], instruction: tuple[str, ...], task: Callable[[int], str], source: str
+        self, initial_states: Sequence[int], instruction: tuple[str, ...], task: Callable[[int], str], source: str
     ) -> list[Episode]:
         return [
             Episode(
@@ -188,9 +188,9 @@ class _Tape:
                 actions=np.concatenate(self.actions[i]).astype(np.float32),
                 success=np.concatenate(self.success[i]),
                 instruction=instruction[i],
-                start=start,
-                task=task(start),
+                initial_state=initial_state,
+                task=task(initial_state),
                 source=source,
             )
-            for i, start in enumerate(starts)
+            for i, initial_state in enumerate(initial_states)
         ]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from wmpo.config import FitConfig, Recipe
+from wmpo.data.initial_states import held_out, initial_states
 from wmpo.data.records import EpisodeRecord
-from wmpo.data.starts import held_out, starts
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.protocols import Env
@@ -35,16 +35,16 @@ class Run:
     def seed(self, *purpose: int) -> int:
         return step_seed(self.recipe.seed, *purpose)
 
-    def starts(self, split: str, n: int, turn: int = 0) -> list[int]:
+    def initial_states(self, split: str, n: int, turn: int = 0) -> list[int]:
         """The first n initial states of a split; to collect and practise, only those of `collect.task`."""
         chosen, count = self.recipe.collect.task.split("+"), n
-        found = starts(split, self.recipe.seed, count, turn)
+        found = initial_states(split, self.recipe.seed, count, turn)
         if chosen == [""] or split not in ("collect", "practise"):
             return found
         name_of = task_names(self.recipe.env)
-        while len(found := [start for start in found if name_of(start) in chosen]) < n:
+        while len(found := [initial_state for initial_state in found if name_of(initial_state) in chosen]) < n:
             count *= 2
-            found = starts(split, self.recipe.seed, count, turn)
+            found = initial_states(split, self.recipe.seed, count, turn)
         return found[:n]
 
     def fit(
@@ -71,4 +71,4 @@ def round_of(record: EpisodeRecord) -> int:
 
 
 def is_held_out(run: Run, record: EpisodeRecord) -> bool:
-    return is_rollout(record) and held_out(record.start, run.recipe.collect.held_out)
+    return is_rollout(record) and held_out(record.initial_state, run.recipe.collect.held_out)

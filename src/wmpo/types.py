@@ -105,7 +105,7 @@ class Episode:
     actions: np.ndarray  # (T, D) float32
     success: np.ndarray  # (T+1,) bool, True on frames at which the task counts as accomplished
     instruction: str
-    start: int
+    initial_state: int
     """Identifies the initial state: an equal number means an equal initial state."""
     task: str
     source: str

@@ -12,7 +12,7 @@ import numpy as np
 
 from wmpo.data import layout
 from wmpo.data.files import read_table
-from wmpo.data.starts import split_of
+from wmpo.data.initial_states import split_of
 from wmpo.data.stats import Stats, image_stats, vector_stats
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode
@@ -31,7 +31,7 @@ class EpisodeRecord:
     """Which files hold it."""
     offset: int
     """Number of frame 0 in those files."""
-    start: int
+    initial_state: int
     source: str
     task: str
     instruction: str
@@ -41,7 +41,7 @@ class EpisodeRecord:
 
     @property
     def split(self) -> str:
-        return split_of(self.start)
+        return split_of(self.initial_state)
 
 
 def episode_stats(episode: Episode, spec: EnvSpec) -> dict[str, Stats]:
@@ -68,7 +68,7 @@ def episode_row(
         "dataset_to_index": first_frame + frames,
         "meta/episodes/chunk_index": chunk,
         "meta/episodes/file_index": file,
-        "wmpo/start": episode.start,
+        "wmpo/start": episode.initial_state,
         "wmpo/source": episode.source,
         "wmpo/task": episode.task,
         "wmpo/success": episode.succeeded,
@@ -101,7 +101,7 @@ def read_records(root: Path, part: int) -> list[EpisodeRecord]:
             first_frame=row["dataset_from_index"],
             part=part,
             offset=row["dataset_from_index"] - rows[0]["dataset_from_index"],
-            start=row["wmpo/start"],
+            initial_state=row["wmpo/start"],
             source=row["wmpo/source"],
             task=row["wmpo/task"],
             instruction=row["tasks"][0],

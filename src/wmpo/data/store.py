@@ -272,7 +272,7 @@ class EpisodeStore:
             actions=vectors[layout.ACTION],
             success=self.columns(row.part, "success")[rows].astype(bool),
             instruction=row.instruction,
-            start=row.start,
+            initial_state=row.initial_state,
             task=row.task,
             source=row.source,
             meta=dict(row.meta),

@@ -21,23 +21,23 @@ def make_env(config: EnvConfig, disruption: str = "none") -> VectorEnv:
 def task_names(config: EnvConfig) -> Callable[[int], str]:
     """Start number -> name of the task that its episode is about."""
     if "+" not in config.task:
-        return lambda start: config.task
+        return lambda initial_state: config.task
     from wmpo.envs.tabletop.tasks import task_of, tasks_named
 
     tasks = tasks_named(config.task)
-    return lambda start: task_of(tasks, start).name
+    return lambda initial_state: task_of(tasks, initial_state).name
 
 
 def demonstrate(
-    config: EnvConfig, starts: Sequence[int], noise: float, seed: int, slowest: float = 1.0
+    config: EnvConfig, initial_states: Sequence[int], noise: float, seed: int, min_pace: float = 1.0
 ) -> list[Episode]:
-    """One episode of the scripted expert per start number, failures included: see `Episode.succeeded`.
+    """One episode of the scripted expert per initial-state number, failures included: see `Episode.succeeded`.
 
     `noise` is the spread of the noise on the executed actions, which `Episode.actions` holds; `Episode.labels`
-    holds what the expert meant to do. Each episode has a pace of its own, drawn from [`slowest`, 1].
+    holds what the expert meant to do. Each episode has a pace of its own, drawn from [`min_pace`, 1].
     """
     env = make_env(config)
     try:
-        return env.demonstrate(starts, noise, seed, slowest)
+        return env.demonstrate(initial_states, noise, seed, min_pace)
     finally:
         env.close()

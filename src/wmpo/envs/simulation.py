@@ -57,7 +57,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Begin:
-    """Start episodes: from start numbers or from saved states."""
+    """Start episodes: from initial-state numbers or from saved states."""
 
     rows: tuple[int, ...]
     origins: tuple[int | Snapshot, ...]
@@ -90,10 +90,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Demonstrate:
-    start: int
+    initial_state: int
     noise: float
     seed: int
-    slowest: float
+    min_pace: float
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,14 @@ class Simulation:
         return [{"contacts": count.contacts, "grasps": count.grasps} for count in counters]
 
     def demonstrate(self, request: Demonstrate) -> Scripted:
-        """The scripted expert acts until the episode is done; noise depends on seed and start number only."""
+        """The scripted expert acts until the episode is done; noise depends on seed and initial-state number only."""
         episode = self.demonstrator
-        episode.restart(request.start)
-        rng = np.random.default_rng([request.seed, request.start])
+        episode.restart(request.initial_state)
+        rng = np.random.default_rng([request.seed, request.initial_state])
         noise = Noise(request.noise * episode.task.noise, rng)
-        pace = rng.uniform(request.slowest, 1.0)
+        pace = rng.uniform(request.min_pace, 1.0)
         noise.scale *= rng.uniform()  # some demonstrators have a steadier hand than others
-        patience = episode.horizon / request.slowest  # a demonstrator takes the time that they need
+        patience = episode.horizon / request.min_pace  # a demonstrator takes the time that they need
         images = {camera: [episode.draw(camera).copy()] for camera in self.cameras}
         state, success, actions, labels = [episode.state()], [False], [], []
         while not episode.lingered and episode.counters.frame < patience:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from wmpo.config import EnvConfig
-from wmpo.envs.pool import Pool
 from wmpo.envs.simulation import (
     Advance,
     Answer,
@@ -30,6 +29,7 @@ from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.env import Snapshot
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
 from wmpo.envs.tabletop.tasks import sentence_of, task_of, tasks_named
+from wmpo.envs.worker_pool import Pool
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
@@ -73,12 +73,12 @@ class VectorEnv:
             display.prepare_environment(self.renderer, environ)
             self._pool = Pool(config.workers, "wmpo.envs.simulation:Simulation", arguments, environ)
 
-    def reset(self, starts: Sequence[int]) -> Observation:
-        if len(starts) == 0:
-            raise UserError("A batch needs at least one start number.")
-        if any(int(start) < 0 for start in starts):
-            raise UserError(f"Start numbers must be 0 or more, not {min(starts)}.")
-        return self._begin([int(start) for start in starts])
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        if len(initial_states) == 0:
+            raise UserError("A batch needs at least one initial-state number.")
+        if any(int(initial_state) < 0 for initial_state in initial_states):
+            raise UserError(f"Start numbers must be 0 or more, not {min(initial_states)}.")
+        return self._begin([int(initial_state) for initial_state in initial_states])
 
     def reset_to(self, snapshots: Sequence[Snapshot]) -> Observation:
         """Like `reset`, but each episode continues from a saved state of the same task."""
@@ -92,8 +92,8 @@ class VectorEnv:
         images, state, _, _ = self._request(
             range(count), 1, lambda rows, board: Begin(rows, tuple(origins[row] for row in rows), rows, board)
         )
-        starts = [origin.start if isinstance(origin, Snapshot) else origin for origin in origins]
-        sentences = tuple(self._told(start) for start in starts)
+        initial_states = [origin.initial_state if isinstance(origin, Snapshot) else origin for origin in origins]
+        sentences = tuple(self._instruction(initial_state) for initial_state in initial_states)
         return Observation({name: frames[:, 0] for name, frames in images.items()}, state[:, 0], sentences)
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
@@ -124,47 +124,54 @@ class VectorEnv:
     def get_state(self, rows: Sequence[int]) -> list[Snapshot]:
         """Saved states of some rows, for `reset_to`."""
         found: dict[int, Snapshot] = {}
-        shares = self._shares(rows)
-        for worker, mine in shares.items():
+        worker_rows = self._worker_rows(rows)
+        for worker, mine in worker_rows.items():
             self._send(worker, Save(mine))
-        for worker, mine in shares.items():
+        for worker, mine in worker_rows.items():
             found |= zip(mine, self._receive(worker), strict=True)
         return [found[int(row)] for row in rows]
 
-    def demonstrate(self, starts: Sequence[int], noise: float, seed: int, slowest: float = 1.0) -> list[Episode]:
-        """One expert episode per start number, in their order; the batch of `reset` is left as it was."""
+    def demonstrate(
+        self, initial_states: Sequence[int], noise: float, seed: int, min_pace: float = 1.0
+    ) -> list[Episode]:
+        """One expert episode per initial-state number, in their order; the batch of `reset` is left as it was."""
         if not np.isfinite(noise) or noise < 0:
             raise UserError(f"The noise of demonstrations must be 0 or more, not {noise}.")
-        if not 0 < slowest <= 1:
-            raise UserError(f"The slowest pace of demonstrations must be above 0 and at most 1, not {slowest}.")
-        requests = [Demonstrate(int(start), float(noise), int(seed), float(slowest)) for start in starts]
+        if not 0 < min_pace <= 1:
+            raise UserError(f"The min_pace pace of demonstrations must be above 0 and at most 1, not {min_pace}.")
+        requests = [
+            Demonstrate(int(initial_state), float(noise), int(seed), float(min_pace))
+            for initial_state in initial_states
+        ]
         answers = self._pool.map(requests) if self._pool else map(self._simulate, requests)
-        return [self._episode(start, answer) for start, answer in zip(starts, answers, strict=True)]
+        return [
+            self._episode(initial_state, answer) for initial_state, answer in zip(initial_states, answers, strict=True)
+        ]
 
     def draw_again(self, times: int) -> None:
         """Draw the current frame of all rows `times` times and drop it: what the renderer alone can do."""
-        shares = self._shares(range(self._rows))
-        for worker, mine in shares.items():
+        worker_rows = self._worker_rows(range(self._rows))
+        for worker, mine in worker_rows.items():
             self._send(worker, Draw(mine, times))
-        for worker in shares:
+        for worker in worker_rows:
             self._receive(worker)
 
-    def _episode(self, start: int, answer: Scripted) -> Episode:
+    def _episode(self, initial_state: int, answer: Scripted) -> Episode:
         return Episode(
             images=answer.images,
             state=answer.state[:, : self.spec.state_dim],
             actions=answer.actions,
             success=answer.success,
-            instruction=self._told(start),
-            start=int(start),
-            task=task_of(self.tasks, start).name,
+            instruction=self._instruction(initial_state),
+            initial_state=int(initial_state),
+            task=task_of(self.tasks, initial_state).name,
             source="expert",
             meta={"renderer": self.renderer, **answer.meta},
             labels=answer.labels,
         )
 
-    def _told(self, start: int) -> str:
-        return sentence_of(task_of(self.tasks, start), start, self.disruption == "paraphrase")
+    def _instruction(self, initial_state: int) -> str:
+        return sentence_of(task_of(self.tasks, initial_state), initial_state, self.disruption == "paraphrase")
 
     def _simulate(self, request: object) -> Any:
         """Answer a request in this process."""
@@ -172,13 +179,13 @@ class VectorEnv:
             raise RuntimeError("The environment is closed.")
         return self._local(request)
 
-    def _shares(self, rows: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    def _worker_rows(self, rows: Sequence[int]) -> dict[int, tuple[int, ...]]:
         """Worker -> its rows of these."""
         workers = len(self._pool) if self._pool else 1
-        shares: dict[int, tuple[int, ...]] = {}
+        worker_rows: dict[int, tuple[int, ...]] = {}
         for row in rows:
-            shares[int(row) % workers] = (*shares.get(int(row) % workers, ()), int(row))
-        return shares
+            worker_rows[int(row) % workers] = (*worker_rows.get(int(row) % workers, ()), int(row))
+        return worker_rows
 
     def _send(self, worker: int, request: object) -> None:
         if self._pool:
@@ -195,13 +202,13 @@ class VectorEnv:
         """Ask every process for its share; (images (A, K, C, H, W), state (A, K, S), success (A, K), done (A,))."""
         order = {int(row): index for index, row in enumerate(rows)}
         board = self._board(len(rows), frames)
-        shares = self._shares(rows)
-        for worker, mine in shares.items():
+        worker_rows = self._worker_rows(rows)
+        for worker, mine in worker_rows.items():
             self._send(worker, make(mine, board))
         state = torch.empty(len(rows), frames, STATE_DIM)
         success = torch.empty(len(rows), frames, dtype=torch.bool)
         done = torch.empty(len(rows), dtype=torch.bool)
-        for worker, mine in shares.items():
+        for worker, mine in worker_rows.items():
             answer: Answer = self._receive(worker)
             index = [order[row] for row in mine]
             state[index] = torch.from_numpy(answer.state)

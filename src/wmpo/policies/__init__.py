@@ -12,8 +12,8 @@ import numpy as np
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError, named
+from wmpo.io.files import read_json
 from wmpo.training.checkpoint import CONFIG, check_fits
-from wmpo.training.files import read_json
 from wmpo.types import EnvSpec
 
 FAMILIES: dict[str, str] = {
@@ -49,20 +49,22 @@ def load_policy(folder: Path) -> Any:
 
 
 def build_policy(config: PolicyConfig, spec: EnvSpec) -> Any:
-    """The policy that a run begins with: that of `config.start`, or one of `config.family` from scratch."""
-    if config.start:
-        policy = load_policy(Path(config.start))
+    """The policy that a run begins with: that of `config.pretrained`, or one of `config.family` from scratch."""
+    if config.pretrained:
+        policy = load_policy(Path(config.pretrained))
         if hasattr(policy, "prepare"):
             policy.prepare(config)
-        check_fits(policy.config, spec, config.start)
+        check_fits(policy.config, spec, config.pretrained)
         if policy.chunk != config.chunk:
             raise UserError(
-                f"{config.start} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."
+                f"{config.pretrained} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."
             )
         return policy
     family = class_of(config.family)
     if not hasattr(family, "build"):
-        raise UserError(f"A {config.family} can't be built from scratch: name a folder to begin from, policy.start.")
+        raise UserError(
+            f"A {config.family} can't be built from scratch: name a folder to begin from, policy.pretrained."
+        )
     return family.build(config, spec)
 
 

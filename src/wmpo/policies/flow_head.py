@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wmpo.layers import zero_init
-from wmpo.objectives.flow import velocity_from_data
-from wmpo.objectives.flow_policy import Field
+from wmpo.losses.flow import velocity_from_data
+from wmpo.losses.flow_policy import Field
+from wmpo.nn.layers import zero_init
 
 TIME_WIDTH = 16
 

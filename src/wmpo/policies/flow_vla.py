@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.errors import UserError, optional
-from wmpo.layers import zero_init
-from wmpo.objectives.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
+from wmpo.io.files import atomic_write, read_json
+from wmpo.losses.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
+from wmpo.nn.layers import zero_init
 from wmpo.policies.published import Published
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
-from wmpo.training.files import atomic_write, read_json
 from wmpo.types import Decision, Observation
 
 TOKENIZER = "tokenizer.json"

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import FlowConfig, PolicyConfig
-from wmpo.layers import Film, modulate, stack_cameras
-from wmpo.objectives.flow_policy import flow_matching_loss, path_log_prob, sample_path
+from wmpo.losses.flow_policy import flow_matching_loss, path_log_prob, sample_path
+from wmpo.nn.layers import Film, modulate, stack_cameras
+from wmpo.nn.text import sentence_encoder
 from wmpo.policies.flow_head import FlowHead
-from wmpo.text import sentence_encoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
+from wmpo.io.files import read_json
 from wmpo.policies.published import Published, statistics, transformers, weight_files
-from wmpo.training.files import read_json
 
 
 class PI0Network(nn.Module):

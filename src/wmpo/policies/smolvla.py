@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
+from wmpo.io.files import read_json
 from wmpo.policies.published import Published, read_weights, statistics, transformers
 from wmpo.training.checkpoint import load_tensors
-from wmpo.training.files import read_json
 
 ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
 UNUSED = "model.vlm_with_expert.vlm.lm_head.weight"

@@ -14,12 +14,12 @@ from wmpo.errors import UserError
 AT_LEAST_ONE = {
     "rounds", "env.image_size", "policy.chunk", "policy.width", "policy.hidden", "demonstrations.episodes",
     "collect.episodes", "world_model.context", "world_model.sampling_steps", "world_model.width", "world_model.depth",
-    "world_model.heads", "reward.clip_length", "reward.stride", "reward.width", "grpo.groups", "grpo.starts",
-    "grpo.minibatches", "grpo.micro_batch", "evaluate.episodes", "evaluate.watch_episodes", "policy.flow.steps",
+    "world_model.heads", "reward.clip_length", "reward.stride", "reward.width", "grpo.groups", "grpo.n_initial_states",
+    "grpo.minibatches", "grpo.micro_batch", "evaluate.episodes", "evaluate.practice_eval_episodes", "policy.flow.steps",
 }  # fmt: skip
 AT_LEAST_TWO = {"policy.bins", "grpo.group_size"}
 SHARES = {
-    "collect.held_out", "world_model.align_share", "world_model.context_noise", "grpo.keep_low", "grpo.keep_high",
+    "collect.held_out", "world_model.align_fraction", "world_model.context_noise", "grpo.min_group_success", "grpo.max_group_success",
     "grpo.clip_low",
 }  # fmt: skip
 ABOVE_ZERO = {"policy.flow.level", "grpo.temperature", "grpo.lr", "grpo.grad_clip"}
@@ -29,9 +29,9 @@ IN_EVERY_FIT = {"steps": 1, "batch_size": 2, "shares": 1}
 def check_recipe(recipe: Recipe) -> None:
     """Complain about the first setting that makes no sense, in one sentence."""
     _check(recipe, "")
-    if recipe.grpo.keep_low >= recipe.grpo.keep_high:
+    if recipe.grpo.min_group_success >= recipe.grpo.max_group_success:
         raise UserError(
-            f"grpo.keep_low is {recipe.grpo.keep_low}; it must be below grpo.keep_high, {recipe.grpo.keep_high}."
+            f"grpo.min_group_success is {recipe.grpo.min_group_success}; it must be below grpo.max_group_success, {recipe.grpo.max_group_success}."
         )
     if not 0 < round(recipe.collect.episodes * recipe.collect.held_out) < recipe.collect.episodes:
         raise UserError(
@@ -68,8 +68,10 @@ def _networks(recipe: Recipe) -> None:
     for field, chosen, name, package, extra in needs:
         if chosen == name and find_spec(package) is None:
             raise UserError(f"{field} is {name}, which needs {package}: pip install 'wmpo[{extra}]'.")
-    if recipe.policy.start and not (Path(recipe.policy.start) / "config.json").is_file():
-        raise UserError(f"policy.start, {recipe.policy.start!r}, is no folder with a policy: it has no config.json.")
+    if recipe.policy.pretrained and not (Path(recipe.policy.pretrained) / "config.json").is_file():
+        raise UserError(
+            f"policy.pretrained, {recipe.policy.pretrained!r}, is no folder with a policy: it has no config.json."
+        )
     if world.codec == "diffusers" and not (Path(world.codec_path) / "config.json").is_file():
         raise UserError(
             f"world_model.codec is diffusers, but world_model.codec_path, {world.codec_path!r}, is no folder with the "
@@ -99,7 +101,7 @@ def _number(field: str, value: float) -> None:
         raise UserError(f"{field} is {value}; it must be above 0.")
     if field in SHARES and value > 1:
         raise UserError(f"{field} is {value}; it must lie between 0 and 1.")
-    if field == "world_model.codec_fit.shares" and value > 1:
+    if field == "world_model.codec_fit.cpu_shards" and value > 1:
         raise UserError(f"{field} is {value}; it must be 1, since the autoencoder measures whole batches.")
     if name == "ema" and value >= 1:
         raise UserError(f"{field} is {value}; it must be below 1.")

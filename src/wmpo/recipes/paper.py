@@ -41,7 +41,7 @@ PAPER = Recipe(
         heads=16,
         fit=FitConfig(steps=100_000, batch_size=128, lr=1e-4, warmup=1000, grad_clip=0.1, ema=0.9999),
         align=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=0, grad_clip=0.1, ema=0.9999),
-        align_share=1.0,
+        align_fraction=1.0,
     ),
     reward=RewardConfig(
         backbone="videomae", clip_length=8, width=768, fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500)
@@ -56,9 +56,9 @@ PAPER = Recipe(
         clip_high=0.28,
         ratio="chunk",
         temperature=1.6,
-        keep_low=0.01,  # only groups that all fail or all succeed are dropped
-        keep_high=0.99,
-        refill=8,
+        min_group_success=0.01,  # only groups that all fail or all succeed are dropped
+        max_group_success=0.99,
+        max_resamples=8,
         ema=0.0,
     ),
     evaluate=EvaluateConfig(episodes=128),

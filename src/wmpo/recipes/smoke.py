@@ -26,11 +26,11 @@ SMOKE = Recipe(
     world_model=WorldModelConfig(
         width=32,
         depth=1,
-        body_fit=FitConfig(optimizer="muon", steps=60, batch_size=16, lr=5e-3, warmup=10),
+        kinematics_fit=FitConfig(optimizer="muon", steps=60, batch_size=16, lr=5e-3, warmup=10),
         fit=FitConfig(steps=80, batch_size=16, ema=0.98),
         align=FitConfig(steps=30, batch_size=16, lr=5e-4, ema=0.98),
     ),
     reward=RewardConfig(width=16, fit=FitConfig(steps=80, batch_size=32)),
-    grpo=GRPOConfig(iterations=3, groups=4, group_size=4, starts=16, refill=1),
-    evaluate=EvaluateConfig(episodes=32, watch_every=2, watch_episodes=8),
+    grpo=GRPOConfig(iterations=3, groups=4, group_size=4, n_initial_states=16, max_resamples=1),
+    evaluate=EvaluateConfig(episodes=32, practice_eval_freq=2, practice_eval_episodes=8),
 )

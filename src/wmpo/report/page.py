@@ -7,11 +7,11 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from wmpo.io.files import atomic_write
 from wmpo.report import sections
 from wmpo.report.media import Media
+from wmpo.report.results import RunResult
 from wmpo.report.words import headline
-from wmpo.results import RunResult
-from wmpo.training.files import atomic_write
 
 
 def write_report(result: RunResult, media: Media, out: Path) -> Path:

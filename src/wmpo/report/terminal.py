@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from wmpo.report.results import RunResult
 from wmpo.report.words import number, points, policy_name, span
-from wmpo.results import RunResult
 
 
 def terminal_table(result: RunResult) -> Table:
@@ -28,7 +28,7 @@ def _add_rows(table: Table, result: RunResult) -> None:
         rate, gain = policy.rate, gains.get(name)
         table.add_row(
             policy_name(name),
-            f"{100 * rate.value:.1f} % of {len(policy.starts)}",
+            f"{100 * rate.value:.1f} % of {len(policy.initial_states)}",
             f"{span(rate)} %",
             points(gain.difference) if gain else "–",
             number(policy.steps_to_success),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wmpo.objectives.statistics import Interval
-from wmpo.results import BASE, CONTROL, FINAL, RunResult
+from wmpo.losses.statistics import Interval
+from wmpo.report.results import BASE, CONTROL, FINAL, RunResult
 
 INTERACTIONS = {
     "demonstrations": "Scripted demonstrations",
@@ -84,7 +84,7 @@ def headline(result: RunResult) -> str:
         return "This run has not been evaluated to its end yet."
     final = result.final
     before, after = summary.rates[BASE], summary.rates[final]
-    count = len(result.policies[final].starts)
+    count = len(result.policies[final].initial_states)
     text = (
         f"After practising only in imagination, the policy succeeds in {100 * after.value:.1f} % of {count} real "
         f"situations that it had never met; before, it was {100 * before.value:.1f} %."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmpo.io.files import read_json
 from wmpo.training.checkpoint import CONFIG, check_fits
-from wmpo.training.files import read_json
 
 if TYPE_CHECKING:
     from wmpo.config import RewardConfig

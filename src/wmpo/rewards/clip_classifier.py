@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
-from wmpo.layers import Film, ResidualBlock
-from wmpo.objectives.verdicts import verdict_loss
-from wmpo.text import SentenceEncoder
+from wmpo.losses.verdicts import verdict_loss
+from wmpo.nn.layers import Film, ResidualBlock
+from wmpo.nn.text import SentenceEncoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 

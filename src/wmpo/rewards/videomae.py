@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
 from wmpo.errors import UserError, optional
-from wmpo.objectives.verdicts import verdict_loss
+from wmpo.losses.verdicts import verdict_loss
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 

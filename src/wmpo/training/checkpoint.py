@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
-from wmpo.training.files import atomic_path, read_json, write_json
-from wmpo.training.plain import from_plain, to_plain
+from wmpo.io.files import atomic_path, read_json, write_json
+from wmpo.io.plain import from_plain, to_plain
 from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")

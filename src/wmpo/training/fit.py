@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
+from wmpo.io.plain import to_plain
+from wmpo.nn.muon import Muon, is_matrix
 from wmpo.training.checkpoint import (
     WEIGHTS,
     load_optimizer,
@@ -37,10 +39,8 @@ from wmpo.training.checkpoint import (
     without_prefix,
 )
 from wmpo.training.log import RunLog
-from wmpo.training.muon import Muon, is_matrix
-from wmpo.training.plain import to_plain
+from wmpo.training.parallel import accumulate_gradients, rows_of, split, weighted_sum
 from wmpo.training.prefetch import prefetch
-from wmpo.training.shares import put_gradients, rows_of, split, weighted_sum
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
@@ -103,7 +103,7 @@ def fit(
 
     module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    shares = config.shares if device.type == "cpu" else 1
+    shares = config.cpu_shards if device.type == "cpu" else 1
 
     def gradients(batch: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
         with torch.autocast(device.type, precision) if precision else nullcontext():
@@ -116,10 +116,10 @@ def fit(
     batches = prefetch(lambda step: sample(step * world + rank), range(begin, config.steps))
     with (
         closing(batches),
-        log.progress(name, config.steps) as ticker,
+        log.progress(name, config.steps) as bar,
         stop_requests() as stop,
     ):
-        ticker.skip(begin)
+        bar.skip(begin)
         for step, batch in zip(range(begin, config.steps), batches, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -128,7 +128,7 @@ def fit(
             generators = [torch.Generator(device).manual_seed(number) for number in seeds]
             sizes = [rows_of(part) for part in parts] if shares > 1 else [1]
             weights = [size / sum(sizes) for size in sizes]
-            told = put_gradients(parameters, gradients, weights, parts, generators)
+            told = accumulate_gradients(parameters, gradients, weights, parts, generators)
             metrics = {key: weighted_sum(weights, [found[key] for found in told]) for key in told[0]}
             stopping = average_gradients(parameters, stop.is_set()) if world > 1 else stop.is_set()
             norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
@@ -145,7 +145,7 @@ def fit(
                     speed = config.batch_size * world * len(pending) / (time.monotonic() - logged_at)
                     means |= {"lr": learning_rate(config, step), "samples_per_second": speed}
                     log.scalars(step + 1, {f"{name}/{key}": value for key, value in means.items()})
-                ticker.update(len(pending), f"loss {means['loss']:.4g}")
+                bar.update(len(pending), f"loss {means['loss']:.4g}")
                 pending, logged_at = [], time.monotonic()
             if due and not last:
                 save(step + 1)

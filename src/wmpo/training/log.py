@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from wmpo.training.files import write_json
+from wmpo.io.files import write_json
 
 PLAIN_SECONDS = 10.0
 
 
-class Ticker:
+class ProgressBar:
     """Handed out by `RunLog.progress`: call `update` as the work advances."""
 
     def __init__(self, name: str, total: int, console: Console, live: Progress | None) -> None:
@@ -68,7 +68,7 @@ class RunLog:
         self._live: Progress | None = None
         repair_lines(self.folder / "metrics.jsonl")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line on the terminal."""
         self.console.print(text, highlight=False)
 
@@ -86,10 +86,10 @@ class RunLog:
             self._writer.add_scalar(name, value, step)
 
     @contextmanager
-    def progress(self, name: str, total: int) -> Iterator[Ticker]:
+    def progress(self, name: str, total: int) -> Iterator[ProgressBar]:
         """A live bar with the time left; plain lines every ten seconds where the output is no terminal."""
         if self._live is not None or self.quiet or not self.console.is_terminal:
-            yield Ticker(name, total, self.console, self._live)
+            yield ProgressBar(name, total, self.console, self._live)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -100,7 +100,7 @@ class RunLog:
         )
         with Progress(*columns, console=self.console) as self._live:
             try:
-                yield Ticker(name, total, self.console, self._live)
+                yield ProgressBar(name, total, self.console, self._live)
             finally:
                 self._live = None
 
@@ -124,7 +124,7 @@ class RunLog:
             }
             write_json(self.folder / "stages.json", stages)
 
-        def watch() -> None:
+        def sample() -> None:
             nonlocal peak
             written = time.monotonic()
             while not stop.wait(0.25):
@@ -134,7 +134,7 @@ class RunLog:
                         record()
                     written = time.monotonic()
 
-        thread = threading.Thread(target=watch, name="memory", daemon=True)
+        thread = threading.Thread(target=sample, name="memory", daemon=True)
         thread.start()
         try:
             yield
@@ -158,7 +158,7 @@ class RunLog:
 
 
 def read_stages(folder: Path) -> dict[str, dict[str, float]]:
-    """Stage -> seconds, peak_memory_mb, peak_gpu_memory_mb, starts. Empty where nothing was recorded."""
+    """Stage -> seconds, peak_memory_mb, peak_gpu_memory_mb, initial_states. Empty where nothing was recorded."""
     try:
         return dict(json.loads((Path(folder) / "stages.json").read_text()))
     except (OSError, json.JSONDecodeError):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
-from wmpo.layers import ResidualBlock
+from wmpo.nn.layers import ResidualBlock
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.world_models.codecs import shift_image
 
@@ -42,7 +42,7 @@ class Autoencoder(nn.Module):
     the weights. There is no KL term: the noise in training already asks for smooth latents.
     """
 
-    sites = 1
+    pixels_per_latent = 1
 
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class DiffusersCodec(nn.Module):
     config has a shift. It computes in `dtype`; the weights of SDXL overflow in float16, bfloat16 is safe.
     """
 
-    sites = 1
+    pixels_per_latent = 1
 
     def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

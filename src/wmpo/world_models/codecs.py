@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 
 class Codec(Protocol):
-    sites: int
-    """Places of the image that one position of the latent describes, channel c of it place c modulo `sites`."""
+    pixels_per_latent: int
+    """Places of the image that one position of the latent describes, channel c of it place c modulo `pixels_per_latent`."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w) of one camera's latent."""
@@ -48,7 +48,7 @@ class PixelCodec(nn.Module):
     def __init__(self, patch: int = 4) -> None:
         super().__init__()
         self.patch = patch
-        self.sites = patch**2
+        self.pixels_per_latent = patch**2
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         if height % self.patch or width % self.patch:

@@ -11,7 +11,7 @@ Departures from the paper:
 1. Text cross-attention is left out, as in its code.
 2. SiLU instead of tanh-GELU in the MLPs: many times faster on CPUs in bfloat16, and no worse.
 3. The episode's first frame may be part of the sequence (`anchor`).
-4. Times are those of `wmpo.objectives.flow`: 0 is noise and 1 is data.
+4. Times are those of `wmpo.losses.flow`: 0 is noise and 1 is data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.layers import zero_init
+from wmpo.nn.layers import zero_init
 
 TIME_FEATURES = 256
 

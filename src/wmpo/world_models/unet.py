@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.layers import ResidualBlock, zero_init
+from wmpo.nn.layers import ResidualBlock, zero_init
 
 
 def time_embedding(t_B: Tensor, width: int) -> Tensor:

@@ -67,7 +67,7 @@ class Counters:
 class Snapshot:
     """A saved episode; restoring it continues bit for bit."""
 
-    start: int
+    initial_state: int
     physics: np.ndarray
     counters: Counters
 
@@ -104,7 +104,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     Action, (4,) float32 in [-1, 1]: displacement along x, y and z (1 is 4 cm), and the fingers (-1 open, 1 closed).
     Observation: one uint8 image (H, W, 3) per camera, and "state", (4,) float32 in about [-1, 1]: x, y, z, opening.
     Reward: 1 on the frame at which the task first counts as accomplished. The sentence is in the info.
-    `task` may name several, joined by +; the start number tells which one an episode is about.
+    `task` may name several, joined by +; the initial-state number tells which one an episode is about.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012 (Gymnasium's own convention)
@@ -130,7 +130,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.data = mujoco.MjData(self.model)
         self._substeps = round(1 / FPS / self.model.opt.timestep / _STAGES)
         self.counters = Counters()
-        self.start = 0
+        self.initial_state = 0
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {**dict.fromkeys(self.cameras, image), "state": spaces.Box(-1.5, 1.5, (STATE_DIM,), np.float32)}
@@ -162,17 +162,17 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The seed is the start number: equal ones give equal initial states. Without one it is drawn."""
+        """The seed is the initial-state number: equal ones give equal initial states. Without one it is drawn."""
         super().reset(seed=seed)
-        start = seed if seed is not None else int(self.np_random.integers(2**31))
-        self.restart(start)
+        initial_state = seed if seed is not None else int(self.np_random.integers(2**31))
+        self.restart(initial_state)
         return self.observe(), self._info(False)
 
-    def restart(self, start: int) -> None:
-        """Set up the initial state of one start number, without drawing it."""
-        self.start, self.task = start, task_of(self.tasks, start)
+    def restart(self, initial_state: int) -> None:
+        """Set up the initial state of one initial-state number, without drawing it."""
+        self.initial_state, self.task = initial_state, task_of(self.tasks, initial_state)
         self.counters = Counters()
-        where = initial_layout(self.task.layout, start, self.disruption == "position")
+        where = initial_layout(self.task.layout, initial_state, self.disruption == "position")
         d = self.data
         mujoco.mj_resetData(self.model, d)
         for name, address in self._free.items():
@@ -310,7 +310,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "accomplished": counters.accomplished_at >= 0,
             "contacts": counters.contacts,
             "grasps": counters.grasps,
-            "instruction": sentence_of(self.task, self.start, self.disruption == "paraphrase"),
+            "instruction": sentence_of(self.task, self.initial_state, self.disruption == "paraphrase"),
         }
 
     def render(self) -> np.ndarray | None:
@@ -320,11 +320,11 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """All that the future depends on."""
         physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
         mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
-        return Snapshot(self.start, physics, replace(self.counters))
+        return Snapshot(self.initial_state, physics, replace(self.counters))
 
     def set_state(self, snapshot: Snapshot) -> None:
         """Continue from a saved state of the same task, bit for bit."""
         mujoco.mj_setState(self.model, self.data, snapshot.physics, _PHYSICS)
-        self.start, self.counters = snapshot.start, snapshot.counters
-        self.task = task_of(self.tasks, snapshot.start)
+        self.initial_state, self.counters = snapshot.initial_state, snapshot.counters
+        self.task = task_of(self.tasks, snapshot.initial_state)
         self._refresh()

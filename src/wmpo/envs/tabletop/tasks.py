@@ -1,6 +1,6 @@
 """The tasks: a sentence, a layout of objects, where they start, and when the task counts as accomplished.
 
-push, place and stack share one layout and, for equal start numbers, equal initial states: only the sentence
+push, place and stack share one layout and, for equal initial-state numbers, equal initial states: only the sentence
 says what to do.
 """
 
@@ -173,12 +173,12 @@ def tasks_named(names: str) -> tuple[Task, ...]:
 
 
 def task_of(tasks: tuple[Task, ...], start: int) -> Task:
-    """The task of the episode with this start number: by lot, since what is held out is every n-th number."""
+    """The task of the episode with this initial-state number: by lot, since what is held out is every n-th number."""
     return tasks[0] if len(tasks) == 1 else tasks[int(np.random.default_rng([start, 2]).integers(len(tasks)))]
 
 
 def sentence_of(task: Task, start: int, paraphrased: bool) -> str:
-    """What the episode with this start number is told: the task's sentence, or one of its paraphrases, by lot."""
+    """What the episode with this initial-state number is told: the task's sentence, or one of its paraphrases, by lot."""
     if not paraphrased:
         return task.instruction
     return task.paraphrases[int(np.random.default_rng([start, 3]).integers(len(task.paraphrases)))]
@@ -244,7 +244,7 @@ _LAYOUTS: dict[str, Callable[[np.random.Generator, bool], tuple[Points, np.ndarr
 
 
 def initial_layout(layout: str, start: int, wide: bool) -> Layout:
-    """Where everything starts, for one start number; `wide` is the disruption of positions."""
+    """Where everything starts, for one initial-state number; `wide` is the disruption of positions."""
     rng = np.random.default_rng([start, int(wide)])
     while True:
         points, ok = _LAYOUTS[layout](rng, wide)

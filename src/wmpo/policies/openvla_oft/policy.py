@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
+from wmpo.io.files import read_json
 from wmpo.policies.openvla_oft import images, lora, networks
 from wmpo.policies.openvla_oft.config import BINS, OpenVLAOFTConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, save_module
-from wmpo.training.files import read_json
 from wmpo.types import Decision, Observation
 
 ADAPTED = ("dino", "siglip", "projector", "language_model.model")  # what low-rank changes are made to

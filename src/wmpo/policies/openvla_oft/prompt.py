@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from wmpo.errors import UserError
+from wmpo.io.files import atomic_write
 from wmpo.policies.openvla_oft.networks import transformers
-from wmpo.training.files import atomic_write
 
 TOKENIZER = "tokenizer.json"
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"

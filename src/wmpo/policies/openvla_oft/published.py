@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
+from wmpo.io.files import read_json
 from wmpo.policies.openvla_oft import lora, statistics
 from wmpo.policies.openvla_oft.config import BINS, LanguageConfig, OpenVLAOFTConfig, TowerConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.policies.openvla_oft.shards import PARTS, Shards, part, refuse_pickles
 from wmpo.training.checkpoint import CONFIG
-from wmpo.training.files import read_json
 
 Policy = TypeVar("Policy", bound=nn.Module)
 TOWERS = {"dino": "vision_backbone.featurizer", "siglip": "vision_backbone.fused_featurizer"}

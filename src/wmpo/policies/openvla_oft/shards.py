@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wmpo.errors import UserError
+from wmpo.io.files import read_json
 from wmpo.policies.published import PICKLES
 from wmpo.training.checkpoint import WEIGHTS, load_tensors
-from wmpo.training.files import read_json
 
 INDEX = f"{WEIGHTS}.index.json"
 PARTS = ("proprio_projector", "action_head")  # stored apart

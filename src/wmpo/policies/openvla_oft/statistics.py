@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wmpo.errors import UserError, named
-from wmpo.training.files import read_json
+from wmpo.io.files import read_json
 
 STATISTICS = "dataset_statistics.json"
 Three = tuple[float, float, float]

@@ -1,0 +1,168 @@
+"""A cell of a grid: one method at one setting, one task, one seed; and the file that holds what it measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wmpo.baselines.methods import BaselineConfig
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.io.files import read_json
+from wmpo.io.plain import from_plain, to_plain
+from wmpo.report.results import BASE, CONTROL, RunResult
+
+WMPO = "wmpo"  # the method itself, beside `wmpo.baselines.methods.METHODS`
+
+
+@dataclass(frozen=True)
+class Cell:
+    label: str
+    """What tables call it: the method, or the setting that was changed."""
+    method: str
+    """wmpo, or a name of `wmpo.baselines.methods.METHODS`."""
+    recipe: Recipe
+    settings: BaselineConfig = field(default_factory=BaselineConfig)
+    limited: bool = True
+    """Whether it keeps to P real rollouts."""
+    measures: tuple[str, ...] = ()
+    """What is measured beside success: see `experiments.play`."""
+
+    @property
+    def budget(self) -> int:
+        """P, of all rounds together; 0 for no limit."""
+        return self.recipe.collect.episodes * self.recipe.rounds if self.limited else 0
+
+    @property
+    def id(self) -> str:
+        """Names the cell within its experiment: wmpo-push-P128-seed0."""
+        label = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
+        return f"{label}-{self.recipe.env.task}-P{self.budget or 'inf'}-seed{self.recipe.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Of the run: cells of any experiment that train alike share it, whatever else they measure."""
+        settings = {} if self.method == WMPO else to_plain(self.settings)
+        name = f"{self.recipe.env.task}-seed{self.recipe.seed}-{self.method}"
+        return f"{name}-{digest({'recipe': plain_recipe(self.recipe), 'settings': settings})}"
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """All that changes numbers."""
+    plain: dict[str, Any] = to_plain(recipe)
+    del plain["env"]["workers"]
+    return plain
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal wherever both have something."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(agree(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one == other)
+
+
+def digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+Config = TypeVar("Config")
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A recipe, or other nested dataclass, with other values of some dotted settings."""
+    for name, value in changes.items():
+        config = _changed(config, name.split("."), value)
+    return config
+
+
+def _changed(config: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return replace(config, **{name: _changed(getattr(config, name), rest, value) if rest else value})
+
+
+@dataclass(frozen=True)
+class DreamDisagreement:
+    """Whether a second dream of the same actions, with other noise, tells which verdicts to doubt."""
+
+    auroc: float
+    """How well the difference of the two scores tells wrong verdicts from right ones; 0.5 is chance, NaN unknown."""
+    precision: float
+    """Share of the imagined successes that were real."""
+    precision_kept: float
+    """The same without those that the second dream does not confirm."""
+    kept: float
+    """Share of the imagined successes that it confirms."""
+
+
+@dataclass
+class CellResult(RunResult):
+    """A run's result, and what experiments measure on top."""
+
+    label: str = ""
+    method: str = ""
+    budget: int = 0
+    """P, of all rounds together; 0 for no limit."""
+    settings: BaselineConfig | None = None
+    """What a baseline was set to beside the recipe; None for the method itself."""
+    attempts: dict[str, list[int]] = field(default_factory=dict)
+    """Policy -> per initial state, how often the gripper began to grasp the object (to push it, in pushing tasks)."""
+    dream_calibration: float | None = None
+    """Expected calibration error of the reward model's scores on imagined replays of real episodes."""
+    doubt: DreamDisagreement | None = None
+
+    @property
+    def turns(self) -> list[str]:
+        """The policies that the method left round by round; disrupted evaluations have names of two words."""
+        return [name for name in self.policies if name not in (BASE, CONTROL) and " " not in name]
+
+    @property
+    def final(self) -> str:
+        """The policy that the method ended with."""
+        return self.turns[-1]
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if BASE not in self.policies or not self.turns:
+            raise UserError(f"{where}: it needs the outcomes of base, and of the policy that its method left.")
+
+    @staticmethod
+    def of(cell: Cell, result: RunResult) -> CellResult:
+        settings = None if cell.method == WMPO else cell.settings
+        return CellResult(**vars(result), label=cell.label, method=cell.method, budget=cell.budget, settings=settings)
+
+    @staticmethod
+    def load(path: Path) -> CellResult:
+        result = from_plain(CellResult, read_json(path), str(path))
+        result.check(str(path))
+        return result
+
+
+def result_file(results: Path, cell: Cell) -> Path:
+    return results / f"{cell.id}.json"
+
+
+def result_of(cell: Cell, results: Path) -> CellResult | None:
+    """What has been measured with the cell's settings; those that are newer than the file are not compared.
+
+    Raises UserError where the file is damaged, or of another cell.
+    """
+    file = result_file(results, cell)
+    if not file.exists():
+        return None
+    try:
+        found = CellResult.load(file)
+    except UserError as error:
+        raise UserError(f"{error} Move it away: its cell will be run again.") from None
+    its = (found.label, found.method, found.budget, found.task, found.seed)
+    if its != (cell.label, cell.method, cell.budget, cell.recipe.env.task, cell.recipe.seed):
+        label, _, budget, task, seed = its
+        raise UserError(
+            f"{file} is of another cell, {label} with P = {budget} on {task}, seed {seed}: move it where it belongs."
+        )
+    same = agree(found.recipe, plain_recipe(cell.recipe)) and found.settings in (None, cell.settings)
+    return found if same else None

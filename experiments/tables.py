@@ -1,0 +1,334 @@
+"""The sections of an experiment's page, each from the results of its cells to Markdown. Nothing is typed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from experiments.cells import CellResult
+from experiments.drawing import drawn
+from experiments.pairs import (
+    Pair,
+    at,
+    between,
+    by_task,
+    contrasted,
+    first_of_each_seed,
+    forgotten,
+    gain,
+    gain_over_seeds,
+    groups,
+    kinds_of,
+    mean_of,
+    mean_rate,
+    over_base,
+    places,
+    rate,
+    tasks_of,
+)
+from wmpo.losses.statistics import Interval, wilson_interval
+from wmpo.report.charts import Line, line_plot
+from wmpo.report.results import BASE
+from wmpo.report.words import number, percent, points
+from wmpo.training.log import clock
+
+Plots = dict[str, str]  # file name -> SVG
+Section = Callable[[Sequence[CellResult], str, Plots], str]
+"""(results, name of the experiment, plots to add to) -> Markdown; empty where nothing was measured."""
+DASH = "–"
+SURE = "better beyond chance: over states; over seeds"
+
+
+def seeds_told(interval: Interval) -> str:
+    return points(interval) if math.isfinite(interval.low) else DASH
+
+
+def budget_told(budget: int) -> str:
+    return str(budget) if budget else "no limit"
+
+
+def seeds_of(pairs: Sequence[Pair]) -> str:
+    """0, 1, 2; told task by task where they differ."""
+    found = {task: ", ".join(map(str, sorted({pair.seed for pair in own}))) for task, own in by_task(pairs).items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{task} {seeds}" for task, seeds in found.items())
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+# Sections
+
+
+def success(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Every method on every task, and its gain over the base; their means where there are several tasks."""
+    return f"## Success\n\n{rates(results)}"
+
+
+def rates(results: Sequence[CellResult], suffix: str = "") -> str:
+    """The table of `success`; `suffix` chooses disrupted evaluations."""
+    tasks = tasks_of(results)
+    found = {group: over_base(own, suffix=suffix) for group, own in groups(results).items()}
+    varied = any(math.isfinite(gain_over_seeds(pairs).low) for pairs in found.values() if pairs)
+
+    def row(label: str, budget: str, pairs: list[Pair], told: Callable[[list[Pair]], str]) -> list[str]:
+        mine = by_task(pairs)
+        whole = set(mine) == set(tasks)  # a mean over other tasks could not be compared
+        cells = [told(mine[task]) if task in mine else DASH for task in tasks]
+        cells += [told(pairs) if whole else DASH] * (len(tasks) > 1)
+        cells += [seeds_told(gain_over_seeds(pairs)) if whole and label != "Base" else DASH] * varied
+        return [label, budget, seeds_of(pairs), *cells]
+
+    base = over_base(first_of_each_seed(results), BASE, suffix)
+    rows = [row("Base", "0", base, lambda pairs: percent(mean_rate(pairs)))]
+    rows += [row(label, budget_told(budget), pairs, rate_and_gain) for (label, budget), pairs in found.items() if pairs]
+    head = ["method", "P", "seeds", *(f"{task}: %, gain" for task in tasks)]
+    head += ["mean: %, gain"] * (len(tasks) > 1) + ["gain over seeds"] * varied
+    return table(head, rows)
+
+
+def rate_and_gain(pairs: Sequence[Pair]) -> str:
+    return f"{percent(mean_rate(pairs))}, {points(gain(pairs))}"
+
+
+def against(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """The first arm minus each other at the same P."""
+    differences = beside_each(results)
+    return f"## {results[0].label} beside each\n\n{differences}" if differences else ""
+
+
+def beside_each(results: Sequence[CellResult], suffix: str = "") -> str:
+    """The table of `against`; `suffix` chooses disrupted evaluations."""
+    found = groups(results)
+    ours = results[0].label
+    rows = []
+    for (label, budget), others in found.items():
+        pairs = contrasted(found.get((ours, budget), []), others, suffix)
+        if label != ours and pairs:
+            rows.append([label, budget_told(budget), *difference_told(pairs)])
+    head = ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", SURE)
+    return table(head, rows) if rows else ""
+
+
+def difference_told(pairs: Sequence[Pair]) -> list[str]:
+    """Where it was measured, the mean difference over tasks, and whether it is better beyond chance."""
+    states, seeds = gain(pairs), gain_over_seeds(pairs)
+    sure = f"{verdict(states)}; {verdict(seeds) if math.isfinite(seeds.low) else DASH}"
+    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(states), seeds_told(seeds), sure]
+
+
+def where_told(pairs: Sequence[Pair]) -> str:
+    """place, stack (seeds 0, 1)."""
+    seeds = seeds_of(pairs)
+    return f"{', '.join(by_task(pairs))} (seed{'s' * (not seeds.isdigit())} {seeds})"
+
+
+def verdict(difference: Interval) -> str:
+    return "yes" if difference.low > 0 else "no, it is worse" if difference.high < 0 else "no"
+
+
+def seeds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """The mean gain of each seed by itself, where it has been run on all tasks."""
+    numbers = sorted({result.seed for result in results})
+    tasks = set(tasks_of(results))
+    rows = []
+    for (label, budget), own in groups(results).items():
+        parts = [over_base([result for result in own if result.seed == seed]) for seed in numbers]
+        gains = [points(gain(pairs)) if set(by_task(pairs)) == tasks else DASH for pairs in parts]
+        if set(gains) != {DASH}:
+            rows.append([label, budget_told(budget), *gains])
+    head = ("method", "P", *(f"seed {seed}" for seed in numbers))
+    return f"## Seed by seed\n\nMean gain over tasks.\n\n{table(head, rows)}" if rows else ""
+
+
+def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """What a method makes of more real rollouts: each P minus the one before."""
+    found = groups(results)
+    rows = []
+    for label in dict.fromkeys(label for label, _ in found):
+        budgets = [budget for its, budget in found if its == label and budget]
+        for less, more in pairwise(budgets):
+            pairs = contrasted(found[label, more], found[label, less])
+            if pairs:
+                rows.append([label, f"{less} to {more}", *difference_told(pairs)])
+    head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", SURE)
+    return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
+
+
+def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """What a method took, per cell."""
+    rows = []
+    for (label, budget), own in groups(results).items():
+
+        def mean(purpose: str, own: list[CellResult] = own) -> str:
+            values = [r.interactions[purpose].episodes for r in own if purpose in r.interactions]
+            return f"{sum(values) / len(values):.0f}" if values else "0"
+
+        seconds = [sum(stage.seconds for stage in result.stages.values()) for result in own]
+        took = clock(sum(seconds) / len(seconds))
+        used = map(mean, ("demonstrations", "rollouts", "practice_resets", "watching_practice"))
+        rows.append([label, budget_told(budget), *used, took])
+    head = ("method", "P", "demonstrations tried", "real rollouts used", "first pictures used",
+            "only watched", "time, shared stages included")  # fmt: skip
+    return (
+        f"## Cost of a cell\n\n{table(head, rows)}\n\nDemonstrations are tried until enough have succeeded. First "
+        "pictures are resets of the real environment, in which nothing is done. Only watched: episodes that measure a "
+        "policy while it practises; nothing learns from them."
+    )
+
+
+def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Mean success over tasks against P, which is 0 for the base."""
+    tasks = set(tasks_of(results))
+    start = over_base(first_of_each_seed(results), BASE)
+    budgets = sorted({result.budget for result in results if result.budget})
+    place = {budget: 1 + math.log2(budget / budgets[0]) for budget in budgets}  # one step per doubling
+    found: dict[str, list[tuple[float, Interval]]] = {}
+    for (label, budget), own in groups(results).items():
+        pairs = over_base(own)
+        if budget and {pair.task for pair in pairs} == tasks:
+            found.setdefault(label, [(0.0, mean_rate(start))]).append((place[budget], mean_rate(pairs)))
+    if not found:
+        return ""
+    lines = []
+    for i, (label, values) in enumerate(found.items()):
+        centres = [(x, interval.value) for x, interval in values]
+        lines.append(Line(label, centres, f"arm{i}"))
+        lines.append(Line(label, centres, f"arm{i}", whiskers=[(v.low, v.high) for _, v in values]))
+    marks = [(0.0, "0"), *((place[budget], str(budget)) for budget in budgets)]
+    plot = line_plot(lines, x_label="real rollouts P", y_label="real success, mean over tasks", x_marks=marks)
+    plots[f"{name}-budget.svg"] = drawn(plot, list(found))
+    return f"## Success against P\n\n![success against P]({name}-budget.svg)"
+
+
+def disruptions(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """The same as `success` under each disruption."""
+    parts = []
+    for kind in kinds_of(results):
+        measured = [result for result in results if f"{BASE} {kind}" in result.policies]
+        parts.append(f"## Disrupted {kind}\n\n{rates(measured, f' {kind}')}\n\n{beside_each(measured, f' {kind}')}")
+    return "\n\n".join(parts)
+
+
+def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Success after each round, what the round gained, and what has been lost since the base; one task at a time."""
+    single = [result for result in results if not result.tasks]
+    tasks = tasks_of(single) if len(tasks_of(single)) > 1 else []
+    rows = []
+    for (label, budget), own in groups(single).items():
+        turns = own[0].turns
+        for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
+            pairs = over_base(own, policy)
+            steps = between(own, before, policy)
+            mine = by_task(pairs)
+            cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
+            rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
+                         points(gain(steps)), points(gain(pairs)), share_told(forgotten(pairs))])  # fmt: skip
+    if not rows:
+        return ""
+    heads = (f"{task} %" for task in tasks)
+    head = ("method", "P so far", "round", *heads, "mean %", "gain of the round", "gain over base", "forgotten, %")
+    return (
+        f"## Round by round\n\n{table(head, rows)}\n\nMeans are over the tasks that a method has been run on. "
+        "Forgotten: of the initial states that the base policy solves, the share that the policy fails."
+    )
+
+
+def old_tasks(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Where one policy knows several tasks and only the first was tried and practised: what became of each."""
+    rows = []
+    for (label, _), own in groups(result for result in results if result.tasks).items():
+        for told in own[0].task.split("+"):
+            parts = [result.of_task(told) for result in own]
+            cells = [percent(mean_rate(over_base(parts, BASE)))]
+            for turn in own[0].turns:
+                pairs = over_base(parts, turn)
+                cells.append(f"{percent(mean_rate(pairs))}, {points(gain(pairs))}")
+            practised = "yes" if told == own[0].task.split("+")[0] else "no"
+            rows.append([label, told, practised, *cells])
+    if not rows:
+        return ""
+    head = ("method", "task", "practised", "base %", *(f"round {i}: %, gain" for i in range(1, len(rows[0]) - 3)))
+    return f"## Old tasks\n\n{table(head, rows)}"
+
+
+def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """How good the dreams were that a policy practised in; beside each the first arm's in the same cells."""
+    dreamt = [r for r in results if r.fidelity and r.agreement is not None and r.final in r.gaps]
+    found = groups(dreamt)
+    rows = []
+    for (label, budget), own in found.items():
+        ours = at(found.get((results[0].label, budget), []), places(own))
+        cells = [number(value, 2) for value in dream_values(own)]
+        if label != results[0].label and len(ours) == len(own):
+            beside = (number(value, 2) for value in dream_values(ours))
+            cells = [f"{value} ({other})" for value, other in zip(cells, beside, strict=True)]
+        rows.append([label, budget_told(budget), str(len(own)), *cells])
+    head = ("arm", "P", "cells", "PSNR at the end, dB", "verdicts right, %", "F1 of verdicts", "imagined minus real")
+    text = f"## The dreams\n\nIn parentheses: {results[0].label} in the same cells.\n\n"
+    return text + table(head, rows) if rows else ""
+
+
+def dream_values(results: Sequence[CellResult]) -> list[float]:
+    """Means: PSNR in dB, share of right verdicts in percent, their F1, the gap at the end in points."""
+    verdicts = [result.agreement for result in results if result.agreement is not None]
+    return [
+        mean_of(result.fidelity_at_the_end.psnr for result in results),
+        100 * mean_of(found.accuracy for found in verdicts),
+        mean_of(found.f1 for found in verdicts),
+        100 * mean_of(result.gaps[result.final].excess for result in results),
+    ]
+
+
+def attempts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Second attempts, and how long successes take, beside the base."""
+    rows = []
+    for task in tasks_of(results):
+        own = [result for result in results if result.task == task]
+        rows.append([task, *attempts_row("Base", "0", first_of_each_seed(own), lambda result: BASE)])
+        for (label, budget), cells in groups(own).items():
+            rows.append([task, *attempts_row(label, budget_told(budget), cells, lambda result: result.final)])
+    head = ("task", "method", "P", "first attempt failed", "of these succeeded, %", "attempts per episode",
+            "length of successes, beside the base's", "succeeded of failed, seed by seed")  # fmt: skip
+    return f"## Attempts\n\n{table(head, rows)}"
+
+
+def attempts_row(
+    label: str, budget: str, results: Sequence[CellResult], name: Callable[[CellResult], str]
+) -> list[str]:
+    known = [result for result in results if name(result) in result.attempts]
+    tries = [float(count) for result in known for count in result.attempts[name(result)]]
+    ratio = mean_of(r.policies[name(r)].steps_to_success / r.policies[BASE].steps_to_success for r in known)
+    length = f"{100 * ratio:.1f} %" if ratio == ratio else DASH
+    each = [second_tries([result], name) for result in known]
+    again = [hit for hits in each for hit in hits]
+    by_seed = ", ".join(f"{sum(hits)} of {len(hits)}" for hits in each)
+    return [label, budget, str(len(again)), share_told(again), number(mean_of(tries), 2), length, by_seed]
+
+
+def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str]) -> list[int]:
+    """Of the episodes whose first attempt failed: whether they succeeded in the end."""
+    found = []
+    for result in results:
+        if name(result) in result.attempts:
+            tries, hits = result.attempts[name(result)], result.policies[name(result)].success
+            found += [hit for n, hit in zip(tries, hits, strict=True) if n > 1 or (n == 1 and not hit)]
+    return found
+
+
+def share_told(hits: Sequence[int]) -> str:
+    return percent(wilson_interval(sum(hits), len(hits))) if hits else DASH
+
+
+def summary_of(missing: Mapping[str, int], there: int) -> str:
+    """How much of the grid the page rests on."""
+    total = there + sum(missing.values())
+    text = f"{there} of {total} cells have been run."
+    if missing:
+        told = ", ".join(f"{label} ({count})" for label, count in missing.items())
+        text += f" Missing, or measured with other settings: {told}."
+    return text

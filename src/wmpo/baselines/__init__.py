@@ -1,0 +1,1 @@
+"""Other ways of spending the same real rollouts, to compare with."""

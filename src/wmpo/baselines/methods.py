@@ -1,0 +1,206 @@
+"""The other ways of spending the same P real rollouts, top to bottom: what WMPO is compared with.
+
+Each takes the base policy, improves it in place, and returns it; `improve` is to them what `optimise` is to WMPO. They
+share the policy class, the demonstrations, the initial states and the evaluation with it, and use all P rollouts,
+where WMPO keeps some back to choose its threshold on.
+
+How they were tuned: by `wmpo bench tuning`, on two tasks and a seed that no other experiment uses; what it found is in
+experiments/docs/tuning.md, and the best of each is the default here. But for DPO, in its favour: beta 0.1 at lr 3e-5
+led its search by little, and then ruined policies of other seeds (experiments/docs/table1.md has both), so that it is
+held more closely to the base here. What suits them with ten times the rollouts is in experiments/docs/tuning-more.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmpo.algorithm import collect, demonstrations, evaluate_in_practice, evaluate_policy, imitate
+from wmpo.baselines.preference import Preference, PreferencePairs, rivals
+from wmpo.config import FitConfig, GRPOConfig
+from wmpo.data.cache import FrameCache
+from wmpo.data.clips import ImitationFrames
+from wmpo.errors import UserError
+from wmpo.grpo import practise
+from wmpo.protocols import Env
+from wmpo.report.measure import outcomes
+from wmpo.report.results import BASE, Interactions, RunResult
+from wmpo.run import Run, is_demonstration, is_rollout, round_of
+from wmpo.training.log import read_metrics
+from wmpo.types import Observation, Outcome
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """What the baselines need beside the settings of a recipe."""
+
+    online: GRPOConfig = field(
+        default_factory=lambda: GRPOConfig(lr=1e-3, groups=8, group_size=8, warmup=4, minibatches=2, ema=0.0)
+    )
+    """GRPO on real rollouts. Its batches are small, since P pays for few; iterations, too few to average, and refills
+    are set by P."""
+    beta: float = 1.0
+    """DPO: how strongly the policy is held to the base; the smaller, the farther it may move."""
+    dpo: FitConfig = field(default_factory=lambda: FitConfig(steps=200, batch_size=16, lr=1e-4, warmup=20))
+    """DPO: training on pairs of a success and a failure; batch_size counts pairs."""
+    sft: FitConfig = field(default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, lr=3e-4))
+    """Supervised training that goes on from the base policy, on demonstrations and what was added to them."""
+    upper_iterations: int = 60
+    """Iterations of GRPO without a limit on real rollouts; all else as in practice."""
+
+
+def improve(run: Run, method: str, cfg: BaselineConfig) -> RunResult:
+    """What `optimise` does, with another method in place of practising in imagination."""
+    demonstrations(run)
+    policy = imitate(run)
+    evaluate_policy(run, policy, BASE)
+    for turn in range(1, run.recipe.rounds + 1):
+        policy = METHODS[method](run, policy, turn, cfg)
+        name = f"{method}_{turn}"
+        policy.save_pretrained(run.folder / "policies" / name)
+        evaluate_policy(run, policy, name)
+    result, _ = outcomes(run)
+    tried, practised = result.interactions["rollouts"], real_practice(run)
+    result.interactions["rollouts"] = Interactions(tried.episodes + practised.episodes, tried.steps + practised.steps)
+    result.read_logs(run.folder)
+    return result
+
+
+def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+    """GRPO in the real environment that ends once P real rollouts are used: those are what it learns from."""
+    budget = run.recipe.collect.episodes
+    limited = within(cfg.online, budget)
+    return practise_for_real(
+        run, policy, limited, run.initial_states("collect", budget, turn), f"online_grpo-{turn}", turn
+    )
+
+
+def upper_bound(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+    """GRPO in the real environment, set as practice in imagination is but for longer: what a perfect dream gives."""
+    unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, target_kl=0.0)  # reality can be trusted
+    numbers = run.initial_states("practise", unlimited.initial_states, turn)
+    return practise_for_real(run, policy, unlimited, numbers, f"upper_bound-{turn}", turn)
+
+
+def dpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+    """Offline DPO on pairs of a success and a failure of this round's P rollouts, the policy before as reference.
+
+    A success is paired with the failures from its own initial state; where the round has tried that state only once, as
+    `collect` does, with all failures of the round. A round without successes or failures leaves the policy as it is.
+    """
+    collect(run, policy, turn)
+    with run.log.stage("dpo"):
+        records = [record for record in run.store.records() if record.source == f"round-{turn}"]
+        pairs = rivals(records)
+        if not pairs:
+            run.log.info(f"DPO: round {turn} has no success beside a failure; the policy stays as it is.")
+            return policy
+        temperature = run.recipe.collect.temperature  # that of the policy which made these decisions
+        policy.to(run.device)
+        batches = PreferencePairs(FrameCache(run.store), policy, pairs, temperature, run.device)
+        seed = run.seed(21, turn)
+        run.fit(
+            Preference(policy, cfg.beta, temperature),
+            lambda step: batches.sample(cfg.dpo.batch_size, seed, step),
+            cfg.dpo,
+            f"dpo-{turn}",
+            seed,
+        )
+    return policy
+
+
+def filtered_bc(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+    """Filtered behaviour cloning: imitate the demonstrations and the successes of the rollouts so far."""
+    collect(run, policy, turn)
+    liked = run.episodes(lambda record: is_rollout(record) and round_of(record) <= turn and record.succeeded)
+    return imitate_more(run, policy, run.episodes(is_demonstration) + liked, cfg.sft, f"filtered_bc-{turn}", turn)
+
+
+def more_demonstrations(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+    """Imitate P more successful demonstrations per round, in place of the policy's own rollouts."""
+    recipe = run.recipe
+    wanted = recipe.demonstrations.episodes + turn * recipe.collect.episodes
+    asked = replace(recipe, demonstrations=replace(recipe.demonstrations, episodes=wanted))
+    demonstrations(replace(run, recipe=asked))
+    shown = run.episodes(is_demonstration)[:wanted]
+    return imitate_more(run, policy, shown, cfg.sft, f"more_demonstrations-{turn}", turn)
+
+
+Method = Callable[[Run, Any, int, BaselineConfig], Any]
+METHODS: dict[str, Method] = {
+    method.__name__: method for method in (online_grpo, dpo, filtered_bc, more_demonstrations, upper_bound)
+}
+
+
+def imitate_more(run: Run, policy: Any, episodes: Sequence[int], cfg: FitConfig, name: str, turn: int) -> Any:
+    """Go on imitating, from the policy as it is."""
+    with run.log.stage("imitate more"):
+        frames = ImitationFrames(FrameCache(run.store), episodes, policy.chunk, shift=run.recipe.policy.shift)
+        seed = run.seed(22, turn)
+        return run.fit(policy, lambda step: frames.sample(cfg.batch_size, seed, step), cfg, name, seed)
+
+
+def within(cfg: GRPOConfig, budget: int) -> GRPOConfig:
+    """As many iterations as `budget` rollouts pay for; what is left of them is less than one iteration."""
+    groups = min(cfg.groups, budget // cfg.group_size)
+    if not groups:
+        raise UserError(
+            f"{budget} real rollouts are no group of {cfg.group_size}: raise collect.episodes or choose smaller groups."
+        )
+    return replace(cfg, groups=groups, max_resamples=0, iterations=budget // (groups * cfg.group_size))
+
+
+def practise_for_real(run: Run, policy: Any, cfg: GRPOConfig, numbers: Sequence[int], name: str, turn: int) -> Any:
+    env = Metered(run.env)
+
+    def after(iteration: int, policy: Any) -> None:
+        run.log.scalars(iteration, {f"{name}/real_episodes": env.episodes, f"{name}/real_steps": env.steps})
+        env.episodes = env.steps = 0
+        evaluate_in_practice(run, policy, name, iteration)
+
+    with run.log.stage(name):
+        return practise(
+            env,
+            policy.to(run.device),
+            numbers,
+            cfg,
+            seed=run.seed(23, turn),
+            generator=torch.Generator(),
+            folder=run.folder,
+            name=name,
+            log=run.log,
+            callback=after,
+        )
+
+
+class Metered:
+    """The same environment, counting how much it is used."""
+
+    def __init__(self, env: Env) -> None:
+        self.env, self.spec = env, env.spec
+        self.episodes = self.steps = 0
+
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        self.episodes += len(initial_states)
+        return self.env.reset(initial_states)
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        self.steps += chunk_AKD.shape[0] * chunk_AKD.shape[1]
+        return self.env.step(rows, chunk_AKD)
+
+    def close(self) -> None:
+        """Nothing to close; the environment belongs to the run."""
+
+
+def real_practice(run: Run) -> Interactions:
+    """What practice in the real environment has used, by its log."""
+    used = {"episodes": 0, "steps": 0}
+    for name, points in read_metrics(run.folder).items():
+        for unit in used:
+            if name.endswith(f"/real_{unit}"):
+                used[unit] += round(sum(value for _, value in points))
+    return Interactions(**used)

@@ -1,0 +1,133 @@
+"""`wmpo`: the command line. Every command is a dataclass of options with `execute`, imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from wmpo.errors import UserError
+
+
+class Command(NamedTuple):
+    module: str
+    name: str  # of the class of options
+    about: str
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("run", "RunCommand", "the whole loop, from nothing to a report; continues where it was stopped"),
+    "evaluate": Command("evaluate", "EvaluateCommand", "measure policies of a run in the real environment"),
+    "report": Command("run", "ReportCommand", "rewrite the report of a finished run"),
+    "bench": Command("bench", "BenchCommand", "run an experiment as a grid of cells, or write its page"),
+    "plan": Command("plan", "PlanCommand", "how much memory and time the stages of a recipe will take"),
+    "recipes": Command("lists", "RecipesCommand", "what `wmpo run` can run"),
+    "tasks": Command("lists", "TasksCommand", "what the embedded simulator can ask of a policy"),
+    "doctor": Command("lists", "DoctorCommand", "what this machine has, what will be used, and how to get more"),
+    "demonstrate": Command("stages", "DemonstrateCommand", "stage: scripted demonstrations into an episode store"),
+    "imitate": Command("stages", "ImitateCommand", "stage: a policy from the demonstrations in a store"),
+    "collect": Command("stages", "CollectCommand", "stage: real rollouts of a policy into a store"),
+    "world-model": Command("dreaming", "WorldModelCommand", "stage: a video model from the episodes of stores"),
+    "reward-model": Command(
+        "dreaming", "RewardModelCommand", "stage: a success classifier from the episodes of a store"
+    ),
+    "practise": Command("dreaming", "PractiseCommand", "stage: improve a policy in imagination"),
+}
+NO_FAULT_OF_OURS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. Bad input: one sentence and 2. Stopped: one line and 130.
+    Nobody reads what it prints: 141, as for any program in a pipe."""
+    if args is None:
+        args = sys.argv[1:]
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        status = dispatch(list(args))
+        print(end="", flush=True)
+        return status
+    except UserError as error:
+        return complain(str(error), 2)
+    except KeyboardInterrupt:
+        return complain("stopped; nothing that was finished is lost, and the same command continues.", 130)
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in NO_FAULT_OF_OURS:
+            raise
+        return complain(f"{error.strerror}: {error.filename or 'the disk'}; what was made so far is kept.", 2)
+
+
+def dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"wmpo {version('wmpo')}")
+        return 0
+    if args[0] not in COMMANDS:
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
+        raise UserError(f"There is no command {args[0]!r}: {hint}")
+    command = COMMANDS[args[0]]
+    options = getattr(importlib.import_module(f"wmpo.cli.{command.module}"), command.name)
+    if hasattr(options, "parse"):
+        chosen = options.parse(args[1:])
+    else:
+        from wmpo.cli.parse import parse
+
+        chosen = parse(options, args[1:], f"wmpo {args[0]}")
+    return chosen.execute() or 0
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "wmpo: robot policies that improve by practising in imagined video.",
+            "",
+            "usage: wmpo COMMAND [OPTIONS]        wmpo COMMAND --help explains every option",
+            "",
+            *lines,
+            "",
+            "  wmpo run place                     the main job on a laptop's CPU",
+            "  wmpo run place --seed 1 --grpo.iterations 5",
+            "  wmpo evaluate runs/place-seed0 --disruption texture",
+        ]
+    )
+
+
+def nobody_reads() -> bool:
+    """Whether what we print has no reader any more, as in `wmpo run place --help | head`; Python then says no more."""
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
+def complain(text: str, status: int) -> int:
+    print(end="", flush=True)
+    print(f"wmpo: {text}", file=sys.stderr)
+    return status
+
+
+def _stop(*_: object) -> None:
+    """Being asked to end is as good as Ctrl-C."""
+    raise KeyboardInterrupt

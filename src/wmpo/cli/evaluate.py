@@ -1,0 +1,75 @@
+"""`wmpo evaluate`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from wmpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Measure policies of a run in the real environment, all on the same initial states, which nothing learned from.
+
+    Prints success with its Wilson interval and the paired gain over the base policy, for each task too where there are
+    several. Outcomes are kept in FOLDER/evaluations, one file per setting, and compared with what is there already.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    policy: tuple[str, ...] = ()
+    """base, wmpo-1, control, or folders that hold a policy; default: base and the last one that practised."""
+    episodes: int | None = None
+    """Initial states; default as in the recipe."""
+    temperature: float | None = None
+    """Sampling temperature, 0 for the greedy choice; default as in the recipe."""
+    disruption: Literal["none", "position", "background", "texture", "paraphrase"] = "none"
+    """Change the scene as the paper does: other positions, another background, other textures; or only the sentence:
+    paraphrase gives one that nothing was trained on."""
+    seed: int = 0
+    """Of the sampling, where the temperature is above 0."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+
+    def execute(self) -> None:
+        from wmpo.cli.models import find_policy, latest, load_policy
+        from wmpo.cli.opening import load_recipe, pick_device
+        from wmpo.data.initial_states import initial_states
+        from wmpo.envs import make_env, task_names
+        from wmpo.evaluate import evaluate
+        from wmpo.report.results import RunResult
+        from wmpo.report.terminal import terminal_table
+        from wmpo.training.log import RunLog
+        from wmpo.training.parallel import use_one_thread
+
+        recipe = load_recipe(self.folder)
+        episodes = recipe.evaluate.episodes if self.episodes is None else self.episodes
+        temperature = recipe.evaluate.temperature if self.temperature is None else self.temperature
+        if episodes < 1 or not 0 <= temperature < float("inf"):
+            raise UserError(f"--episodes is {episodes} and --temperature {temperature:g}; at least 1 and 0 are needed.")
+        use_one_thread()
+        device = pick_device(self.device)
+        numbers = initial_states("evaluate", recipe.seed, episodes)
+        places = {name: find_policy(self.folder, name) for name in self.policy or latest(recipe, self.folder)}
+        name = f"{self.disruption}-t{temperature:g}-n{episodes}-s{self.seed}.json"
+        file = self.folder / "evaluations" / name
+        result = RunResult.begin(recipe)
+        with closing(make_env(recipe.env, self.disruption)) as env:
+            policies = {place.name: load_policy(place, env.spec, device) for place in places.values()}
+            if file.exists():
+                result.policies = RunResult.load(file).policies
+            with RunLog(self.folder / "evaluations") as log:
+                for name, policy in policies.items():
+                    log.info(f"{name}: {episodes} real episodes, disruption {self.disruption}")
+                    measured = evaluate(
+                        env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(recipe.env)
+                    )
+                    result.policies[name] = measured.result(temperature, self.disruption)
+                    result.save(file)
+                log.console.print(terminal_table(result))
+                log.info(f"Outcomes: {file}")

@@ -1,0 +1,70 @@
+"""Loading what a run saved, and making sure that it fits what it is used with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.training.checkpoint import CONFIG, check_fits
+from wmpo.types import EnvSpec
+
+
+def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+    from wmpo import policies
+
+    policy = policies.load_policy(existing(folder, "policy")).to(device)
+    check_fits(policy.config, spec, folder)
+    return policy
+
+
+def load_world_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+    from wmpo.world_models.video_diffusion import VideoDiffusionModel
+
+    model = VideoDiffusionModel.from_pretrained(existing(folder, "world model")).to(device)
+    check_fits(model.config, spec, folder)
+    return model
+
+
+def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+    from wmpo import rewards
+
+    return rewards.load_reward_model(existing(folder, "reward model"), spec).to(device)
+
+
+def existing(folder: Path, what: str) -> Path:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no {what}, since it has no {CONFIG}: check the path, or train one first.")
+    return folder
+
+
+def check_chunk(world_model: Any, policy: Any) -> None:
+    wanted = getattr(getattr(world_model, "config", None), "chunk", policy.chunk)
+    if wanted != policy.chunk:
+        raise UserError(
+            f"The world model imagines {wanted} frames at a time, but the policy decides {policy.chunk} actions at "
+            "once: train one of them with the other's chunk."
+        )
+
+
+def find_policy(folder: Path, name: str) -> Path:
+    """The folder of a policy that a run saved, by its name; or any folder that holds one."""
+    inside = folder / "policies" / name
+    if (inside / CONFIG).is_file():
+        return inside
+    if (Path(name) / CONFIG).is_file():
+        return Path(name)
+    known = ", ".join(sorted(path.name for path in (folder / "policies").glob("*"))) or "none yet"
+    raise UserError(f"There is no policy {name!r} in {folder} (policies: {known}), nor a folder of that name with one.")
+
+
+def latest(recipe: Recipe, folder: Path) -> list[str]:
+    """The base policy and the last one that practised, as far as the run has got."""
+    names = ["base", *(f"wmpo-{turn}" for turn in range(recipe.rounds, 0, -1))]
+    there = [name for name in names if (folder / "policies" / name / CONFIG).is_file()]
+    if not there:
+        raise UserError(f"The run in {folder} has no policy yet: continue it with wmpo run {recipe.name}.")
+    return there[:2]

@@ -1,0 +1,146 @@
+"""Opening the folder of a run: one process at a time, one recipe for its whole life."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmpo.config import Recipe
+from wmpo.data.store import EpisodeStore
+from wmpo.envs import make_env
+from wmpo.errors import UserError
+from wmpo.io.files import read_json, write_json
+from wmpo.io.plain import from_plain, to_plain
+from wmpo.protocols import Env
+from wmpo.recipes.checks import check_recipe
+from wmpo.run import Run
+from wmpo.training.log import RunLog
+from wmpo.training.parallel import use_one_thread
+from wmpo.types import EnvSpec, Observation, Outcome
+
+RECIPE = "recipe.json"
+CHANGES_NO_NUMBER = ("env.workers",)  # settings that a run may be continued with other values of
+
+
+@contextmanager
+def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]:
+    """A new run in `folder`, or the one that is there, if it is of the same recipe."""
+    check_recipe(recipe)
+    use_one_thread()
+    device = pick_device(recipe.device)
+    with closing(make_env(recipe.env)) as env, locked(folder):
+        keep_recipe(recipe, folder)
+        with RunLog(folder, quiet) as log:
+            store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
+            evaluation = EpisodeStore.open_or_create(folder / "evaluation", env.spec)
+            yield Run(recipe, folder, log, device, env, store, evaluation)
+
+
+@contextmanager
+def open_stage(
+    recipe: Recipe, folder: Path, data: Path, env: Env | None = None, create: bool = False, quiet: bool = False
+) -> Iterator[Run]:
+    """One stage on its own: it works in `folder`, on the episode store in `data`.
+
+    With neither `env` nor `create` the store must exist, and the real environment is out of reach.
+    """
+    check_recipe(recipe)
+    use_one_thread()
+    device = pick_device(recipe.device)
+    if create:
+        with closing(make_env(recipe.env)) as made:
+            store = EpisodeStore.open_or_create(data, made.spec)
+    else:
+        store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
+    with locked(folder), RunLog(folder, quiet) as log:
+        yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
+
+
+@dataclass
+class Unreachable:
+    """Stands for the real environment where only its shape is needed."""
+
+    spec: EnvSpec
+
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        raise UserError("This stage has no real environment.")
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        raise UserError("This stage has no real environment.")
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def same_shape(one: EpisodeStore, other: EpisodeStore) -> None:
+    """Two stores that are learned from together must show and accept the same."""
+    if (one.spec.cameras, one.spec.action_dim) != (other.spec.cameras, other.spec.action_dim):
+        raise UserError(
+            f"{one.root} has {dict(one.spec.cameras)} and {one.spec.action_dim} action dimensions, but {other.root} "
+            f"has {dict(other.spec.cameras)} and {other.spec.action_dim}: collect both with the same settings."
+        )
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """The recipe of the run in `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: give that of a run, such as runs/place-seed0.")
+    if not (folder / RECIPE).exists():
+        raise UserError(f"{folder} holds no run, since it has no {RECIPE}: give the folder that `wmpo run` made.")
+    return from_plain(Recipe, read_json(folder / RECIPE), str(folder / RECIPE))
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.json, or make sure that it says the same."""
+    if not (folder / RECIPE).exists():
+        write_json(folder / RECIPE, to_plain(recipe))
+        return
+    old, new = flat(load_recipe(folder)), flat(recipe)
+    for name, value in new.items():
+        if old[name] != value and name not in CHANGES_NO_NUMBER:
+            raise UserError(
+                f"{folder} holds a run with {name} = {old[name]}, not {value}: "
+                "give the same settings to continue it, or another folder with --out."
+            )
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted field -> value of nested dataclasses."""
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        found |= flat(value, f"{prefix}{name}.") if is_dataclass(value) else {f"{prefix}{name}": value}
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run. The lock dies with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is at work in {folder}: wait for it, or use another folder.") from None
+        yield
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: a GPU where there is one. A GPU is made repeatable, and fast, for the whole process."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run
+        torch.set_float32_matmul_precision("high")  # TF32, in which convolutions are computed anyway
+    return device

@@ -1,0 +1,82 @@
+"""`wmpo plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import tyro
+
+from wmpo.cli.run import parse_with_recipe
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """How much memory, arithmetic and time each stage of a recipe will take, found without running it; status 1 if one
+    doesn't fit."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    gpu_memory: float = 24.0
+    """What there is, in GB (10^9 bytes): of the GPU, or of the machine where there is none."""
+    tflops: float = 0.0
+    """Speed that the device holds in such work, in TFLOP/s (10^12 operations per second). A GPU may reach 40 % of what
+    its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 here,
+    measured, which bounds the time from below."""
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> PlanCommand:
+        return parse_with_recipe(cls, args, "plan")
+
+    def execute(self) -> int:
+        import torch
+        from rich.console import Console
+        from rich.table import Table
+
+        from wmpo.cli.machine import matmul_gflops
+        from wmpo.cli.opening import pick_device
+        from wmpo.cli.planning import fitting, plan
+        from wmpo.envs import make_env
+        from wmpo.recipes.checks import check_recipe
+
+        if not self.gpu_memory > 0:
+            raise UserError(f"--gpu-memory is {self.gpu_memory}; it must be above 0.")
+        if not self.tflops >= 0:
+            raise UserError(f"--tflops is {self.tflops}; it must be at least 0.")
+        check_recipe(self.recipe)
+        env = make_env(replace(self.recipe.env, workers=0))
+        spec = env.spec
+        env.close()
+        needs = plan(self.recipe, spec)
+        # Where a speed is given, the recipe's device may be another machine's.
+        tflops = self.tflops or matmul_gflops(torch.float32, device=pick_device(self.recipe.device)) / 1000
+
+        memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
+        memory.add_column("stage", no_wrap=True)
+        for head in ("weights", "training", "activations", "in all"):
+            memory.add_column(head, justify="right", no_wrap=True)
+        memory.add_column(f"{self.gpu_memory:g} GB", overflow="fold")  # advice may take several lines
+        time = Table(title=f"{self.recipe.name}: arithmetic, and hours at {tflops:.3g} TFLOP/s", title_justify="left")
+        time.add_column("stage", no_wrap=True)
+        for head in ("parameters", "TFLOP a step", "steps", "PFLOP in all", "hours"):
+            time.add_column(head, justify="right", no_wrap=True)
+        for need in needs:
+            sizes = [gigabytes(size) for size in (need.weights, need.training, need.activations, need.total)]
+            memory.add_row(need.stage, *sizes, fitting(need, 1e9 * self.gpu_memory))
+            work = (f"{need.flop / 1e12:,.3f}", f"{need.steps:,.0f}", f"{need.steps * need.flop / 1e15:,.3f}")
+            time.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *work, f"{need.hours(tflops):,.2f}")
+        console = Console()
+        console.print(memory)
+        console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
+        console.print(time)
+        hours = sum(need.hours(tflops) for need in needs)
+        console.print(f"{hours:,.2f} hours in all, for arithmetic alone: small networks take several times as long.")
+        episodes = self.recipe.grpo.groups * self.recipe.grpo.group_size
+        console.print(f"Imagined in an iteration: {episodes} episodes, up to {episodes * spec.horizon:,} frames.")
+        return int(any(need.total > 1e9 * self.gpu_memory for need in needs))
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3f}"

@@ -1,0 +1,83 @@
+"""`wmpo run` and `wmpo report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol, TypeVar
+
+import tyro
+
+from wmpo.cli.parse import parse
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.recipes import RECIPES, recipe_named
+
+Options = TypeVar("Options", bound="WithRecipe")
+
+
+class WithRecipe(Protocol):
+    def __init__(self, recipe: Recipe) -> None: ...
+
+
+def parse_with_recipe(options: type[Options], args: Sequence[str], command: str) -> Options:
+    """The first argument names the recipe, whose values are the defaults of all options."""
+    if not args:
+        raise UserError(f"Which recipe? wmpo {command} {'|'.join(RECIPES)}")
+    if args[0].startswith("-"):
+        if args[0] not in ("-h", "--help"):
+            raise UserError(f"Name the recipe before its options, as in: wmpo {command} place --seed 1.")
+        return parse(options, args, f"wmpo {command} RECIPE", options(RECIPES["place"]))
+    return parse(options, args[1:], f"wmpo {command} {args[0]}", options(recipe_named(args[0])))
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """The whole loop, from nothing to a report. The same command continues a run that was stopped."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; default runs/RECIPE-seedN."""
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> RunCommand:
+        return parse_with_recipe(cls, args, "run")
+
+    def execute(self) -> None:
+        from wmpo.algorithm import optimise
+        from wmpo.cli.opening import open_run
+        from wmpo.report.results import RunResult
+        from wmpo.report.terminal import terminal_table
+
+        folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
+        with open_run(self.recipe, folder) as run:
+            if (folder / "dream.png").exists():  # which is written last
+                run.log.info(f"{folder} is finished; wmpo report makes what is missing, and measures its dream again")
+                result = RunResult.load(folder / "result.json")
+            else:
+                run.log.info(f"{folder}: on {run.device}")
+                result = optimise(run)
+            run.log.console.print(terminal_table(result))
+            run.log.info(f"Report: {folder / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Measure the dream of a finished run again, and rewrite its result.json and report.html."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+    def execute(self) -> None:
+        from wmpo.algorithm import optimise
+        from wmpo.cli.opening import load_recipe, open_run
+        from wmpo.report.terminal import terminal_table
+
+        recipe = load_recipe(self.folder)
+        if not (self.folder / "result.json").exists():
+            raise UserError(f"The run in {self.folder} is not finished: continue it with wmpo run {recipe.name}.")
+        with open_run(recipe, self.folder) as run:
+            result = optimise(run)  # every stage is there, so that only the report is made
+            run.log.console.print(terminal_table(result))
+            run.log.info(f"Report: {self.folder / 'report.html'}")

@@ -1,0 +1,55 @@
+"""Initial states by number: which number belongs to which split.
+
+Equal numbers mean equal initial states, so splits that share no number share no initial state. A number
+has 32 bits, which every simulator accepts as a seed:
+
+    3 bits split | 5 bits round | 8 bits seed | 16 bits index
+
+Numbers of one call are consecutive, which lets `held_out` cut exact shares.
+"""
+
+from __future__ import annotations
+
+from wmpo.errors import UserError
+
+SPLITS: tuple[str, ...] = ("demonstrate", "collect", "practise", "evaluate", "watch")
+"""Demonstrations; real rollouts of the policy; frames to imagine from; real evaluation; a look while practising."""
+
+ROUND_BITS = 5
+SEED_BITS = 8
+INDEX_BITS = 16
+
+
+def initial_states(split: str, seed: int, n: int, round: int = 0) -> list[int]:
+    """The first n initial-state numbers of a split, in [0, 2^32).
+
+    Different splits and different rounds never share a number. Seeds count modulo 256: seeds 0 and 256
+    meet the same initial states. Asking for more numbers keeps the earlier ones.
+    """
+    if split not in SPLITS:
+        raise UserError(f"There is no split '{split}': choose one of {', '.join(SPLITS)}.")
+    if not 0 <= n <= 1 << INDEX_BITS:
+        raise UserError(f"{n} initial states asked of split '{split}': choose between 0 and {1 << INDEX_BITS}.")
+    if not 0 <= round < 1 << ROUND_BITS:
+        raise UserError(f"Round {round} has no initial states: rounds go from 0 to {(1 << ROUND_BITS) - 1}.")
+    first = SPLITS.index(split)
+    first = (first << ROUND_BITS) + round
+    first = (first << SEED_BITS) + seed % (1 << SEED_BITS)
+    first <<= INDEX_BITS
+    return list(range(first, first + n))
+
+
+def split_of(initial_state: int) -> str:
+    """The split that an initial-state number belongs to, "other" for numbers that `initial_states` never gives."""
+    code = initial_state >> (ROUND_BITS + SEED_BITS + INDEX_BITS)
+    return SPLITS[code] if 0 <= code < len(SPLITS) else "other"
+
+
+def held_out(initial_state: int, share: float) -> bool:
+    """Whether an initial state is kept out of training when `share` in [0, 1] of them is.
+
+    Depends on the number alone, so episodes collected later never move earlier ones across, and all
+    episodes from one initial state stay on one side. Exact on consecutive numbers: of n, round down or up.
+    """
+    index = initial_state % (1 << INDEX_BITS)
+    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)

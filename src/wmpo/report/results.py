@@ -1,0 +1,367 @@
+"""The numbers of one run, in one small JSON file: reports and documentation are made from these files alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from wmpo.config import Recipe
+from wmpo.errors import UserError
+from wmpo.io.files import read_json, write_json
+from wmpo.io.plain import from_plain, to_plain
+from wmpo.losses.statistics import Interval, mcnemar_exact, paired_bootstrap, wilson_interval
+from wmpo.training.log import read_metrics, read_stages
+
+FORMAT = 1
+BASE, CONTROL, FINAL = "base", "control", "wmpo"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run was made on."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    gpu: str  # "" without one
+    system: str
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """How often the real environment was used for one purpose."""
+
+    episodes: int
+    steps: int
+    """Actions taken; 0 where the environment was only reset."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage cost, over all its initial_states."""
+
+    seconds: float
+    peak_memory_mb: float
+    peak_gpu_memory_mb: float = 0.0
+    initial_states: int = 1
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """Real evaluation of one policy. Equal `initial_states` make two of them comparable pair by pair."""
+
+    initial_states: list[int]
+    success: list[int]  # 0 or 1 per start
+    finish_step: list[int]  # frame of the first success; the episode's length where there is none
+    temperature: float = 0.0
+    disruption: str = "none"
+    task: list[str] = field(default_factory=list)  # of each start; empty where all are of one
+
+    def of_task(self, name: str) -> PolicyResult:
+        """The part of it that is about one task."""
+        rows = [row for row, task in enumerate(self.task) if task == name]
+        return replace(
+            self,
+            initial_states=[self.initial_states[row] for row in rows],
+            success=[self.success[row] for row in rows],
+            finish_step=[self.finish_step[row] for row in rows],
+            task=[],
+        )
+
+    @property
+    def rate(self) -> Interval:
+        """Success rate with its 95 % Wilson interval."""
+        return wilson_interval(sum(self.success), len(self.success))
+
+    @property
+    def steps_to_success(self) -> float:
+        """Mean first successful frame of the successes; NaN without any."""
+        steps = [step for step, success in zip(self.finish_step, self.success, strict=True) if success]
+        return sum(steps) / len(steps) if steps else float("nan")
+
+
+@dataclass(frozen=True)
+class RewardQuality:
+    """The reward model on held-out real episodes."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    accuracy: float
+    calibration_error: float
+    auroc: float
+    episodes: int
+    successes: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Imagined against real pictures of one camera after the same actions, at one horizon, beside the first picture."""
+
+    frames: int
+    psnr: float  # dB, higher is better
+    ssim: float  # at most 1, higher is better
+    frechet: float  # at least 0, lower is better
+    still_psnr: float
+    still_ssim: float
+    still_frechet: float
+    episodes: int
+    camera: str = "front"  # older results knew one only
+
+
+@dataclass(frozen=True)
+class StateFidelity:
+    """Imagined against real proprioceptive state after the same actions, at one horizon, beside the first state."""
+
+    frames: int
+    error: list[float]  # per dimension: mean absolute error, in its own unit
+    still_error: list[float]
+    rms: float  # root mean square over all dimensions, each in standard deviations of the real state
+    still_rms: float
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Verdicts on imagined replays of held-out real episodes against what really happened."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    episodes: int
+    successes: int
+    """Of them really successful."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One policy's success in imagination and in reality."""
+
+    imagined: float
+    imagined_episodes: int
+    real: float
+    real_episodes: int
+
+    @property
+    def excess(self) -> float:
+        """Imagined minus real success: above 0 the dream flatters the policy."""
+        return self.imagined - self.real
+
+    @property
+    def variance(self) -> float:
+        """Of the excess, as if episodes of both worlds were drawn independently."""
+        worlds = (self.imagined, self.imagined_episodes), (self.real, self.real_episodes)
+        return sum(rate * (1 - rate) / episodes for rate, episodes in worlds)
+
+
+Curve = list[tuple[int, float]]
+Result = TypeVar("Result", bound="RunResult")
+
+
+@dataclass
+class RunResult:
+    """Everything that is told about a run. Absent measurements are empty or None."""
+
+    recipe: dict[str, Any]
+    task: str
+    seed: int
+    commit: str
+    versions: dict[str, str]
+    machine: Machine
+    interactions: dict[str, Interactions] = field(default_factory=dict)
+    """Purpose (demonstrations, rollouts, practice resets, evaluation, ...) -> real interaction."""
+    stages: dict[str, Stage] = field(default_factory=dict)
+    policies: dict[str, PolicyResult] = field(default_factory=dict)
+    """base; wmpo, or wmpo-1, wmpo-2 ... over rounds; control; others under any name without a dash."""
+    reward: RewardQuality | None = None
+    fidelity: list[Fidelity] = field(default_factory=list)
+    """Camera by camera, with growing horizons."""
+    state_fidelity: list[StateFidelity] = field(default_factory=list)
+    """With growing horizons; empty for a policy that feels no state."""
+    agreement: Agreement | None = None
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    """Policy -> its success in imagination and in reality."""
+    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    """Practice (practice, or practice-1 ... over rounds; control) -> metric -> (iteration, value)."""
+    format: int = FORMAT
+
+    @staticmethod
+    def begin(recipe: Recipe) -> RunResult:
+        """A result that knows its recipe, code and machine, and no measurement yet."""
+        return RunResult(
+            recipe=to_plain(recipe),
+            task=recipe.env.task,
+            seed=recipe.seed,
+            commit=commit(),
+            versions=versions(),
+            machine=this_machine(),
+        )
+
+    def read_logs(self, folder: Path) -> None:
+        """Take stages, and the curves of every practice, from what the run logged in `folder`."""
+        known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "initial_states")
+        for name, values in read_stages(folder).items():
+            self.stages[name] = Stage(**{key: values[key] for key in known if key in values})  # type: ignore[arg-type]
+        metrics = read_metrics(folder)
+        for name, points in metrics.items():
+            practice, _, metric = name.rpartition("/")
+            if f"{practice}/groups_kept" in metrics:  # which only GRPO logs
+                self.curves.setdefault(practice, {})[metric] = points
+
+    @property
+    def final(self) -> str:
+        """Name of the last policy that practised in imagination."""
+        names = [name for name in self.policies if name == FINAL or name.startswith(f"{FINAL}-")]
+        if not names:
+            raise UserError("This result holds no policy that practised in imagination.")
+        return names[-1]
+
+    @property
+    def fidelity_at_the_end(self) -> Fidelity:
+        """Of the first camera, which the reward model watches, at the longest horizon."""
+        if not self.fidelity:
+            raise UserError("This result says nothing of how faithful the imagined video is.")
+        return [at for at in self.fidelity if at.camera == self.fidelity[0].camera][-1]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that outcomes are told apart by; empty where there is only one."""
+        return sorted({name for policy in self.policies.values() for name in policy.task})
+
+    def of_task(self: Result, name: str) -> Result:
+        """The same result with those outcomes only that are about one task."""
+        policies = {who: policy.of_task(name) for who, policy in self.policies.items() if name in policy.task}
+        return replace(self, policies=policies)
+
+    def summary(self) -> Summary:
+        """Rates and paired differences to the base policy, each with a 95 % interval; of each task too."""
+        rates = {name: policy.rate for name, policy in self.policies.items()}
+        gains = {}
+        base = self.policies.get(BASE)
+        for name, policy in self.policies.items():
+            if name != BASE and base is not None and policy.initial_states == base.initial_states:
+                gains[name] = Gain.between(base.success, policy.success)
+        return Summary(rates, gains, {name: self.of_task(name).summary() for name in self.tasks})
+
+    def save(self, path: Path) -> None:
+        self.check(str(path))
+        write_json(path, to_plain(self))
+
+    @staticmethod
+    def load(path: Path) -> RunResult:
+        """Strict: a file of another format, or with lists of unequal lengths, is refused in one sentence."""
+        data = read_json(path)
+        if isinstance(data, Mapping) and data.get("format") != FORMAT:
+            raise UserError(f"{path} has format {data.get('format')!r}; this version of wmpo reads {FORMAT}.")
+        result = from_plain(RunResult, data, str(path))
+        result.check(str(path))
+        return result
+
+    def check(self, where: str) -> None:
+        for name, policy in self.policies.items():
+            lengths = {len(policy.initial_states), len(policy.success), len(policy.finish_step)}
+            if len(lengths) != 1 or 0 in lengths:
+                raise UserError(f"{where}: {name} needs one outcome and one finish step for each start.")
+            if len(policy.task) not in (0, len(policy.initial_states)):
+                raise UserError(f"{where}: {name} needs the task of each start, or of none.")
+            if not set(policy.success) <= {0, 1}:
+                raise UserError(f"{where}: outcomes of {name} must be 0 or 1.")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more often one policy succeeds than another, on the same initial states."""
+
+    difference: Interval  # in [-1, 1], with its 95 % paired bootstrap interval
+    won: int  # states that only the second policy solves
+    lost: int  # states that only the first one solves
+    p_value: float  # McNemar's exact test
+
+    @staticmethod
+    def between(before: Sequence[int], after: Sequence[int]) -> Gain:
+        pairs = list(zip(before, after, strict=True))
+        return Gain(
+            difference=paired_bootstrap(before, after),
+            won=sum(b < a for b, a in pairs),
+            lost=sum(b > a for b, a in pairs),
+            p_value=mcnemar_exact(before, after),
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    rates: dict[str, Interval]
+    gains: dict[str, Gain]
+    """Policy -> its gain over the base policy; only where both met the same initial states."""
+    tasks: dict[str, Summary] = field(default_factory=dict)
+    """Task -> the same of its initial states alone; empty where there is only one."""
+
+
+def told_apart(task: Sequence[str]) -> list[str]:
+    """The task of each start, or nothing where all are of one."""
+    return list(task) if len(set(task)) > 1 else []
+
+
+def commit() -> str:
+    """The commit of the checkout that this code runs from, else the installed version."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        if (here.parents[1] / ".git").exists():  # else git would describe whatever checkout surrounds site-packages
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return version("wmpo")
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("wmpo", "torch", "mujoco", "numpy", "av")
+    }
+
+
+def this_machine() -> Machine:
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(cpu_model(), cores, round(memory_total_gb(), 1), gpu, platform.platform(terse=True))
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_total_gb() -> float:
+    """Memory that this process may use: of the machine, or of its container where that has less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0.0
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        total = min(total, int(limit)) if limit.isdigit() else total
+    except OSError:
+        pass
+    return total / 1024**3

@@ -1,0 +1,297 @@
+"""The world model: p(frames i..i+K | c past frames, K actions), a video diffusion model in the paper's sense.
+
+One training step noises the K future frames, perturbs the context a little (noisy-frame conditioning), and asks the
+denoiser for the clean future. One imagined chunk is a few Euler steps from noise.
+
+Departures from the paper, each a setting in `WorldModelConfig`:
+1. The network predicts clean frames, put together from frames that it has seen and a change; loss and sampler are those
+   of rectified flow (velocity). With one sampling step this is the denoiser's own estimate, which deterministic scenes
+   need.
+2. The episode's first frame is always in view (`anchor`): without it long videos drift.
+3. A frame's modulation sees its action and how the robot's pose changes (`Kinematics`), not its action alone.
+4. The proprioceptive state, where there is one, is imagined along with the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wmpo.config import WorldModelConfig
+from wmpo.losses import flow
+from wmpo.training.checkpoint import load_config, load_module, save_module
+from wmpo.training.parallel import parallel_map
+from wmpo.types import EnvSpec, Observation
+from wmpo.world_models.codecs import PixelCodec
+from wmpo.world_models.kinematics import Kinematics
+from wmpo.world_models.unet import UNet
+
+CACHED_ROWS = 32  # videos that a CPU imagines at once: what lies in its caches goes twice as fast
+LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
+SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective, yet sampling begins there
+
+
+@dataclass(frozen=True)
+class VideoDiffusionConfig:
+    """What a saved world model needs to be built again."""
+
+    settings: WorldModelConfig
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    chunk: int
+    action_dim: int
+    state_dim: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the model knows of B videos; stays on the device between chunks."""
+
+    context: Tensor  # (B, c, channels, h, w) latents of the last frames
+    anchor: Tensor  # (B, channels, h, w) latent of the first frame
+    pose: Tensor  # (B, P) of the robot, see `Kinematics`
+    first_pose: Tensor  # (B, P)
+
+    def rows(self, index: Tensor | slice) -> Memory:
+        return Memory(self.context[index], self.anchor[index], self.pose[index], self.first_pose[index])
+
+
+class Imagined(NamedTuple):
+    """K imagined frames of B videos."""
+
+    latents: Tensor  # (B, K, channels, h, w)
+    pose: Tensor  # (B, K, P)
+
+
+class VideoDiffusionModel(nn.Module):
+    """Fulfils `wmpo.protocols.WorldModel`; `forward` is the diffusion loss."""
+
+    def __init__(self, config: VideoDiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        settings = config.settings
+        self.codec = build_codec(settings)
+        channels, height, width = self.codec.latent_shape(*config.image_size)
+        self.latent = (channels * len(config.cameras), height, width)
+        self.kinematics = Kinematics(config.state_dim, config.action_dim, config.cameras).requires_grad_(False)
+        self.composites = settings.motion_prior and settings.backbone == "unet"
+        self.mask_logits = 0  # per frame: how many numbers say where each place of the frame comes from
+        if self.composites:
+            sources = 2 * (1 + int(settings.anchor))
+            self.mask_logits = sources * len(config.cameras) * self.codec.pixels_per_latent
+        self.denoiser = build_denoiser(config, self.latent, self.mask_logits, self.kinematics.pose_dim)
+
+    @classmethod
+    def build(cls, settings: WorldModelConfig, spec: EnvSpec, chunk: int) -> VideoDiffusionModel:
+        sizes = set(spec.cameras.values())
+        if len(sizes) != 1:
+            raise ValueError(f"the world model needs cameras of one size, not {sorted(sizes)}")
+        return cls(
+            VideoDiffusionConfig(settings, tuple(spec.cameras), sizes.pop(), chunk, spec.action_dim, spec.state_dim)
+        )
+
+    # Frames and latents
+
+    def encode(self, images: dict[str, Tensor]) -> Tensor:
+        """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels."""
+        parts = []
+        for name in self.config.cameras:
+            frames = images[name]
+            latents = self.codec.encode(frames.flatten(0, -4))
+            parts.append(latents.unflatten(0, frames.shape[:-3]))
+        return torch.cat(parts, dim=-3)
+
+    @torch.no_grad()
+    def decode(self, imagined: Imagined) -> tuple[dict[str, Tensor], Tensor]:
+        """Frames of each camera, (B, K, C, H, W) uint8, and states (B, K, S)."""
+        latents = imagined.latents
+        flat = latents.flatten(0, 1)
+        parts = flat.chunk(len(self.config.cameras), dim=1)
+        images = {
+            name: self.codec.decode(part).unflatten(0, latents.shape[:2])
+            for name, part in zip(self.config.cameras, parts, strict=True)
+        }
+        return images, self.kinematics.state(imagined.pose)
+
+    # Learning
+
+    def predict(
+        self, noisy: Tensor, t_B: Tensor, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor, context_t_B: Tensor
+    ) -> Tensor:
+        """The denoiser's estimate of the clean K frames, put together from what it has seen.
+
+        estimate = sum_j weight_j source_j + change: each place of a frame comes from the last frame, from the first
+        one (what was hidden behind something that moved), or from one of them moved along with the robot (`move`). The
+        denoiser chooses, by a softmax at each place, and adds what none of them shows.
+        """
+        anchor = memory.anchor if self.config.settings.anchor else None
+        last = memory.context[:, -1]
+        since_last = pose_BKP - memory.pose[:, None]
+        told = [action_BKD, since_last]
+        if self.config.state_dim:
+            told.append(pose_BKP)
+        told_BKE = torch.cat(told, dim=-1)
+        if not self.composites:
+            return last[:, None] + self.denoiser(noisy, t_B, memory.context, anchor, told_BKE, context_t_B)
+        with torch.no_grad():  # sharp pictures of the hand, however long the dream: the first frame is moved only once
+            moved = [self.warp(last, since_last)]
+            if anchor is not None:
+                moved.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
+        seen = torch.cat([noisy, *moved], dim=2)
+        out = self.denoiser(seen, t_B, memory.context, anchor, told_BKE, context_t_B)
+        change, mask_logits = out.split([self.latent[0], self.mask_logits], dim=2)
+        still = [frame[:, None].expand_as(noisy) for frame in (last, anchor) if frame is not None]
+        sources = torch.stack([*still, *moved], dim=2)  # (B, K, J, c, h, w)
+        # One choice per camera and place serves all channels that describe the place.
+        places = (len(self.config.cameras), -1, self.codec.pixels_per_latent)
+        weight = mask_logits.unflatten(2, (sources.shape[2], places[0], 1, places[2])).softmax(2)
+        chosen = (weight * sources.unflatten(3, places)).sum(2)
+        return chosen.flatten(2, 4) + change
+
+    def warp(self, frame_Bchw: Tensor, change_BKP: Tensor) -> Tensor:
+        """(B, K, c, h, w): a frame, moved in each camera as the robot is by a change of pose."""
+        motion = self.kinematics.motion(change_BKP)  # (B, K, cameras, 2)
+        parts = frame_Bchw.chunk(len(self.config.cameras), dim=1)
+        return torch.cat([self.codec.translate(part, motion[:, :, n]) for n, part in enumerate(parts)], dim=2)
+
+    def add_noise(self, data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        if self.config.settings.objective == "flow":
+            return flow.interpolate(data, noise, t_B)
+        return flow.diffuse(data, noise, t_B)
+
+    def loss_weight(self, t_B: Tensor) -> Tensor:
+        if self.config.settings.objective == "flow":
+            return flow.data_loss_weight(t_B, "velocity", LARGEST_WEIGHT)
+        signal, noise = flow.signal_and_noise(t_B)
+        return (signal / noise).square().clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
+
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(B,) training times: all that there are, or only those at which the sampler will ask."""
+        settings = self.config.settings
+        if settings.training_timesteps == "sampler":
+            steps = settings.sampling_steps
+            return torch.randint(steps, (batch,), generator=generator, device=generator.device) / steps
+        if settings.objective == "epsilon":
+            return flow.sample_steps(batch, generator)
+        return flow.sample_times(batch, generator)
+
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """`batch`: `wmpo.data.clips.VideoBatch`. The loss is on the K future frames only."""
+        with torch.no_grad():
+            future = self.encode(batch.future)  # (B, K, channels, h, w)
+            context = self.encode(batch.context)
+            anchor = self.encode(batch.anchor)
+            first_pose, pose = self.kinematics.poses(batch)
+        generator = generator or torch.default_generator
+        B = len(future)
+        level = torch.full((B,), 1 - self.config.settings.context_noise, device=future.device)
+        context = flow.interpolate(context, randn_like(context, generator), level)
+        t_B = self.draw_times(B, generator).to(future.device)
+        noise = randn_like(future, generator)
+        noisy = self.add_noise(future, noise, t_B)
+        memory = Memory(context, anchor, pose[:, 0], first_pose)
+        expected = self.kinematics.follow(pose[:, 0], batch.action)
+        estimate = self.predict(noisy, t_B, memory, batch.action, expected, level)
+        error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
+        # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
+        loss = (self.loss_weight(t_B) * error_B).mean()
+        with torch.no_grad():
+            still = (context[:, -1:] - future).square().mean()
+            metrics = {"loss": loss.detach(), "error": error_B.mean(), "error_of_standing_still": still}
+        return loss, metrics
+
+    # Imagining
+
+    @torch.no_grad()
+    def begin(self, first: Observation) -> Memory:
+        """The first frame, repeated c times, is all the history there is."""
+        anchor = self.encode(dict(first.images))
+        travel = torch.zeros(len(anchor), self.config.action_dim, device=anchor.device)
+        pose = self.kinematics.pose(first.state, travel)
+        return Memory(anchor[:, None].expand(-1, self.config.settings.context, -1, -1, -1), anchor, pose, pose)
+
+    @torch.no_grad()
+    def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
+        B, device = len(chunk_BKD), memory.anchor.device
+        shape = (B, self.config.chunk, *self.latent)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
+        at_once = CACHED_ROWS if device.type == "cpu" else B
+        pose = self.kinematics.follow(memory.pose, chunk_BKD)
+        given = [(noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows]) for rows in slices(B, at_once)]
+        latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True)))
+        context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
+        return Memory(context, memory.anchor, pose[:, -1], memory.first_pose), Imagined(latents, pose)
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, memory: Memory, chunk_BKD: Tensor, pose_BKP: Tensor) -> Tensor:
+        """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape."""
+        level = torch.full((len(noise),), 1 - self.config.settings.context_noise, device=noise.device)
+
+        def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
+            return self.predict(noisy, t_B, memory, chunk_BKD, pose_BKP, level)
+
+        sampler = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
+        return sampler(denoise, noise, self.config.settings.sampling_steps)
+
+    def select(self, memory: Memory, rows: Sequence[int]) -> Memory:
+        return memory.rows(torch.as_tensor(rows, dtype=torch.long, device=memory.anchor.device))
+
+    # Files
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_module(folder, self, self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> VideoDiffusionModel:
+        model = cls(load_config(folder, VideoDiffusionConfig)[0])
+        load_module(folder, model)
+        return model.eval()
+
+
+def randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of x's shape, drawn wherever the generator lives."""
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+
+
+def slices(n: int, size: int) -> list[slice]:
+    """0 to n in pieces of at most `size`."""
+    return [slice(begin, begin + size) for begin in range(0, n, size)]
+
+
+def build_codec(settings: WorldModelConfig) -> Any:
+    """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
+    if settings.codec == "pixels":
+        return PixelCodec()
+    from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
+
+    codec = Autoencoder() if settings.codec == "autoencoder" else DiffusersCodec(settings.codec_path)
+    return codec.requires_grad_(False)
+
+
+def build_denoiser(
+    config: VideoDiffusionConfig, latent: tuple[int, int, int], mask_logits: int, pose_dim: int
+) -> nn.Module:
+    """`mask_logits`: channels per frame that choose between sources, beside those that describe it."""
+    settings = config.settings
+    shared: dict[str, Any] = {
+        "latent": latent,
+        "context": settings.context,
+        "chunk": config.chunk,
+        "action_dim": config.action_dim + pose_dim + config.state_dim,  # the action, the change of pose, the pose
+        "width": settings.width,
+        "depth": settings.depth,
+        "anchor": settings.anchor,
+        "action_conditioning": settings.action_conditioning,
+    }
+    if settings.backbone == "unet":
+        # It also sees how each frame would look if everything moved along with the robot.
+        seen = 1 + (1 + int(settings.anchor) if mask_logits else 0)
+        return UNet(**shared, channels_in=latent[0] * seen, channels_out=latent[0] + mask_logits)
+    from wmpo.world_models.transformer import SpaceTimeTransformer
+
+    return SpaceTimeTransformer(**shared, heads=settings.heads)

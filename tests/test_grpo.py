@@ -1,0 +1,309 @@
+"""GRPO on a task whose answer is known, and the same weights after a stop as without one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wmpo.config import GRPOConfig
+from wmpo.errors import UserError
+from wmpo.grpo import distance, frozen_copy, play_groups, practise, update
+from wmpo.rollout import rollout
+from wmpo.training.log import RunLog, read_metrics
+from wmpo.types import Decision, EnvSpec, Observation, Outcome
+
+
+class Guess:
+    """Success where the first action of a chunk is the initial-state number's parity. One chunk of two actions."""
+
+    spec = EnvSpec({"front": (2, 2)}, 0, 1, 2, 1)
+
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        self.parity = torch.tensor([start % 2 for start in initial_states])
+        images = (self.parity * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        return Observation(
+            {"front": images.clone()}, torch.zeros(len(initial_states), 0), ("guess",) * len(initial_states)
+        )
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        right = chunk_AKD[:, 0, 0] == self.parity[list(rows)]
+        success = torch.stack([right, right], dim=1)
+        images = torch.zeros(len(rows), 2, 3, 2, 2, dtype=torch.uint8)
+        done = torch.ones(len(rows), dtype=torch.bool)
+        return Outcome({"front": images}, torch.zeros(len(rows), 2, 0), success, done)
+
+    def close(self) -> None: ...
+
+
+class Coin(nn.Module):
+    """A linear policy over two tokens per action, sampled like a large one."""
+
+    chunk = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 4)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def log_probs(self, observation: Observation) -> Tensor:
+        seen = observation.images["front"][:, 0, 0, :1].float() / 127.5 - 1
+        return self.linear(seen).view(-1, 2, 2).log_softmax(-1)  # (B, K, tokens)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        log_probs = self.log_probs(observation)
+        tokens = torch.multinomial(log_probs.exp().flatten(0, 1), 1, generator=generator).view(-1, 2, 1)
+        return Decision(tokens.float(), tokens, log_probs.gather(-1, tokens))
+
+    def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
+        return self.log_probs(observation).gather(-1, trace)
+
+
+CONFIG = GRPOConfig(
+    iterations=12, groups=8, group_size=6, lr=0.2, freeze=(), warmup=0, minibatches=2, max_resamples=1, temperature=1.0
+)
+STARTS = list(range(20))
+
+
+def run(folder: Path, policy: nn.Module, config: GRPOConfig, callback: Any = None) -> Any:
+    generator = torch.Generator()
+    with RunLog(folder, quiet=True) as log:
+        return practise(
+            Guess(), policy, STARTS, config, seed=5, generator=generator, folder=folder, name="practice", log=log,
+            callback=callback,
+        )  # fmt: skip
+
+
+def right(policy: Any) -> float:
+    """Probability of the right first action, averaged over both parities."""
+    log_probs = policy.log_probs(Guess().reset([0, 1]))
+    return float((log_probs[0, 0, 0].exp() + log_probs[1, 0, 1].exp()).detach() / 2)
+
+
+def test_grpo_learns_what_is_rewarded(tmp_path: Path) -> None:
+    policy = Coin()
+    assert right(policy) == pytest.approx(0.5)
+    run(tmp_path, policy, CONFIG)
+    assert right(policy) > 0.9
+
+
+def test_distance_is_that_of_the_two_distributions() -> None:
+    """KL of (p, 1-p) against halves, for the second action, on which success does not depend."""
+    start, policy = Coin(), Coin()
+    with torch.no_grad():
+        policy.linear.bias += torch.tensor([0.0, 0.0, 0.5, -0.5])
+    generator = torch.Generator().manual_seed(1)
+    many = replace(CONFIG, groups=400, max_resamples=0, min_group_success=0.0, max_group_success=1.0)
+    groups = play_groups(Guess(), policy, STARTS, many, generator=generator, temperature=1.0)
+    assert len(groups.rollout) > 1000
+    p = 1 / (1 + math.exp(-1.0))
+    known = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert distance(start, groups, many) == pytest.approx(known, rel=0.15)
+    assert distance(policy, groups, many) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_practice_ends_where_trust_does(tmp_path: Path) -> None:
+    free = run(tmp_path / "free", Coin(), replace(CONFIG, target_kl=0.0))
+    bound = run(tmp_path / "bound", Coin(), replace(CONFIG, target_kl=0.3))
+    metrics = read_metrics(tmp_path / "bound")
+    away, taken = [value for _, value in metrics["practice/distance"]], len(metrics["practice/success"])
+    assert 0 < taken < CONFIG.iterations and away[0] == pytest.approx(0.0, abs=1e-6)
+    assert max(away) <= 0.3  # the iteration that found more has learned nothing
+    assert right(bound) < right(free)
+
+    short = run(tmp_path / "short", Coin(), replace(CONFIG, target_kl=0.0, iterations=taken))
+    assert torch.equal(short.linear.weight, bound.linear.weight)  # it ended after exactly so many
+
+    def kill(iteration: int, policy: Any) -> None:
+        if iteration == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "broken", Coin(), replace(CONFIG, target_kl=0.3), kill)
+    resumed = run(tmp_path / "broken", Coin(), replace(CONFIG, target_kl=0.3))
+    assert torch.equal(resumed.linear.weight, bound.linear.weight)
+
+
+def test_practice_hands_on_the_mean_of_its_last_iterations(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+    config = replace(CONFIG, iterations=6, ema=0.5)
+    policy = run(tmp_path, Coin(), config, lambda _, policy: seen.append(policy.linear.weight.detach().clone()))
+    first, second, *rest = seen
+    known = (first + second) / 2
+    for weight in rest:
+        known = (known + weight) / 2
+    assert torch.allclose(policy.linear.weight, known) and not torch.allclose(known, seen[-1], atol=1e-3)
+    last = run(tmp_path / "last", Coin(), replace(config, ema=0.0))
+    assert torch.equal(last.linear.weight, seen[-1])
+
+
+def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
+    policy = Coin()
+    run(tmp_path, policy, replace(CONFIG, shuffle_rewards=True, lr=0.05))
+    assert abs(right(policy) - 0.5) < 0.2
+
+
+def test_a_stopped_practice_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", Coin(), CONFIG)
+
+    def kill(iteration: int, policy: Any) -> None:
+        if iteration == 7:  # after the update, before the checkpoint of this iteration
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "broken", Coin(), CONFIG, kill)
+    resumed = run(tmp_path / "broken", Coin(), CONFIG)
+    assert torch.equal(resumed.linear.weight, whole.linear.weight)
+    assert torch.equal(resumed.linear.bias, whole.linear.bias)
+    assert torch.equal(run(tmp_path / "broken", Coin(), CONFIG).linear.weight, whole.linear.weight)  # only loads
+
+
+def test_groups_share_their_start_and_are_informative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = play_groups(Guess(), Coin(), STARTS, CONFIG, generator=generator, temperature=1.0)
+    initial_states = torch.tensor(groups.rollout.initial_states).view(-1, 6)
+    assert (initial_states == initial_states[:, :1]).all()
+    means = groups.reward_BG.mean(1)
+    assert ((means >= 0.1) & (means <= 0.9)).all()
+    assert torch.equal(groups.reward_BG.flatten().bool(), groups.rollout.success)
+    assert groups.kept == len(means) <= 8 and groups.played >= groups.kept
+
+
+def test_frozen_parts_stay(tmp_path: Path) -> None:
+    policy = run(tmp_path, Coin(), replace(CONFIG, freeze=("linear.bias",)))
+    assert torch.equal(policy.linear.bias, torch.zeros(4)) and policy.linear.weight.abs().max() > 0.1
+    with pytest.raises(UserError, match="leaves no part"):
+        run(tmp_path / "other", Coin(), replace(CONFIG, freeze=("linear",)))
+
+
+class Certain(Coin):
+    """Always right: no group is informative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([[-50.0], [50.0], [0.0], [0.0]]))
+
+
+def test_nothing_to_learn_is_no_error(tmp_path: Path) -> None:
+    policy = Certain()
+    before = policy.linear.weight.clone()
+    groups = play_groups(Guess(), policy, STARTS, CONFIG, generator=torch.Generator(), temperature=1.0)
+    assert groups.kept == 0 and groups.played == 16 and groups.success_rate == 1.0
+    run(tmp_path, policy, CONFIG)
+    assert torch.equal(policy.linear.weight, before)
+
+
+def test_first_update_has_ratio_one_and_the_gradient_of_reinforce() -> None:
+    """With log pi = log pi_old the loss' gradient is -mean(A * grad log pi), which autograd gives by itself."""
+    policy = Coin()
+    nn.init.normal_(policy.linear.weight, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    groups = play_groups(Guess(), policy, STARTS, CONFIG, generator=generator, temperature=1.0)
+    lr = 1e-3
+    optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
+    before = policy.linear.weight.detach().clone()
+    config = GRPOConfig(lr=lr, warmup=0, minibatches=1, grad_clip=1e9)
+    metrics = update(policy, optimizer, groups, config, torch.Generator())
+    assert metrics["ratio_mean"] == pytest.approx(1.0) and metrics["clip_fraction"] == 0
+    moved = (before - policy.linear.weight.detach()) / lr
+
+    twin = Coin()
+    twin.linear.load_state_dict({"weight": before, "bias": torch.zeros(4)})
+    batch = groups.rollout
+    seen = Observation({"front": batch.images["front"][:, 0]}, batch.state[:, 0], batch.instruction)
+    log_prob = twin.log_prob(seen, batch.trace[:, 0], temperature=1.0)  # (E, K, 1)
+    reward = groups.reward_BG
+    advantage = ((reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-6)).flatten()
+    mask = batch.mask[:, 0].float()  # (E, K)
+    per_episode = (log_prob.squeeze(-1) * mask).sum(1) / mask.sum(1)
+    (-(advantage * per_episode).mean()).backward()
+    assert twin.linear.weight.grad is not None and twin.linear.weight.grad.abs().max() > 0.01
+    torch.testing.assert_close(moved, twin.linear.weight.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("micro_batch", [1, 7, 1000])
+def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro_batch: int, advantage: Any) -> None:
+    """Episodes of different lengths, so that a mean over actions would be another than one over episodes."""
+    policies, told = [], []
+    for size in (32, micro_batch):
+        policy = Coin()
+        nn.init.normal_(policy.linear.weight, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(0)
+        config = replace(CONFIG, micro_batch=size, lr=0.1, advantage=advantage)
+        groups = play_groups(Guess(), policy, STARTS, config, generator=generator, temperature=1.0)
+        groups.rollout.mask[::3, :, 1:] = False
+        told.append(update(policy, torch.optim.SGD(policy.parameters(), lr=0.1), groups, config, generator))
+        policies.append(policy.linear.weight.detach())
+    assert len(groups.rollout) > 33
+    torch.testing.assert_close(policies[0], policies[1], rtol=1e-5, atol=1e-6)
+    for name in ("loss", "grad_norm", "clip_fraction"):
+        assert told[1][name] == pytest.approx(told[0][name], rel=1e-4, abs=1e-6) and told[0]["grad_norm"] > 0.01
+
+
+class Scripted:
+    """Fixed log-probabilities; acts 0 everywhere."""
+
+    chunk = 2
+
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        B = len(observation)
+        return Decision(torch.zeros(B, 2, 1), torch.zeros(B, 2, 1, dtype=torch.long), torch.full((B, 2, 1), -1.0))
+
+
+class Late(Guess):
+    """Row i succeeds at frame 2 + i of 6; done two frames later or at the horizon."""
+
+    spec = EnvSpec({"front": (2, 2)}, 0, 1, 6, 1)
+
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        self.time = [0] * len(initial_states)
+        return super().reset(initial_states)
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        frames = torch.zeros(len(rows), 2, 3, 2, 2, dtype=torch.uint8)
+        success = torch.zeros(len(rows), 2, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            for k in range(2):
+                self.time[row] += 1
+                frames[place, k] = self.time[row]
+                success[place, k] = self.time[row] >= 2 + row
+        done = torch.tensor([self.time[row] >= min(4 + row, 6) for row in rows])
+        return Outcome({"front": frames}, torch.zeros(len(rows), 2, 0), success, done)
+
+
+def test_masks_end_with_the_action_that_succeeds() -> None:
+    played = rollout(
+        Late(),
+        Scripted(),
+        [0, 1, 7],
+        temperature=1.0,
+        generator=torch.Generator(),
+        record="x",  # type: ignore[arg-type]
+    )
+    assert played.finish_step.tolist() == [2, 3, 4]
+    assert played.mask.flatten(1).int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
+    assert played.length.tolist() == [4, 6, 6]
+    assert [episode.length for episode in played.episodes] == [4, 6, 6]
+    assert [episode.finish_step for episode in played.episodes] == [2, 3, 4]
+    assert played.episodes[2].images["front"][:, 0, 0, 0].tolist() == [255, 1, 2, 3, 4, 5, 6]
+    _, _, index = played.decisions(torch.tensor([0, 2]))
+    assert index.tolist() == [[0, 0], [1, 0], [1, 1]]  # only decisions with an action that counts
+
+
+def test_a_frozen_copy_stays_and_shares_what_does_not_learn() -> None:
+    policy = Coin()
+    policy.linear.bias.requires_grad_(False)
+    kept = frozen_copy(policy)
+    with torch.no_grad():
+        policy.linear.weight += 1
+    assert kept.linear.weight.abs().max() == 0 and kept.linear.bias is policy.linear.bias
