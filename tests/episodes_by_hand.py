@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo.data.initial_states import initial_states as numbers_of
 from wmpo.data.store import EpisodeStore
 from wmpo.types import EnvSpec, Episode
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from experiments import answers, pairs, tables, trust
 from experiments.cells import Cell, CellResult, DreamDisagreement, changed, result_file, result_of
 from experiments.experiments import EXPERIMENTS, Arm, Experiment
 from experiments.grid import pending, run_grid
@@ -19,6 +18,7 @@ from experiments.page import write_page
 from experiments.pages import comparison
 from experiments.play import PARTS, doubt, level_folder, part_of, play, share
 
+from experiments import answers, pairs, tables, trust
 from test_baselines import SETTINGS, TINY
 from wmpo.cli import main
 from wmpo.cli.opening import open_run

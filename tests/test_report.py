@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from wmpo import pages
+from experiments import pages
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.report import Clip, Media, Pair, ScoreCurve, sections, terminal_table, write_report
@@ -31,7 +31,7 @@ from wmpo.report.results import (
     Stage,
     StateFidelity,
 )
-from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, parallel_map, with_progress
+from wmpo.report.video import decode_mp4, encode_mp4, encode_png, filmstrip, side_by_side, with_progress
 from wmpo.report.words import headline, percent, points, policy_kind, policy_name, short_name
 from wmpo.types import Episode
 
@@ -263,12 +263,12 @@ def test_video_round_trip() -> None:
 
 def test_side_by_side_holds_the_shorter_one() -> None:
     left, right = moving_square(3), moving_square(5)
-    both = parallel_map(left, right, factor=2, success_at=(1, None), gap=4)
+    both = side_by_side(left, right, factor=2, success_at=(1, None), gap=4)
     assert both.shape == (5, 128 + 6, 128 + 4 + 128, 3)
     assert (both[4, :128, :128] == left[2].repeat(2, 0).repeat(2, 1)).all()
     assert (both[4, :128, 132:] == right[4].repeat(2, 0).repeat(2, 1)).all()
     with pytest.raises(UserError, match="side by side"):
-        parallel_map(left, right[:, :32])
+        side_by_side(left, right[:, :32])
 
 
 def test_progress_bar() -> None:

@@ -198,7 +198,7 @@ def test_stage_adds_up_over_resumes(tmp_path: Path) -> None:
         raise RuntimeError
     second = read_stages(tmp_path)["collect"]
     assert 0.05 <= first["seconds"] <= second["seconds"] < 10
-    assert (first["initial_states"], second["initial_states"]) == (1, 2)
+    assert (first["sessions"], second["sessions"]) == (1, 2)
     assert second["peak_memory_mb"] >= first["peak_memory_mb"] > 50  # torch alone takes more
 
 

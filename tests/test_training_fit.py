@@ -61,7 +61,7 @@ def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return request.param
 
 
-@pytest.mark.parametrize("shares", [1, 2])
+@pytest.mark.parametrize("cpu_shards", [1, 2])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_resume_equals_uninterrupted(
@@ -134,7 +134,7 @@ def test_global_random_numbers_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("shares", [2, 4])
+@pytest.mark.parametrize("cpu_shards", [2, 4])
 def test_shares_take_the_steps_of_the_whole_batch(tmp_path: Path, cpu_shards: int, cores: int) -> None:
     ends = []
     for count in (1, cpu_shards):

@@ -100,7 +100,7 @@ def trained() -> VideoDiffusionModel:
 
 def test_it_learns_how_actions_move_the_picture(trained: VideoDiffusionModel) -> None:
     # One unit of the first action is STEP pixels of 8 (half an image) to the right; of the second one, up.
-    learned = 10 * trained.body.moves.weight.detach()
+    learned = 10 * trained.kinematics.moves.weight.detach()
     torch.testing.assert_close(learned, torch.tensor([[STEP / 8, 0.0], [0.0, -STEP / 8]]), rtol=0, atol=0.05)
 
 

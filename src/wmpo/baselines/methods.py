@@ -82,7 +82,7 @@ def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
 def upper_bound(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
     """GRPO in the real environment, set as practice in imagination is but for longer: what a perfect dream gives."""
     unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, target_kl=0.0)  # reality can be trusted
-    numbers = run.initial_states("practise", unlimited.initial_states, turn)
+    numbers = run.initial_states("practise", unlimited.n_initial_states, turn)
     return practise_for_real(run, policy, unlimited, numbers, f"upper_bound-{turn}", turn)
 
 

@@ -209,7 +209,7 @@ class RunResult:
 
     def read_logs(self, folder: Path) -> None:
         """Take stages, and the curves of every practice, from what the run logged in `folder`."""
-        known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "initial_states")
+        known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "sessions", "starts")
         for name, values in read_stages(folder).items():
             self.stages[name] = Stage(**{key: values[key] for key in known if key in values})  # type: ignore[arg-type]
         metrics = read_metrics(folder)

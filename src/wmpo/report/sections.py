@@ -12,7 +12,7 @@ from wmpo.losses.statistics import wilson_interval
 from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_bars, with_legend
 from wmpo.report.media import Media, Pair
 from wmpo.report.results import RunResult
-from wmpo.report.video import encode_mp4, parallel_map
+from wmpo.report.video import encode_mp4, side_by_side
 from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, short_name, signed, span
 from wmpo.training.log import clock
 
@@ -135,7 +135,7 @@ def learning(result: RunResult) -> str:
 
 
 def video(pair: Pair, fps: int) -> str:
-    frames = parallel_map(pair.left.frames, pair.right.frames, success_at=(pair.left.success_at, pair.right.success_at))
+    frames = side_by_side(pair.left.frames, pair.right.frames, success_at=(pair.left.success_at, pair.right.success_at))
     data = base64.b64encode(encode_mp4(frames, fps)).decode()
     heads = f'<div class="heads"><span>{escape(pair.left_label)}</span><span>{escape(pair.right_label)}</span></div>'
     caption = f"<figcaption>{escape(pair.caption)}</figcaption>" if pair.caption else ""

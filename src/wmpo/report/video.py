@@ -38,7 +38,7 @@ def with_progress(frames: Frames, success_at: int | None, height: int = 6) -> Fr
     return np.concatenate([frames, bar], axis=1)
 
 
-def parallel_map(
+def side_by_side(
     left: Frames,
     right: Frames,
     *,

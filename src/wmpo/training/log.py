@@ -120,7 +120,7 @@ class RunLog:
                 "seconds": round(before.get("seconds", 0.0) + time.monotonic() - began, 3),
                 "peak_memory_mb": round(peak, 1),
                 "peak_gpu_memory_mb": round(max(before.get("peak_gpu_memory_mb", 0.0), gpu_peak_mb()), 1),
-                "starts": before.get("starts", 0) + 1,
+                "sessions": before.get("sessions", 0) + 1,
             }
             write_json(self.folder / "stages.json", stages)
 
