@@ -176,7 +176,7 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
         "--grpo.min-group-success",
         "0.01",
     ]
-    assert main([*practise, "--grpo.keep-high", "0.99", *DEVICE]) == 0
+    assert main([*practise, "--grpo.max-group-success", "0.99", *DEVICE]) == 0
     before, after = load_policy(base), load_policy(better / "policy")
     trained = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
     changed = {name for name, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[name])}
