@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, shuffle_within_groups
-from wmpo.protocols import Env
+from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
 from wmpo.training.checkpoint import (
     load_optimizer,
@@ -50,7 +49,7 @@ class Groups:
 
 def play_groups(
     env: Env,
-    policy: Any,
+    policy: Policy,
     initial_states: Sequence[int],
     cfg: GRPOConfig,
     *,
@@ -87,7 +86,7 @@ def play_groups(
 
 
 def update(
-    policy: Any,
+    policy: Policy,
     optimizer: torch.optim.Optimizer,
     groups: Groups,
     cfg: GRPOConfig,
@@ -137,7 +136,7 @@ def update(
 
 
 @torch.no_grad()
-def distance(start: Any, groups: Groups, cfg: GRPOConfig) -> float:
+def distance(start: Policy, groups: Groups, cfg: GRPOConfig) -> float:
     """KL(policy || start) in nats per chunk, estimated on the policy's own choices in the informative groups."""
     batch, device = groups.rollout, next(start.parameters()).device
     found = []
@@ -151,7 +150,7 @@ def distance(start: Any, groups: Groups, cfg: GRPOConfig) -> float:
 
 def practise(
     env: Env,
-    policy: Any,
+    policy: Policy,
     initial_states: Sequence[int],
     cfg: GRPOConfig,
     *,
@@ -160,13 +159,13 @@ def practise(
     folder: Path,
     name: str,
     log: RunLog,
-    callback: Any = None,
-) -> Any:
+    callback: Callable[[int, Policy], None] | None = None,
+) -> Policy:
     """Improve `policy` in `env` by GRPO, in place; in the end its weights are the mean over the last iterations.
 
     `generator` is reseeded each iteration, so that a resumed run equals an uninterrupted one; an `env` that draws
-    random numbers must draw them from the same generator. `callback(iteration, policy)` is called after each iteration, to
-    measure the policy that practises. Checkpoints: `folder/name`.
+    random numbers must draw them from the same generator. `callback(iteration, policy)` is called after each iteration,
+    to measure the policy that practises. Checkpoints: `folder/name`.
     """
     place = Path(folder) / name
     finished, checkpoint = place / "model.safetensors", place / "checkpoint.safetensors"
@@ -230,7 +229,7 @@ def practise(
     return policy
 
 
-def trained_parameters(policy: nn.Module, freeze: Sequence[str]) -> list[nn.Parameter]:
+def trained_parameters(policy: Policy, freeze: Sequence[str]) -> list[nn.Parameter]:
     """What practice changes. Raises UserError where nothing is left."""
     named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
     kept = [parameter for name, parameter in named if not name.startswith(tuple(freeze))]
@@ -239,7 +238,7 @@ def trained_parameters(policy: nn.Module, freeze: Sequence[str]) -> list[nn.Para
     return kept
 
 
-def frozen_copy(policy: Any) -> Any:
+def frozen_copy(policy: Policy) -> Policy:
     """The same policy, to keep while the original goes on learning; they share what doesn't learn."""
     shared = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
     return copy.deepcopy(policy, shared).eval()

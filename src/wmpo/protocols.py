@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
 
@@ -30,8 +31,32 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
-class Policy(Protocol):
-    """Chooses action chunks, and can say again how likely a choice was."""
+class Trainable(Protocol):
+    """What training uses of a network: a `torch.nn.Module` has all of it but the loss."""
+
+    def __call__(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """(scalar loss, {metric: scalar}), means over the batch; random numbers are drawn from `generator`."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def train(self) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool) -> Self: ...
+
+
+class Policy(Trainable, Protocol):
+    """Chooses action chunks, and can say again how likely a choice was. As a `Trainable` it imitates."""
 
     chunk: int  # K
 
@@ -41,6 +66,22 @@ class Policy(Protocol):
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
         """(B, K, U) log-probabilities of `trace`, differentiable; equal to those at sampling to float tolerance."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write all that `from_pretrained(folder)` of its class needs to make an equal policy."""
+        ...
+
+
+@runtime_checkable
+class ChoosesTokens(Protocol):
+    """Optional, of a policy: each number of an action is one of some tokens, so that a stored action says which."""
+
+    bins: int
+    """Tokens per number; 0 where this policy has another head."""
+
+    def decode_actions(self, tokens_BKD: Tensor) -> Tensor:
+        """The actions (B, K, D) of tokens."""
         ...
 
 

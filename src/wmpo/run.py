@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from wmpo.config import FitConfig, Recipe
 from wmpo.data.initial_states import held_out, initial_states
@@ -16,7 +14,7 @@ from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.protocols import Env
-from wmpo.training.fit import fit, step_seed
+from wmpo.training.fit import Batch, Network, fit, step_seed
 from wmpo.training.log import RunLog
 
 
@@ -47,9 +45,7 @@ class Run:
             found = initial_states(split, self.recipe.seed, count, turn)
         return found[:n]
 
-    def fit(
-        self, module: nn.Module, sample: Callable[[int], Any], config: FitConfig, name: str, seed: int
-    ) -> nn.Module:
+    def fit(self, module: Network, sample: Callable[[int], Batch], config: FitConfig, name: str, seed: int) -> Network:
         """Train in this run's folder, on its device; see `wmpo.training.fit`."""
         return fit(module, sample, config, folder=self.folder, name=name, log=self.log, device=self.device, seed=seed)
 

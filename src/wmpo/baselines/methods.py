@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames
 from wmpo.errors import UserError
 from wmpo.grpo import practise
-from wmpo.protocols import Env
+from wmpo.protocols import Env, Policy
 from wmpo.report.measure import outcomes
 from wmpo.report.results import BASE, Interactions, RunResult
 from wmpo.run import Run, is_demonstration, is_rollout, round_of
@@ -70,7 +69,7 @@ def improve(run: Run, method: str, cfg: BaselineConfig) -> RunResult:
     return result
 
 
-def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+def online_grpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """GRPO in the real environment that ends once P real rollouts are used: those are what it learns from."""
     budget = run.recipe.collect.episodes
     limited = within(cfg.online, budget)
@@ -79,14 +78,14 @@ def online_grpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
     )
 
 
-def upper_bound(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+def upper_bound(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """GRPO in the real environment, set as practice in imagination is but for longer: what a perfect dream gives."""
     unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, target_kl=0.0)  # reality can be trusted
     numbers = run.initial_states("practise", unlimited.n_initial_states, turn)
     return practise_for_real(run, policy, unlimited, numbers, f"upper_bound-{turn}", turn)
 
 
-def dpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+def dpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """Offline DPO on pairs of a success and a failure of this round's P rollouts, the policy before as reference.
 
     A success is paired with the failures from its own initial state; where the round has tried that state only once, as
@@ -113,14 +112,14 @@ def dpo(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
     return policy
 
 
-def filtered_bc(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+def filtered_bc(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """Filtered behaviour cloning: imitate the demonstrations and the successes of the rollouts so far."""
     collect(run, policy, turn)
     liked = run.episodes(lambda record: is_rollout(record) and round_of(record) <= turn and record.succeeded)
     return imitate_more(run, policy, run.episodes(is_demonstration) + liked, cfg.sft, f"filtered_bc-{turn}", turn)
 
 
-def more_demonstrations(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -> Any:
+def more_demonstrations(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """Imitate P more successful demonstrations per round, in place of the policy's own rollouts."""
     recipe = run.recipe
     wanted = recipe.demonstrations.episodes + turn * recipe.collect.episodes
@@ -130,13 +129,13 @@ def more_demonstrations(run: Run, policy: Any, turn: int, cfg: BaselineConfig) -
     return imitate_more(run, policy, shown, cfg.sft, f"more_demonstrations-{turn}", turn)
 
 
-Method = Callable[[Run, Any, int, BaselineConfig], Any]
+Method = Callable[[Run, Policy, int, BaselineConfig], Policy]
 METHODS: dict[str, Method] = {
     method.__name__: method for method in (online_grpo, dpo, filtered_bc, more_demonstrations, upper_bound)
 }
 
 
-def imitate_more(run: Run, policy: Any, episodes: Sequence[int], cfg: FitConfig, name: str, turn: int) -> Any:
+def imitate_more(run: Run, policy: Policy, episodes: Sequence[int], cfg: FitConfig, name: str, turn: int) -> Policy:
     """Go on imitating, from the policy as it is."""
     with run.log.stage("imitate more"):
         frames = ImitationFrames(FrameCache(run.store), episodes, policy.chunk, shift=run.recipe.policy.shift)
@@ -154,10 +153,12 @@ def within(cfg: GRPOConfig, budget: int) -> GRPOConfig:
     return replace(cfg, groups=groups, max_resamples=0, iterations=budget // (groups * cfg.group_size))
 
 
-def practise_for_real(run: Run, policy: Any, cfg: GRPOConfig, numbers: Sequence[int], name: str, turn: int) -> Any:
+def practise_for_real(
+    run: Run, policy: Policy, cfg: GRPOConfig, numbers: Sequence[int], name: str, turn: int
+) -> Policy:
     env = Metered(run.env)
 
-    def after(iteration: int, policy: Any) -> None:
+    def after(iteration: int, policy: Policy) -> None:
         run.log.scalars(iteration, {f"{name}/real_episodes": env.episodes, f"{name}/real_steps": env.steps})
         env.episodes = env.steps = 0
         evaluate_in_practice(run, policy, name, iteration)

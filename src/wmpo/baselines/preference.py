@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from wmpo.data.cache import FrameCache
 from wmpo.data.records import EpisodeRecord
 from wmpo.errors import UserError
 from wmpo.losses.dpo import masked_sum, preference_loss
-from wmpo.policies.minivla import MiniVLA
+from wmpo.protocols import ChoosesTokens, Policy
 from wmpo.training.fit import to_device
 from wmpo.types import Observation
 
@@ -42,13 +41,14 @@ class PairBatch:
     reference: Tensor  # (2B,) log-probabilities under the frozen reference
 
 
-def tokens_of(policy: MiniVLA, actions_RKD: Tensor) -> Tensor:
+def tokens_of(policy: Policy, actions_RKD: Tensor) -> Tensor:
     """(R, K, D) tokens that `policy` decodes to these actions. Raises UserError where there are none."""
-    if getattr(policy.config, "head", "flow") != "tokens":
-        raise UserError("Preferences need a policy with policy.head tokens: stored episodes do not hold a flow's path.")
-    bins = torch.arange(policy.config.bins, device=policy.centers.device)
-    decoded = policy.decode_actions(bins[:, None, None].expand(-1, 1, policy.config.action_dim))  # (bins, 1, D)
-    distance = (actions_RKD.to(decoded.device)[..., None] - decoded[:, 0].T).abs()  # (R, K, D, bins)
+    if not isinstance(policy, ChoosesTokens) or not policy.bins:
+        raise UserError("DPO needs a policy that chooses tokens: stored episodes do not hold how another kind chose.")
+    device = next(policy.parameters()).device
+    bins = torch.arange(policy.bins, device=device)
+    decoded = policy.decode_actions(bins[:, None, None].expand(-1, 1, actions_RKD.shape[-1]))  # (bins, 1, D)
+    distance = (actions_RKD.to(device)[..., None] - decoded[:, 0].T).abs()  # (R, K, D, bins)
     nearest, tokens = distance.min(-1)
     if nearest.numel() and float(nearest.max()) > 1e-4:
         raise UserError("These episodes hold actions that the policy can't choose: use rollouts of the policy itself.")
@@ -58,7 +58,7 @@ def tokens_of(policy: MiniVLA, actions_RKD: Tensor) -> Tensor:
 class Rollouts:
     """What a policy decided in stored episodes of its own."""
 
-    def __init__(self, cache: FrameCache, policy: MiniVLA) -> None:
+    def __init__(self, cache: FrameCache, policy: Policy) -> None:
         self.cache, self.policy = cache, policy
 
     def decisions(self, episodes: Sequence[int]) -> Decisions:
@@ -85,7 +85,7 @@ class Rollouts:
         return int(success.argmax()) if success.any() else int(length)
 
 
-def log_probability(policy: Any, decisions: Decisions, temperature: float, rows: int | None = None) -> Tensor:
+def log_probability(policy: Policy, decisions: Decisions, temperature: float, rows: int | None = None) -> Tensor:
     """(N,) log-probability of the decisions of each episode; `rows` at a time, where memory is short."""
     count = len(decisions.trace)
     parts = [range(begin, min(begin + (rows or count), count)) for begin in range(0, count, rows or count)]
@@ -112,7 +112,7 @@ class PreferencePairs:
     """Batches of pairs, by (seed, step) alone. The reference is the policy as it is when this is made."""
 
     def __init__(
-        self, cache: FrameCache, policy: MiniVLA, rivals: dict[int, list[int]], temperature: float, device: torch.device
+        self, cache: FrameCache, policy: Policy, rivals: dict[int, list[int]], temperature: float, device: torch.device
     ) -> None:
         self.rollouts = Rollouts(cache, policy)
         self.winners, self.rivals = list(rivals), rivals
@@ -137,7 +137,7 @@ class PreferencePairs:
 class Preference(nn.Module):
     """The policy with the preference loss as its `forward`, for `fit`."""
 
-    def __init__(self, policy: MiniVLA, beta: float, temperature: float) -> None:
+    def __init__(self, policy: Policy, beta: float, temperature: float) -> None:
         super().__init__()
         self.policy, self.beta, self.temperature = policy, beta, temperature
 

@@ -107,7 +107,7 @@ def clipped_policy_loss(
 
 
 def informative(reward_BG: Tensor, min_group_success: float = 0.1, max_group_success: float = 0.9) -> Tensor:
-    """(B,) bool: which groups teach something: mean reward within [min_group_success, max_group_success], and not all equal.
+    """(B,) bool: which groups teach something: unequal rewards, with a mean in [min_group_success, max_group_success].
 
     0 and 1 drop only the groups that all succeed or all fail (the paper); 0.1 and 0.9 are its code's.
     """

@@ -87,6 +87,7 @@ class MiniVLA(nn.Module):
         else:
             self.head = FlowHead(config.hidden, config.chunk, config.action_dim, config.flow.noise == "learned")
         self.register_buffer("centers", torch.linspace(-1, 1, config.bins))
+        self.bins = config.bins if config.head == "tokens" else 0
         self.register_buffer("action_low", -torch.ones(config.action_dim))
         self.register_buffer("action_high", torch.ones(config.action_dim))
         self.register_buffer("state_mean", torch.zeros(config.state_dim))

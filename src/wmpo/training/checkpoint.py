@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_path, read_json, write_json
 from wmpo.io.plain import from_plain, to_plain
+from wmpo.protocols import Trainable
 from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")
@@ -50,7 +51,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     return tensors, facts
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy `tensors` into the module; names and shapes must match exactly."""
     own = module.state_dict()
     if missing := sorted(own.keys() - tensors.keys()):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
 from wmpo.nn.muon import Muon, is_matrix
+from wmpo.protocols import Trainable
 from wmpo.training.checkpoint import (
     WEIGHTS,
     load_optimizer,
@@ -44,11 +45,12 @@ from wmpo.training.prefetch import prefetch
 
 LOG_EVERY = 20
 CHECKPOINT = "checkpoint.safetensors"
+Network = TypeVar("Network", bound=Trainable)
 Batch = Any  # whatever the module's forward accepts: tensors in tuples, lists, mappings, dataclasses
 
 
 def fit(
-    module: nn.Module,
+    module: Network,
     sample: Callable[[int], Batch],
     config: FitConfig,
     *,
@@ -60,7 +62,7 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.99),
     precision: torch.dtype | None = None,
     checkpoint_seconds: float = 20.0,
-) -> nn.Module:
+) -> Network:
     """Train `module` in place and return it, in eval mode, with averaged weights where `config.ema` > 0.
 
     `module(batch, generator)` returns (scalar loss, {metric: scalar tensor}), means over the batch, and draws its
@@ -230,7 +232,7 @@ def stop_requests() -> Iterator[threading.Event]:
 
 
 def _optimizer(
-    module: nn.Module, config: FitConfig, betas: tuple[float, float], device: torch.device
+    module: Trainable, config: FitConfig, betas: tuple[float, float], device: torch.device
 ) -> torch.optim.AdamW:
     """Decays matrices and kernels, but neither biases nor norms."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -247,11 +249,11 @@ def _optimizer(
     return kind([group for group in groups if group["params"]], lr=config.lr, betas=betas, fused=fused)
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
+def _copy(module: Trainable) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def _move_average(average: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
+def _move_average(average: dict[str, Tensor], module: Trainable, decay: float, step: int) -> None:
     # early on a short memory, else the random initial weights would weigh for 1 / (1 - decay) steps
     decay = min(decay, (1 + step) / (10 + step))
     own = module.state_dict()
@@ -276,7 +278,7 @@ def _check(pending: list[dict[str, Tensor]], step: int, name: str, place: Path, 
 
 def _restore(
     path: Path,
-    module: nn.Module,
+    module: Trainable,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     config: FitConfig,

@@ -23,7 +23,7 @@ METRICS: dict[str, str] = {
     "*/success": "Share in [0, 1] of all imagined rollouts of the iteration that the reward model counts as successes.",
     "*/groups_played": "Groups of rollouts imagined in the iteration, refills included.",
     "*/groups_kept": "Groups of them whose rollouts differ enough in success to be learned from.",
-    "*/distance": "KL divergence of the policy's choices from those that it began with, in nats per chunk: grpo.target_kl.",
+    "*/distance": "KL divergence of the policy's choices from its first ones, in nats per chunk; see grpo.target_kl.",
     "*/finish_step": "Mean frame of the first success in the kept groups; the episode's length where there is none.",
     "*/seconds_playing": "Seconds that the iteration spent on imagining.",
     "*/seconds_updating": "Seconds that the iteration spent on policy updates.",

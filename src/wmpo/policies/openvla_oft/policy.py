@@ -64,6 +64,7 @@ class OpenVLAOFT(nn.Module):
         self.register_buffer("state_low", -torch.ones(states or 0))
         self.register_buffer("state_high", torch.ones(states or 0))
         self.register_buffer("edges", torch.linspace(-1, 1, BINS), persistent=False)
+        self.bins = BINS if config.head == "tokens" else 0
         if config.lora_rank:
             lora.adapt(self, ADAPTED, config.lora_rank)
             for head in (self.proprio_projector, self.action_head):
