@@ -16,6 +16,7 @@ from torch import nn
 from wmpo.config import FitConfig, PolicyConfig, Recipe
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_folder, atomic_write, read_json, write_json
+from wmpo.io.machine import memory_mb
 from wmpo.io.plain import from_plain, to_plain
 from wmpo.training.checkpoint import (
     load_config,
@@ -26,7 +27,7 @@ from wmpo.training.checkpoint import (
     save_module,
     save_tensors,
 )
-from wmpo.training.log import RunLog, clock, memory_mb, read_metrics, read_stages, repair_lines
+from wmpo.training.log import RunLog, clock, read_metrics, read_stages, repair_lines
 from wmpo.training.metrics import METRICS, meaning, metrics_page
 from wmpo.training.prefetch import prefetch
 

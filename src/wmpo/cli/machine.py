@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wmpo.report.results import cpu_model, memory_total_gb, version
+from wmpo.io.machine import available_gb, cpu_flags, cpu_model, memory_total_gb
+from wmpo.report.results import version
 from wmpo.training.parallel import cores
 
 Status = Literal["ok", "warn", "missing"]
@@ -203,25 +204,6 @@ def matmul_gflops(dtype: torch.dtype, size: int = 0, seconds: float = 0.2, devic
         wait()
         best = min(best, time.perf_counter() - before)
     return 2 * size**3 / best / 1e9
-
-
-def cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
-
-
-def available_gb() -> float:
-    """Memory that programs can still get; all of it where the system doesn't say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return min(memory_total_gb(), int(line.split()[1]) / 1024**2)
-    except OSError:
-        pass
-    return memory_total_gb()
 
 
 def existing(folder: Path) -> Path:

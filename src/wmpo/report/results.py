@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
+from wmpo.io.machine import cpu_model, memory_total_gb, usable_cores
 from wmpo.io.plain import from_plain, to_plain
 from wmpo.losses.statistics import Interval, mcnemar_exact, paired_bootstrap, wilson_interval
 from wmpo.training.log import read_metrics, read_stages
@@ -339,29 +339,4 @@ def versions() -> dict[str, str]:
 
 def this_machine() -> Machine:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cpu_model(), cores, round(memory_total_gb(), 1), gpu, platform.platform(terse=True))
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def memory_total_gb() -> float:
-    """Memory that this process may use: of the machine, or of its container where that has less."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0.0
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        total = min(total, int(limit)) if limit.isdigit() else total
-    except OSError:
-        pass
-    return total / 1024**3
+    return Machine(cpu_model(), usable_cores(), round(memory_total_gb(), 1), gpu, platform.platform(terse=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from wmpo.io.files import write_json
+from wmpo.io.machine import memory_mb
 
 PLAIN_SECONDS = 10.0
 
@@ -194,31 +194,6 @@ def repair_lines(path: Path) -> None:
         tail = file.read()
         if not tail.endswith(b"\n"):
             file.truncate(tail_start + tail.rfind(b"\n") + 1)
-
-
-def memory_mb() -> float:
-    """Resident memory of this process and all below it, in MiB (pages that they share count for each)."""
-    if not sys.platform.startswith("linux"):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    parents: dict[int, int] = {}
-    pages: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat") as file:  # pid (name) state parent ... rss is the 24th field
-                    fields = file.read().rpartition(")")[2].split()
-            except (OSError, ValueError):
-                continue  # the process ended while we looked
-            parents[int(entry)], pages[int(entry)] = int(fields[1]), int(fields[21])
-    family = {os.getpid()}
-    grown = True
-    while grown:
-        children = {pid for pid, parent in parents.items() if parent in family} - family
-        family |= children
-        grown = bool(children)
-    return sum(pages.get(pid, 0) for pid in family) * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
 def gpu_peak_mb() -> float:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from wmpo.io.machine import usable_cores
+
 T = TypeVar("T")
 
 
@@ -27,11 +29,9 @@ def workers(count: int) -> ThreadPoolExecutor:
 
 
 def cores() -> int:
-    """How many threads may work: OMP_NUM_THREADS, or as many as there are cores for this process."""
+    """How many threads may work: OMP_NUM_THREADS, or as many as this process may use cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit():
-        return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(asked) if asked.isdigit() else usable_cores()
 
 
 def use_one_thread() -> None:
