@@ -38,7 +38,7 @@ NAIVE_STEPS = 30
 class Unwatched:
     """A reward model that never fires, so that nothing stops early."""
 
-    clip_length, threshold = 1, 2.0
+    clip_length, threshold = 1, 1.0
 
     def score(self, clips: Tensor, instruction: tuple[str, ...]) -> Tensor:
         return torch.zeros(len(clips))

@@ -257,7 +257,7 @@ def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
     label = torch.tensor([episode.succeeded for episode in episodes])
     result.reward = reward_quality(reward_model, episodes)
     result.agreement = agreement(dreams[0], reward_model, episodes)
-    result.dream_calibration = expected_calibration_error(dreams[0].best_scores(), label)[0]
+    result.dream_calibration = expected_calibration_error(dreams[0].best_scores().sigmoid(), label)[0]
     result.doubt = doubt(dreams[0], dreams[1], reward_model.threshold, label)
 
 
@@ -269,7 +269,7 @@ def doubt(first: Replay, second: Replay, threshold: float, label_N: torch.Tensor
         return float(label_N[claimed_N].float().mean()) if claimed_N.any() else float("nan")
 
     return DreamDisagreement(
-        auroc=auroc((one - other).abs(), success != label_N),
+        auroc=auroc((one.sigmoid() - other.sigmoid()).abs(), success != label_N),
         precision=precision(success),
         precision_kept=precision(confirmed),
         kept=float(confirmed.sum() / success.sum()) if success.any() else float("nan"),

@@ -187,7 +187,7 @@ def test_wmpo_in_a_cell_with_trust(tmp_path: Path) -> None:
         TINY,
         control=False,
         world_model=WorldModelConfig(width=8, depth=1, fit=tiny, align=tiny),
-        reward=RewardConfig(width=8, fit=tiny),
+        reward=RewardConfig(width=8, threshold="half", fit=tiny),
         grpo=replace(TINY.grpo, iterations=1),
     )
     found = play(Cell("WMPO", "wmpo", recipe, measures=("imagination",)), tmp_path, open_run)

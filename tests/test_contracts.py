@@ -329,9 +329,9 @@ def test_broken_world_models_are_told(model: DotWorld, complaint: str) -> None:
     assert complaint in " ".join(check_world_model(model, FIRST, CHUNK, SPEC))
 
 
-class Logits(DotJudge):
+class Infinite(DotJudge):
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
-        return 10 * super().score(clips_BLCHW, instruction) - 5
+        return super().score(clips_BLCHW, instruction) / 0
 
 
 class Column(DotJudge):
@@ -352,18 +352,18 @@ class Vandal(DotJudge):
         return score
 
 
-class Percent(DotJudge):
-    threshold = 50.0
+class Undecided(DotJudge):
+    threshold = float("nan")
 
 
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
-        (Logits(), "it must lie in [0, 1]"),
+        (Infinite(), "score holds NaN or infinity"),
         (Column(), "score has the shape (2, 1); it must be (2,)"),
         (Relative(), "depends on what else is in the batch"),
         (Vandal(), "changes the clips"),
-        (Percent(), "threshold is 50.0"),
+        (Undecided(), "threshold is nan"),
     ],
 )
 def test_broken_reward_models_are_told(model: DotJudge, complaint: str) -> None:

@@ -112,7 +112,7 @@ def test_perfect_dream_gives_the_real_verdicts(tabletop: tuple[VectorEnv, Vector
         for camera in ("front", "wrist"):
             np.testing.assert_array_equal(dreamt.images[camera], episode.images[camera])
         np.testing.assert_array_equal(dreamt.state, episode.state)
-        hits = np.flatnonzero(np.nan_to_num(scores) > referee.threshold)
+        hits = np.flatnonzero(scores > referee.threshold)
         assert (int(hits[0]) if len(hits) else episode.length) == episode.finish_step
 
 
@@ -140,14 +140,14 @@ class Counter:
 class AtLeast:
     """Success where the clip's last frame has reached a value."""
 
-    clip_length, threshold = 3, 0.5
+    clip_length, threshold = 3, -2.0  # of logits -3 and 3
 
     def __init__(self, value: int) -> None:
         self.value, self.clips = value, []  # type: ignore[var-annotated]
 
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         self.clips.append(clips_BLCHW[:, :, 0, 0, 0].tolist())
-        return (clips_BLCHW[:, -1, 0, 0, 0] >= self.value).float()
+        return (clips_BLCHW[:, -1, 0, 0, 0] >= self.value).float() * 6 - 3
 
 
 def counting_dream(value: int, *, stride: int = 1, stop: bool = True) -> tuple[ImaginedEnv, Counter, AtLeast]:
@@ -214,5 +214,5 @@ def test_a_replay_keeps_what_every_camera_was_imagined_to_show_and_the_state() -
         assert dreamt.images["wrist"][:, 3, 5, 2].tolist() == [255 - value for value in values]
         assert dreamt.state.tolist() == [[value] for value in values]
         assert (dreamt.source, dreamt.success.tolist()) == ("dream", episode.success.tolist())
-    np.testing.assert_array_equal(replayed.scores[1], [np.nan, 0, 1, 1, 1, 1, 1])
-    assert replayed.best_scores().tolist() == [0, 1]
+    np.testing.assert_array_equal(replayed.scores[1], [np.nan, -3, 3, 3, 3, 3, 3])
+    assert replayed.best_scores().tolist() == [-3, 3]

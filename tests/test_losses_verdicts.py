@@ -6,25 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wmpo.errors import UserError
 from wmpo.losses.verdicts import (
     auroc,
     best_f1_threshold,
     expected_calibration_error,
-    first_hit,
     matching_threshold,
     precision_recall_f1,
 )
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 5), st.integers(0, 7), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.integers(0, 10**6))
-def test_first_hit_against_brute_force(batch, steps, threshold, seed):
-    score = torch.randint(0, 11, (batch, steps), generator=torch.Generator().manual_seed(seed)) / 10
-    expected = [next((t for t in range(steps) if row[t] > torch.tensor(threshold)), steps) for row in score]
-    got = first_hit(score, threshold)
-    assert got.dtype == torch.long
-    assert got.tolist() == expected
-    assert first_hit(score > threshold).tolist() == expected
 
 
 def test_quality_by_hand():
@@ -60,9 +49,8 @@ def test_of_equal_thresholds_the_strictest():
 
 def test_threshold_when_nothing_or_everything_is_a_success():
     score = torch.tensor([0.2, 0.7])
-    threshold, f1 = best_f1_threshold(score, torch.zeros(2))
-    assert f1 == 0
-    assert not (score > threshold).any()
+    with pytest.raises(UserError, match="None of the 2 held-out episodes succeeded"):
+        best_f1_threshold(score, torch.zeros(2))
     threshold, f1 = best_f1_threshold(score, torch.ones(2))
     assert f1 == 1
     assert (score > threshold).all()
@@ -70,15 +58,16 @@ def test_threshold_when_nothing_or_everything_is_a_success():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=12),
+    st.lists(st.tuples(st.floats(-90, 90, width=32), st.booleans()), min_size=1, max_size=12),
 )
 def test_best_threshold_against_brute_force(pairs):
+    pairs = [(0.0, True), *pairs]
     score = torch.tensor([pair[0] for pair in pairs])
     label = torch.tensor([pair[1] for pair in pairs])
     threshold, f1 = best_f1_threshold(score, label)
     # Read back as used: a python float compared with float32 scores.
     assert precision_recall_f1(score > threshold, label).f1 == pytest.approx(f1)
-    for cut in [-1.0, *score.tolist()]:
+    for cut in [-91.0, *score.tolist()]:
         assert precision_recall_f1(score > cut, label).f1 <= f1 + 1e-9
 
 
@@ -91,8 +80,12 @@ def test_threshold_between_neighbouring_floats():
 
 
 def test_scores_must_be_finite():
-    with pytest.raises(ValueError, match="finite"):
-        best_f1_threshold(torch.tensor([0.1, math.nan]), torch.tensor([0, 1]))
+    for choose in (lambda score: best_f1_threshold(score, torch.tensor([0, 1])), lambda s: matching_threshold(s, 0.5)):
+        for odd in (math.nan, -math.inf):
+            with pytest.raises(UserError, match="no finite numbers"):
+                choose(torch.tensor([0.1, odd]))
+        with pytest.raises(UserError, match="at least one"):
+            choose(torch.zeros(0))
 
 
 @settings(max_examples=40, deadline=None)
@@ -123,9 +116,34 @@ def test_calibration_by_hand():
 
 def test_matching_threshold_lets_the_given_share_pass() -> None:
     scores = torch.tensor([0.1, 0.9, 0.4, 0.7, 0.2])
-    for successes, expected in ((0, 0.9), (1, 0.7), (2, 0.4), (4, 0.1)):
+    for successes, expected in ((1, 0.7), (2, 0.4), (4, 0.1)):
         threshold = matching_threshold(scores, successes / 5)
         assert threshold == pytest.approx(expected)
         assert int((scores > threshold).sum()) == successes
-    assert (scores > matching_threshold(scores, 1.0)).all()
-    assert int((torch.ones(4) > matching_threshold(torch.ones(4), 0.5)).sum()) == 0  # ties fall below
+
+
+def test_equal_scores_go_together_and_some_are_always_on_either_side() -> None:
+    scores = torch.tensor([3.0, 3.0, 3.0, 1.0, 0.0])
+    assert matching_threshold(scores, 2 / 5) == 1.0  # 3 are nearer to 2 than 4
+    assert matching_threshold(scores, 1 / 5) == 1.0  # none, as near as 3 is not, would teach nothing
+    assert matching_threshold(scores, 0.99) == 0.0
+
+
+def test_sure_scores_are_still_told_apart() -> None:
+    """As probabilities in float32 they would all be 1."""
+    logits = torch.tensor([20.0, 25.0, 30.0, 35.0])
+    assert logits.sigmoid().unique().tolist() == [1.0]
+    assert int((logits > matching_threshold(logits, 0.5)).sum()) == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "complaint"),
+    [
+        ([0.0, 1.0], 0.0, "never succeeded"),
+        ([0.0, 1.0], 1.0, "always succeeded"),
+        ([2.5, 2.5], 0.5, "all 2 imagined episodes one score, 2.5"),
+    ],
+)
+def test_a_threshold_that_cannot_do_its_work_is_refused(scores: list[float], rate: float, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        matching_threshold(torch.tensor(scores), rate)

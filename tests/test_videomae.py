@@ -10,7 +10,7 @@ from wmpo.rewards.videomae import MEAN, STD, VideoMAEClassifier, VideoMAEConfig
 from wmpo.types import EnvSpec
 
 transformers = pytest.importorskip("transformers")
-TINY = VideoMAEConfig(clip_length=4, image_size=16, patch=8, width=32, depth=1, heads=2, threshold=0.7)
+TINY = VideoMAEConfig(clip_length=4, image_size=16, patch=8, width=32, depth=1, heads=2, threshold_logit=0.7)
 
 
 def clips(batch=3, length=4, size=16, seed=0):
@@ -29,7 +29,7 @@ def test_logits_are_those_of_transformers_on_normalised_pixels():
     with torch.no_grad():
         expected = model.network(pixel_values=pixels).logits[:, 0]
         torch.testing.assert_close(model.logits(video), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(model.score(video, ("go",) * 3), expected.sigmoid(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.score(video, ("go",) * 3), expected, atol=1e-5, rtol=1e-4)
     assert model.clip_length == 4
     assert model.threshold == 0.7
 
@@ -61,18 +61,18 @@ def test_learns_what_only_the_last_frames_show():
         optimizer.step()
     assert metrics.keys() == {"loss", "accuracy"}
     batch = draw(64)
-    right = (model.eval().score(batch.clips) > 0.5) == batch.label.bool()
+    right = (model.eval().score(batch.clips) > 0) == batch.label.bool()
     assert right.float().mean() > 0.9
 
 
 def test_save_load_and_threshold(tmp_path):
     model, video = tiny(), clips()
-    judged = model.with_threshold(0.25)
-    assert judged.threshold == 0.25
+    judged = model.with_threshold(-1.25)
+    assert judged.threshold == -1.25
     assert torch.equal(judged.score(video), model.score(video))
     judged.save_pretrained(tmp_path)
     loaded = VideoMAEClassifier.from_pretrained(tmp_path)
-    assert loaded.threshold == 0.25
+    assert loaded.threshold == -1.25
     assert torch.equal(loaded.score(video), model.score(video))
 
 

@@ -206,9 +206,9 @@ def model_success(run: Run, policy: Any, world_model: VideoDiffusionModel, turn:
             return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in draws])
 
         run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", run.seed(6, turn))
-        choose = threshold_by_rate if cfg.threshold == "rate" else threshold_by_f1
+        choose = threshold_by_f1 if cfg.threshold == "f1" else threshold_by_rate
         threshold = choose(run, policy, world_model, model, turn)
-        run.log.info(f"reward model: threshold {threshold:.3f}")
+        run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
         model.save_pretrained(run.folder / f"reward_model-{turn}")
     return model
@@ -224,7 +224,8 @@ def threshold_by_rate(run: Run, policy: Any, world_model: VideoDiffusionModel, m
     dream = ImaginedEnv(world_model, model, spec, first, numbers, generator=generator, stride=stride, stop=False)
     again = [*numbers] * DREAMS_PER_INITIAL_STATE
     rollout(dream, policy, again, temperature=run.recipe.collect.temperature, generator=generator)
-    return matching_threshold(dream.best_scores(), sum(episode.succeeded for episode in tried) / len(tried))
+    rate = sum(episode.succeeded for episode in tried) / len(tried)
+    return matching_threshold(dream.best_scores(), 0.5 if run.recipe.reward.threshold == "half" else rate)
 
 
 def threshold_by_f1(run: Run, policy: Any, world_model: VideoDiffusionModel, model: RewardModel, turn: int) -> float:

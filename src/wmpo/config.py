@@ -181,9 +181,10 @@ class RewardConfig:
     """L: frames per clip. [paper 8]"""
     stride: int = 2
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
-    threshold: Literal["rate", "f1"] = "rate"
+    threshold: Literal["rate", "f1", "half"] = "rate"
     """The score above which a clip counts as success. rate: such that the policy succeeds in the dream as often as it
-    did for real; f1: the best F1 on imagined replays of held-out real episodes. [paper: f1, on real clips]"""
+    did for real; f1: the best F1 on imagined replays of held-out real episodes; half: such that half of the dreams
+    succeed, whatever is true, to try things out with a policy that never succeeds. [paper: f1, on real clips]"""
     imagined_fraction: float = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
     classifier judges dreams, so it should have seen some. [paper: 0]"""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
+from math import isfinite
 from typing import Any, ParamSpec
 
 import torch
@@ -222,11 +223,11 @@ def check_reward_model(reward_model: RewardModel, clips_BLCHW: Tensor, instructi
     if B < 2 or len(instruction) != B or reward_model.clip_length != L or clips_BLCHW.dtype != torch.uint8:
         return [f"The check needs two or more uint8 clips of {reward_model.clip_length} frames, a sentence for each."]
     said = []
-    if not 0 <= reward_model.threshold <= 1:
-        said.append(f"threshold is {reward_model.threshold}; it must lie in [0, 1], as the scores do.")
+    if not isfinite(reward_model.threshold):
+        said.append(f"threshold is {reward_model.threshold}; it must be a finite number, a logit as the scores are.")
     before = clips_BLCHW.clone()
     score = reward_model.score(clips_BLCHW, instruction)
-    said += _tensor("score", score, (B,), torch.float32, (0.0, 1.0))
+    said += _tensor("score", score, (B,), torch.float32, None)
     if said:
         return said
     if not torch.equal(before, clips_BLCHW):

@@ -94,12 +94,13 @@ class ImaginedEnv:
         for end, score in zip(ends, parallel_map(self.reward_model.score, clips, [sentences] * len(ends)), strict=True):
             scores[index, end] = score.cpu()
         self.scores.append(scores)
-        hit = scores[index] > self.reward_model.threshold  # NaN compares False
+        hit = scores[index] > self.reward_model.threshold  # both logits; NaN compares False
         return (hit.cumsum(1) > 0).to(frames_AKCHW.device)
 
     def best_scores(self) -> Tensor:
-        """(B,) the highest score that each episode has had so far."""
-        return torch.cat(self.scores, dim=1).nan_to_num(nan=-1.0).amax(1)
+        """(B,) the highest score, a logit, that each episode has had so far; -inf before its first."""
+        scores = torch.cat(self.scores, dim=1)
+        return scores.masked_fill(scores.isnan(), -torch.inf).amax(1)
 
     def close(self) -> None:
         """Nothing to close; the models belong to the caller."""
@@ -110,7 +111,7 @@ class Replay:
     """Real actions, imagined anew from the real first frame."""
 
     episodes: list[Episode]  # pictures of all cameras and states are imagined but for frame 0; the rest is as it was
-    scores: list[np.ndarray]  # per episode (T+1,), NaN where nothing was scored
+    scores: list[np.ndarray]  # per episode (T+1,) logits, NaN where nothing was scored
 
     def best_scores(self) -> Tensor:
         """(N,) highest score of each episode: above the threshold means an imagined success."""

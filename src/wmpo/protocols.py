@@ -106,11 +106,11 @@ class WorldModel(Protocol):
 
 
 class RewardModel(Protocol):
-    """Says how likely a clip shows the accomplished task."""
+    """Says whether a clip shows the accomplished task."""
 
     clip_length: int  # L
-    threshold: float  # a clip that scores above it counts as success
+    threshold: float  # a logit; a clip that scores above it counts as success
 
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
-        """(B,) probabilities in [0, 1] for uint8 clips of the first camera."""
+        """(B,) float32 logits of success for uint8 clips of the first camera."""
         ...

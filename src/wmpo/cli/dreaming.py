@@ -115,7 +115,7 @@ class RewardModelCommand:
             label = torch.tensor([episode.succeeded for episode in episodes])
             threshold, f1 = best_f1_threshold(best, label)
             model.with_threshold(threshold).save_pretrained(self.out / "model")
-            run.log.info(f"Threshold {threshold:.3f}, F1 {f1:.2f} on {len(kept)} held-out episodes")
+            run.log.info(f"Threshold {threshold:.3f} (a logit), F1 {f1:.2f} on {len(kept)} held-out episodes")
             run.log.info(f"Reward model: {self.out / 'model'}")
 
 

@@ -1,6 +1,7 @@
 """From scores of clips to verdicts on episodes, and how good those verdicts are.
 
-A score above the threshold, strictly, counts as success, here and wherever a verdict is made.
+Scores and thresholds are logits: probabilities near 1 would round to one number, and a threshold could no longer tell
+them apart. A score above the threshold, strictly, counts as success, here and wherever a verdict is made.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from wmpo.errors import UserError
 
 
 def verdict_loss(logits_B: Tensor, label_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -25,21 +28,36 @@ def verdict_loss(logits_B: Tensor, label_B: Tensor) -> tuple[Tensor, dict[str, T
     return loss, {"loss": loss.detach(), "accuracy": accuracy}
 
 
-def first_hit(score_BT: Tensor, threshold: float = 0.5) -> Tensor:
-    """(B,) long: the first column whose score is above the threshold, T where there is none. Takes booleans too."""
-    hit_BT = score_BT if score_BT.dtype == torch.bool else score_BT > threshold
-    steps = hit_BT.shape[1]
-    column_T = torch.arange(steps, device=hit_BT.device)
-    # A last column of T makes the minimum defined for T = 0 and for rows without a hit.
-    column_BT = torch.where(hit_BT, column_T, steps)
-    return torch.cat([column_BT, column_BT.new_full((len(hit_BT), 1), steps)], 1).amin(1)
+def finite_threshold(threshold: float, where: str) -> float:
+    """The threshold itself, if it is a finite number. Raises UserError, which begins with `where`."""
+    if not math.isfinite(threshold):
+        raise UserError(f"{where} has the threshold {threshold}; it must be a finite number: train it again.")
+    return float(threshold)
 
 
 def matching_threshold(score_N: Tensor, rate: float) -> float:
-    """The threshold that the given share of the scores is above, as nearly as N allows; ties count as below."""
-    ordered = score_N.float().sort(descending=True).values
-    above = round(rate * len(ordered))
-    return float(ordered[above]) if above < len(ordered) else -1.0
+    """The threshold that a share of the scores as near to `rate` as possible is above; equal scores go together.
+
+    Raises UserError where none can do its work: with a rate of 0 or 1, with scores that are all the same, and with
+    scores that are no finite numbers, nobody would succeed, or everybody would, and GRPO would have no group to learn
+    from.
+    """
+    _check_scores(score_N)
+    if not 0 < rate < 1:
+        often = "never" if rate <= 0 else "always"
+        raise UserError(
+            f"The policy {often} succeeded in its real rollouts, so that no threshold can make imagined success as "
+            "frequent and leave something to learn: collect more episodes (collect.episodes), or begin from a "
+            f"policy that {'succeeds' if rate <= 0 else 'fails'} at times (policy.fit.steps)."
+        )
+    level_M, count_M = score_N.detach().unique(return_counts=True)  # ascending
+    if len(level_M) < 2:
+        raise UserError(
+            f"The reward model gives all {len(score_N)} imagined episodes one score, {float(level_M[0]):.4g}, so that "
+            "no threshold can tell successes from failures: train it longer (reward.fit.steps)."
+        )
+    above_M = (len(score_N) - count_M.cumsum(0))[:-1]  # scores above each level but the last, which nothing exceeds
+    return float(level_M[int((above_M - rate * len(score_N)).abs().argmin())])
 
 
 class Quality(NamedTuple):
@@ -72,11 +90,15 @@ def best_f1_threshold(score_N: Tensor, label_N: Tensor) -> tuple[float, float]:
     """(threshold, F1): the threshold with the best F1 when scores above it count as success.
 
     Candidates lie midway between neighbouring scores, and just below the lowest. Of equally good ones the highest is
-    taken: a false success is what a policy learns to exploit, a missed one only slows it down. Without a positive
-    label no threshold has an F1 above 0, and the highest score, which nothing exceeds, is returned.
+    taken: a false success is what a policy learns to exploit, a missed one only slows it down. Raises UserError for
+    scores that are no finite numbers, and without a positive label, where no threshold is better than another.
     """
-    if len(score_N) == 0 or not bool(torch.isfinite(score_N).all()):
-        raise ValueError("a threshold needs at least one score, all of them finite")
+    _check_scores(score_N)
+    if not bool(label_N.bool().any()):
+        raise UserError(
+            f"None of the {len(label_N)} held-out episodes succeeded, so that no threshold of the reward model can be "
+            "chosen by F1: collect more episodes, or keep more of them out of training."
+        )
     order_N = score_N.argsort(descending=True)
     score = score_N[order_N].detach().cpu().numpy()
     label = label_N.bool()[order_N].cpu().numpy()
@@ -85,8 +107,6 @@ def best_f1_threshold(score_N: Tensor, label_N: Tensor) -> tuple[float, float]:
     f1_N = 2 * hits_N / (np.arange(1, len(score) + 1) + label.sum())
     f1_N[:-1][score[:-1] == score[1:]] = -1
     last = int(f1_N.argmax())
-    if f1_N[last] <= 0:
-        return float(score[0]), 0.0
     lowest = score[last]
     if last + 1 == len(score):
         return float(np.nextafter(lowest, np.array(-np.inf, lowest.dtype))), float(f1_N[last])
@@ -94,6 +114,13 @@ def best_f1_threshold(score_N: Tensor, label_N: Tensor) -> tuple[float, float]:
     # In the scores' own precision; between neighbouring floats the midpoint may round up to the accepted score.
     middle = below + (lowest - below) / 2
     return float(middle if middle < lowest else below), float(f1_N[last])
+
+
+def _check_scores(score_N: Tensor) -> None:
+    if len(score_N) == 0:
+        raise UserError("A threshold needs at least one scored episode, and there is none.")
+    if not bool(torch.isfinite(score_N).all()):
+        raise UserError("The reward model gives scores that are no finite numbers: train it again, at a lower rate.")
 
 
 def auroc(score_N: Tensor, label_N: Tensor) -> float:

@@ -30,7 +30,7 @@ SMOKE = Recipe(
         fit=FitConfig(steps=80, batch_size=16, ema=0.98),
         align=FitConfig(steps=30, batch_size=16, lr=5e-4, ema=0.98),
     ),
-    reward=RewardConfig(width=16, fit=FitConfig(steps=80, batch_size=32)),
+    reward=RewardConfig(width=16, threshold="half", fit=FitConfig(steps=80, batch_size=32)),
     grpo=GRPOConfig(iterations=3, groups=4, group_size=4, n_initial_states=16, max_resamples=1),
     evaluate=EvaluateConfig(episodes=32, practice_eval_freq=2, practice_eval_episodes=8),
 )

@@ -45,13 +45,18 @@ SMALLEST_SPREAD = 1e-3  # of a state dimension, as where networks scale it: erro
 
 
 def score_video(reward_model: RewardModel, frames: np.ndarray, instruction: str) -> np.ndarray:
-    """(T+1,) scores of the clips that end at each frame of a real video (T+1, H, W, 3); the first frame has none."""
+    """(T+1,) logits of the clips that end at each frame of a real video (T+1, H, W, 3); NaN for the first frame."""
     L = reward_model.clip_length
     padded = np.concatenate([np.repeat(frames[:1], L - 1, axis=0), frames])
     clips = np.lib.stride_tricks.sliding_window_view(padded, L, axis=0)[1:]  # (T, H, W, 3, L)
     tensor = torch.from_numpy(np.ascontiguousarray(clips.transpose(0, 4, 3, 1, 2)))
     scores = reward_model.score(tensor, (instruction,) * len(tensor)).cpu().numpy()
     return np.concatenate([[np.nan], scores])
+
+
+def probability(logit: float) -> float:
+    """Of success; NaN stays NaN."""
+    return float(torch.tensor(logit, dtype=torch.float64).sigmoid())
 
 
 def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> RewardQuality:
@@ -64,12 +69,12 @@ def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> Re
     label = torch.tensor([episode.succeeded for episode in episodes])
     quality = precision_recall_f1(best > reward_model.threshold, label)
     return RewardQuality(
-        threshold=reward_model.threshold,
+        threshold=probability(reward_model.threshold),
         precision=quality.precision,
         recall=quality.recall,
         f1=quality.f1,
         accuracy=quality.accuracy,
-        calibration_error=expected_calibration_error(best, label)[0],
+        calibration_error=expected_calibration_error(best.sigmoid(), label)[0],
         auroc=auroc(best, label),
         episodes=len(episodes),
         successes=int(label.sum()),
@@ -198,7 +203,7 @@ def pictures_of(
     for i in _mixture([episode.succeeded for episode in base]):
         episode = base[i]
         scores = replayed.scores[i]
-        hits = np.flatnonzero(np.nan_to_num(scores) > reward_model.threshold)
+        hits = np.flatnonzero(scores > reward_model.threshold)  # NaN compares False
         verdict = "success" if len(hits) else "failure"
         result.dreams.append(
             Pair(
@@ -211,7 +216,7 @@ def pictures_of(
         )
         result.scores.append(
             ScoreCurve(
-                score_video(reward_model, episode.images[camera], episode.instruction).tolist(),
+                [probability(x) for x in score_video(reward_model, episode.images[camera], episode.instruction)],
                 episode.finish_step if episode.succeeded else None,
                 f"initial state {episode.initial_state}",
             )

@@ -47,7 +47,7 @@ class Pair:
 class ScoreCurve:
     """The reward model's scores over one real episode."""
 
-    scores: Sequence[float]
+    scores: Sequence[float]  # probabilities
     """Per frame, of the clip that ends there; NaN where none does."""
     success_at: int | None
     """The frame at which the episode really succeeded, if it did."""

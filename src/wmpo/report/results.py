@@ -93,6 +93,7 @@ class RewardQuality:
     """The reward model on held-out real episodes."""
 
     threshold: float
+    """As a probability."""
     precision: float
     recall: float
     f1: float

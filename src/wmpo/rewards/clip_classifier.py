@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
-from wmpo.losses.verdicts import verdict_loss
+from wmpo.losses.verdicts import finite_threshold, verdict_loss
 from wmpo.nn.layers import Film, ResidualBlock
 from wmpo.nn.text import SentenceEncoder
 from wmpo.training.checkpoint import load_config, load_module, save_module
@@ -22,12 +22,12 @@ TEXT_WIDTH = 32
 
 @dataclass(frozen=True)
 class ClipClassifierConfig:
-    """What a saved classifier needs to be built again. The threshold travels with it."""
+    """What a saved classifier needs to be built again. The threshold, a logit, travels with it."""
 
     clip_length: int
     width: int
     image_size: tuple[int, int]
-    threshold: float = 0.5
+    threshold_logit: float = 0.0
 
 
 class ClipClassifier(nn.Module):
@@ -41,7 +41,7 @@ class ClipClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.clip_length = config.clip_length
-        self.threshold = config.threshold
+        self.threshold = config.threshold_logit
         c = config.width
         self.text = SentenceEncoder(TEXT_WIDTH)
         self.stem = nn.Conv2d(3 * config.clip_length, c, kernel_size=4, stride=4)
@@ -56,9 +56,9 @@ class ClipClassifier(nn.Module):
         return cls(ClipClassifierConfig(config.clip_length, config.width, size))
 
     def with_threshold(self, threshold: float) -> ClipClassifier:
-        """The same weights, judged by another threshold."""
-        config = self.config
-        other = ClipClassifier(ClipClassifierConfig(config.clip_length, config.width, config.image_size, threshold))
+        """The same weights, judged by another threshold, a finite logit."""
+        threshold = finite_threshold(threshold, "The reward model")
+        other = ClipClassifier(replace(self.config, threshold_logit=threshold))
         other.load_state_dict(self.state_dict())
         return other.to(next(self.parameters()).device)
 
@@ -71,7 +71,8 @@ class ClipClassifier(nn.Module):
 
     @torch.no_grad()
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
-        return self.logits(clips_BLCHW, instruction).sigmoid()
+        """(B,) logits of success, without gradients."""
+        return self.logits(clips_BLCHW, instruction)
 
     def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
@@ -82,6 +83,8 @@ class ClipClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ClipClassifier:
-        model = cls(load_config(folder, ClipClassifierConfig)[0])
+        config, _ = load_config(folder, ClipClassifierConfig)
+        finite_threshold(config.threshold_logit, str(folder))
+        model = cls(config)
         load_module(folder, model)
         return model.eval()

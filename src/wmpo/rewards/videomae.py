@@ -1,7 +1,6 @@
 """The paper's success classifier: VideoMAE with a linear head, from transformers, at any size.
 
-Departures from the paper's code, which are repairs: one logit and one activation (sigmoid), in training, in choosing
-the threshold and in use.
+Departures from the paper's code, which are repairs: one logit, in training, in choosing the threshold and in use.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from wmpo.config import RewardConfig
 from wmpo.errors import UserError, optional
-from wmpo.losses.verdicts import verdict_loss
+from wmpo.losses.verdicts import finite_threshold, verdict_loss
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 
@@ -42,7 +41,7 @@ class VideoMAEConfig:
     """Layers."""
     heads: int = 12
     """Attention heads."""
-    threshold: float = 0.5
+    threshold_logit: float = 0.0
     """A clip that scores above it counts as success."""
 
 
@@ -59,7 +58,7 @@ class VideoMAEClassifier(nn.Module):
                 f"VideoMAE needs an image size ({config.image_size}) that divides by its patch ({config.patch}) and a "
                 f"width ({config.width}) that divides by its heads ({config.heads})."
             )
-        self.clip_length, self.threshold = config.clip_length, config.threshold
+        self.clip_length, self.threshold = config.clip_length, config.threshold_logit
         transformers = _transformers()
         self.network: Any = transformers.VideoMAEForVideoClassification(
             transformers.VideoMAEConfig(
@@ -139,8 +138,9 @@ class VideoMAEClassifier(nn.Module):
         return own
 
     def with_threshold(self, threshold: float) -> VideoMAEClassifier:
-        """The same weights, judged by another threshold."""
-        other = VideoMAEClassifier(replace(self.config, threshold=threshold))
+        """The same weights, judged by another threshold, a finite logit."""
+        threshold = finite_threshold(threshold, "The reward model")
+        other = VideoMAEClassifier(replace(self.config, threshold_logit=threshold))
         other.load_state_dict(self.state_dict())
         return other.to(self.mean.device).train(self.training)
 
@@ -155,8 +155,8 @@ class VideoMAEClassifier(nn.Module):
 
     @torch.no_grad()
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...] = ()) -> Tensor:
-        """(B,) probabilities of success."""
-        return self.logits(clips_BLCHW, instruction).float().sigmoid()
+        """(B,) float32 logits of success, without gradients."""
+        return self.logits(clips_BLCHW, instruction).float()
 
     def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
@@ -168,7 +168,9 @@ class VideoMAEClassifier(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path) -> VideoMAEClassifier:
         """One that `save_pretrained` wrote; for weights from transformers see `from_transformers`."""
-        model = cls(load_config(folder, VideoMAEConfig)[0])
+        config, _ = load_config(folder, VideoMAEConfig)
+        finite_threshold(config.threshold_logit, str(folder))
+        model = cls(config)
         load_module(folder, model)
         return model.eval()
 
