@@ -15,8 +15,8 @@ import time
 import numpy as np
 import torch
 
-from wmpo.config import EnvConfig
 from wmpo.envs import make_env
+from wmpo.envs.tabletop.settings import TabletopSettings
 
 BATCH, CHUNK = 64, 4
 
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = EnvConfig(task=options.task, workers=options.workers, image_size=options.size, renderer=options.renderer)
+    config = TabletopSettings(
+        task=options.task, workers=options.workers, image_size=options.size, renderer=options.renderer
+    )
     env = make_env(config)
     try:
         initial_states = range(BATCH)

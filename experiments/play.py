@@ -34,7 +34,7 @@ from wmpo.algorithm import (
     pretrain_world_model,
 )
 from wmpo.baselines.methods import improve
-from wmpo.config import Recipe, WorldModelConfig
+from wmpo.config import Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import VideoClips
 from wmpo.envs import make_env, task_names
@@ -48,9 +48,10 @@ from wmpo.policies import load_policy
 from wmpo.report.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.report.results import BASE, Gap, PolicyResult, RunResult
 from wmpo.rewards import load_reward_model
-from wmpo.run import Run
+from wmpo.run import Purpose, Run
 from wmpo.training.log import read_stages
 from wmpo.types import Episode
+from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 Opener = Callable[[Recipe, Path], AbstractContextManager[Run]]
@@ -93,7 +94,7 @@ def part_of(recipe: Recipe, level: str) -> Recipe:
     """The recipe of a level: what it does not depend on is at its default."""
     part = replace(Recipe(name=level, control=False), **{name: getattr(recipe, name) for name in PARTS[level]})
     if level == "world":  # not aligned yet
-        usual = WorldModelConfig()
+        usual = VideoDiffusionSettings()
         part = replace(
             part, world_model=replace(part.world_model, align=usual.align, align_fraction=usual.align_fraction)
         )
@@ -203,7 +204,7 @@ def measure_disruptions(run: Run, result: CellResult, levels: Levels) -> None:
 
             def measure(policy: Any, env: Any = env, disruption: str = disruption) -> PolicyResult:
                 played = evaluate(
-                    env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8),
+                    env, policy, numbers, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE),
                     task=task_names(run.recipe.env),
                 )  # fmt: skip
                 return played.result(cfg.temperature, disruption)
@@ -223,7 +224,7 @@ def measure_attempts(run: Run, result: CellResult, levels: Levels) -> None:
             counts: list[int] = []
             for begin in range(0, len(numbers), BATCH):  # the events are those of one batch
                 some = numbers[begin : begin + BATCH]
-                evaluate(env, policy, some, temperature=cfg.temperature, seed=run.seed(8) + begin)
+                evaluate(env, policy, some, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE) + begin)
                 counts += [row[event] for row in env.events]
             result.attempts[name] = counts
 
@@ -238,7 +239,7 @@ def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
     def measure(policy: Any, episodes: list[Episode]) -> Gap:
         imagined = imagined_success(
             world_model, reward_model, spec, policy, episodes, temperature=recipe.evaluate.temperature,
-            stride=recipe.reward.stride, device=device, seed=run.seed(11),
+            stride=recipe.reward.stride, device=device, seed=run.seed(Purpose.MEASURE_IMAGINED),
         )  # fmt: skip
         return gap(imagined, episodes)
 
@@ -249,7 +250,7 @@ def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
         result.gaps[name] = known(file, Gap, partial(measure, policy, episodes))
     dreams = [
         replay(
-            world_model, reward_model, spec, episodes, chunk=recipe.policy.chunk, device=device, seed=run.seed(10, i),
+            world_model, reward_model, spec, episodes, chunk=recipe.policy.chunk, device=device, seed=run.seed(Purpose.MEASURE_REPLAY, i),
             stride=recipe.reward.stride,
         )
         for i in range(2)

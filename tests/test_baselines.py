@@ -12,31 +12,24 @@ import torch
 from wmpo.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
 from wmpo.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.cli.opening import open_run
-from wmpo.config import (
-    CollectConfig,
-    DemonstrationConfig,
-    EnvConfig,
-    EvaluateConfig,
-    FitConfig,
-    GRPOConfig,
-    PolicyConfig,
-    Recipe,
-)
+from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
+from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.rollout import rollout
 
-ENV = EnvConfig(image_size=32, renderer="rays", workers=0)
+ENV = TabletopSettings(image_size=32, renderer="rays", workers=0)
 FIT = FitConfig(steps=3, batch_size=4, warmup=1)
 TINY = Recipe(
     env=ENV,
     device="cpu",
     demonstrations=DemonstrationConfig(episodes=4),
-    policy=PolicyConfig(width=8, hidden=16, fit=FIT),
+    policy=MiniVLASettings(width=8, hidden=16, fit=FIT),
     collect=CollectConfig(episodes=16),
     grpo=GRPOConfig(groups=2, group_size=2, n_initial_states=4),
     evaluate=EvaluateConfig(episodes=4, practice_eval_freq=0),

@@ -22,11 +22,12 @@ from experiments import answers, pairs, tables, trust
 from test_baselines import SETTINGS, TINY
 from wmpo.cli import main
 from wmpo.cli.opening import open_run
-from wmpo.config import FitConfig, Recipe, RewardConfig, WorldModelConfig
+from wmpo.config import FitConfig, Recipe
 from wmpo.errors import UserError
 from wmpo.imagination import Replay
 from wmpo.recipes.checks import check_recipe
 from wmpo.report.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RunResult
+from wmpo.world_models.settings import VideoDiffusionSettings
 
 TWO = Experiment(
     title="Two",
@@ -68,7 +69,9 @@ def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
 def test_changes_reach_their_setting_only() -> None:
     recipe = changed(Recipe(), {"world_model.align.steps": 7, "seed": 5})
     assert recipe == replace(
-        Recipe(), seed=5, world_model=replace(WorldModelConfig(), align=replace(WorldModelConfig().align, steps=7))
+        Recipe(),
+        seed=5,
+        world_model=replace(VideoDiffusionSettings(), align=replace(VideoDiffusionSettings().align, steps=7)),
     )
     assert changed(SETTINGS, {"online.lr": 0.5}).online == replace(SETTINGS.online, lr=0.5)
     with pytest.raises(TypeError):
@@ -186,8 +189,8 @@ def test_wmpo_in_a_cell_with_trust(tmp_path: Path) -> None:
     recipe = replace(
         TINY,
         control=False,
-        world_model=WorldModelConfig(width=8, depth=1, fit=tiny, align=tiny),
-        reward=RewardConfig(width=8, threshold="half", fit=tiny),
+        world_model=VideoDiffusionSettings(width=8, depth=1, fit=tiny, align=tiny),
+        reward=ConvSettings(width=8, threshold="half", fit=tiny),
         grpo=replace(TINY.grpo, iterations=1),
     )
     found = play(Cell("WMPO", "wmpo", recipe, measures=("imagination",)), tmp_path, open_run)

@@ -18,11 +18,12 @@ import torch
 from episodes_by_hand import make_episode
 from wmpo.cli import COMMANDS, main
 from wmpo.cli.parse import sentence
-from wmpo.config import PolicyConfig, Recipe
+from wmpo.config import Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes import RECIPES
 from wmpo.types import EnvSpec
 
@@ -68,7 +69,7 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["--grpo.iterations"], "Missing value"),
         (["--grpo.iteration", "3"], "--grpo.iteration"),
         (["--grpo.ratio", "word"], "Expected one of ('chunk', 'token')"),
-        (["--grpo.lr", "-1"], "grpo.lr is -1.0; it must be at least 0"),
+        (["--grpo.lr", "-1"], "grpo.lr is -1.0; it must be above 0"),
         (["--env.task", "fly"], "There is no task 'fly'"),
         (["--env.cameras", "rear"], "There is no camera 'rear'"),
         (["--device", "cuda:99"], "There is no device 'cuda:99'"),
@@ -103,7 +104,7 @@ def small_run(folder: Path, size: int = 32) -> Path:
     recipe["env"] |= {"renderer": "rays", "state": False}
     write_json(folder / "recipe.json", recipe)
     spec = EnvSpec({"front": (size, size)}, 0, 4, 32, 5)
-    MiniVLA.build(PolicyConfig(width=8, hidden=16), spec).save_pretrained(folder / "policies" / "base")
+    MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec).save_pretrained(folder / "policies" / "base")
     return folder
 
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wmpo.config import EnvConfig, PolicyConfig, RewardConfig, WorldModelConfig
 from wmpo.contracts import check_env, check_policy, check_reward_model, check_world_model
 from wmpo.envs import make_env
+from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rewards.settings import ConvSettings
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
+from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 SPEC = EnvSpec(cameras={"front": (4, 4)}, state_dim=2, action_dim=2, horizon=7, fps=5)
@@ -121,15 +124,15 @@ def test_honest_implementations_pass() -> None:
 
 
 def test_our_own_implementations_pass() -> None:
-    config = EnvConfig(image_size=32, workers=0, renderer="rays")
+    config = TabletopSettings(image_size=32, workers=0, renderer="rays")
     with closing(make_env(config)) as env:
         assert check_env(env) == []
         first = env.reset([0, 1, 2])
         torch.manual_seed(0)
-        policy = MiniVLA.build(PolicyConfig(chunk=2, width=8, hidden=16), env.spec).eval()
+        policy = MiniVLA.build(MiniVLASettings(chunk=2, width=8, hidden=16), env.spec).eval()
         assert check_policy(policy, first, env.spec.action_dim) == []
-        dream = VideoDiffusionModel.build(WorldModelConfig(width=8, depth=1), env.spec, chunk=2).eval()
-        judge = ClipClassifier.build(RewardConfig(clip_length=2, width=8), env.spec).eval()
+        dream = VideoDiffusionModel.build(VideoDiffusionSettings(width=8, depth=1), env.spec, chunk=2).eval()
+        judge = ClipClassifier.build(ConvSettings(clip_length=2, width=8), env.spec).eval()
         for module in (dream, judge):  # some layers begin at zero; nothing may hide behind that
             for parameter in module.parameters():
                 torch.nn.init.normal_(parameter, std=0.1)

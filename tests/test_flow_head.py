@@ -10,18 +10,18 @@ import torch
 
 from test_minivla import CONFIG, SPEC, observation
 from wmpo.baselines.preference import tokens_of
-from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import FlowConfig, MiniVLASettings
 
 SDE = replace(CONFIG, head="flow", flow=FlowConfig(steps=3))
 LEARNED = replace(SDE, flow=FlowConfig(steps=3, noise="learned", level=0.3))
 KINDS = pytest.mark.parametrize("config", [SDE, LEARNED], ids=["sde", "learned"])
 
 
-def policy(config: PolicyConfig) -> MiniVLA:
+def policy(config: MiniVLASettings) -> MiniVLA:
     torch.manual_seed(0)
     model = MiniVLA.build(config, SPEC).eval()
     if model.head.spread is not None:
@@ -30,12 +30,12 @@ def policy(config: PolicyConfig) -> MiniVLA:
 
 
 @KINDS
-def test_it_keeps_the_contract(config: PolicyConfig) -> None:
+def test_it_keeps_the_contract(config: MiniVLASettings) -> None:
     assert check_policy(policy(config), observation(4), 4) == []
 
 
 @KINDS
-def test_the_trace_is_the_path_from_noise_to_actions(config: PolicyConfig) -> None:
+def test_the_trace_is_the_path_from_noise_to_actions(config: MiniVLASettings) -> None:
     model = policy(config)
     model.set_statistics(-torch.ones(4) / 2, torch.ones(4) / 2, torch.zeros(3), torch.ones(3))
     decision = model.act(observation(5), temperature=0.7, generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_temperature_is_the_strength_of_the_noise() -> None:
 
 
 @KINDS
-def test_it_learns_what_is_shown(config: PolicyConfig) -> None:
+def test_it_learns_what_is_shown(config: MiniVLASettings) -> None:
     """Two frames, two chunks: the greedy choice ends close to them, and the noise network learns nothing from it."""
     model = policy(config).train()
     action = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1)) - 0.5
@@ -78,7 +78,7 @@ def test_it_learns_what_is_shown(config: PolicyConfig) -> None:
 
 
 @KINDS
-def test_save_and_load(tmp_path: Path, config: PolicyConfig) -> None:
+def test_save_and_load(tmp_path: Path, config: MiniVLASettings) -> None:
     model = policy(config)
     model.save_pretrained(tmp_path)
     loaded = MiniVLA.from_pretrained(tmp_path)

@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wmpo.config import FlowConfig, GRPOConfig, PolicyConfig
+from wmpo.config import GRPOConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
+from wmpo.families import saved_family
 from wmpo.grpo import play_groups, update
-from wmpo.policies import build_policy, family_of, load_policy
+from wmpo.policies import build_policy, load_policy
 from wmpo.policies.flow_vla import FlowVLA
+from wmpo.policies.settings import FlowConfig, FlowVLASettings
 from wmpo.types import EnvSpec, Observation, Outcome
 
 transformers = pytest.importorskip("transformers")
@@ -133,7 +135,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(folder: Path, noise: str = "sde") -> FlowVLA:
-    config = PolicyConfig(pretrained=str(folder), chunk=K, flow=FlowConfig(steps=2, noise=noise))  # type: ignore[arg-type]
+    config = FlowVLASettings(pretrained=str(folder), chunk=K, flow=FlowConfig(steps=2, noise=noise))  # type: ignore[arg-type]
     torch.manual_seed(1)
     policy: FlowVLA = build_policy(config, SPEC)
     return policy
@@ -153,7 +155,7 @@ def observation(batch: int, seed: int = 0) -> Observation:
 @pytest.mark.parametrize("noise", ["sde", "learned"])
 def test_a_published_one_keeps_the_contract(folders: dict[str, Path], family: str, noise: str) -> None:
     policy = opened(folders[family], noise)
-    assert family_of(folders[family]) == policy.family == family and policy.chunk == K
+    assert saved_family("policy", folders[family], "") == policy.family == family and policy.chunk == K
     assert check_policy(policy, observation(4), D) == []
     decision = policy.act(observation(4), temperature=1.0, generator=torch.Generator().manual_seed(0))
     assert decision.trace.shape == (4, 3, K, 6) and decision.log_prob.shape == (4, K, 2 * D)
@@ -200,7 +202,7 @@ def test_imitation_and_files(folders: dict[str, Path], family: str, tmp_path: Pa
 
     policy.eval().save_pretrained(tmp_path)
     loaded = load_policy(tmp_path)
-    assert family_of(tmp_path) == family and loaded.config == policy.config
+    assert saved_family("policy", tmp_path, "") == family and loaded.config == policy.config
     for name, tensor in policy.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     one, other = (
@@ -407,7 +409,7 @@ def test_what_is_wrong_is_told(
 
 @FAMILIES
 def test_another_robot_is_told(folders: dict[str, Path], family: str) -> None:
-    config = PolicyConfig(pretrained=str(folders[family]), chunk=K)
+    config = FlowVLASettings(pretrained=str(folders[family]), chunk=K)
     with pytest.raises(UserError, match="2 action dimensions, but here there are 7"):
         build_policy(config, replace(SPEC, action_dim=7))
     with pytest.raises(UserError, match="3 state dimensions, but here there are 0"):

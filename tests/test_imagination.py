@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmpo.config import EnvConfig, PolicyConfig
 from wmpo.envs import make_env
+from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.envs.vector import VectorEnv
 from wmpo.imagination import ImaginedEnv, replay
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.rollout import rollout
 from wmpo.types import EnvSpec, Episode, Observation
 
@@ -62,7 +63,7 @@ class Memorised:
 
 @pytest.fixture(scope="module")
 def tabletop() -> Iterator[tuple[VectorEnv, VectorEnv]]:
-    config = EnvConfig(cameras=("front", "wrist"), image_size=32, workers=0)
+    config = TabletopSettings(cameras=("front", "wrist"), image_size=32, workers=0)
     real, inside = make_env(config), make_env(config)
     yield real, inside
     real.close()
@@ -73,7 +74,7 @@ def test_perfect_dream_equals_reality_frame_for_frame(tabletop: tuple[VectorEnv,
     real, inside = tabletop
     initial_states = [3, 4, 5, 3]
     torch.manual_seed(0)
-    policy = MiniVLA.build(PolicyConfig(width=8, hidden=16), real.spec).eval()
+    policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), real.spec).eval()
 
     lived = rollout(
         real, policy, initial_states, temperature=1.0, generator=torch.Generator().manual_seed(1), record="real"

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from wmpo.config import PolicyConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.nn.text import SentenceEncoder, word_ids
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.types import EnvSpec, Observation
 
 SPEC = EnvSpec({"front": (32, 32), "wrist": (32, 32)}, 3, 4, 16, 5)
-CONFIG = PolicyConfig(chunk=3, bins=9, width=8, hidden=16)
+CONFIG = MiniVLASettings(chunk=3, bins=9, width=8, hidden=16)
 
 
 def observation(batch: int, seed: int = 0) -> Observation:

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from wmpo.cli import main
-from wmpo.config import EnvConfig, PolicyConfig
+from wmpo.config import PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.envs import make_env
+from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
 from wmpo.policies import build_policy, load_policy
+from wmpo.policies.settings import MiniVLASettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_policy.md"
 
@@ -37,10 +39,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_the_example_keeps_the_contract_learns_and_is_opened_again(tmp_path: Path) -> None:
-    env = make_env(EnvConfig(image_size=16, workers=0, renderer="rays"))
+    env = make_env(TabletopSettings(image_size=16, workers=0, renderer="rays"))
     seen = env.reset([0, 1])
     torch.manual_seed(0)
-    policy: Any = build_policy(PolicyConfig(family="linear", chunk=3), env.spec)
+    policy: Any = build_policy(MiniVLASettings(family="linear", chunk=3), env.spec)
     assert check_policy(policy, seen, env.spec.action_dim) == []
     action = torch.full((2, 3, env.spec.action_dim), 0.5)
     batch = ImitationBatch(seen, action, torch.ones(2, 3, dtype=torch.bool))
@@ -59,7 +61,7 @@ def test_the_example_keeps_the_contract_learns_and_is_opened_again(tmp_path: Pat
 
 def test_a_checkpoint_can_name_no_code(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"family": "os:system"}')
-    with pytest.raises(UserError, match="no policy family 'os:system'"):
+    with pytest.raises(UserError, match="'os:system' is a class of yours, which no file may name"):
         load_policy(tmp_path)
     with pytest.raises(UserError, match="can't be built from scratch"):
         build_policy(PolicyConfig(family="pi0"), None)  # type: ignore[arg-type]

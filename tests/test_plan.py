@@ -17,11 +17,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from wmpo.cli import main
 from wmpo.cli.planning import META, Alive, Need, blank, fitting, go_through, images, plan, training, updating
-from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
+from wmpo.config import FitConfig, GRPOConfig
 from wmpo.errors import UserError
 from wmpo.policies import load_policy
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT
+from wmpo.policies.settings import FlowVLASettings, MiniVLASettings
 from wmpo.recipes import RECIPES
 from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec
@@ -155,7 +156,7 @@ def grpo(**settings: int) -> GRPOConfig:
 @pytest.mark.parametrize("head", ["tokens", "flow"])
 def test_smaller_micro_batches_need_less_for_an_update(head: Literal["tokens", "flow"]) -> None:
     with torch.device(META):
-        policy = MiniVLA.build(PolicyConfig(width=16, hidden=32, head=head), SPEC).to(META)
+        policy = MiniVLA.build(MiniVLASettings(width=16, hidden=32, head=head), SPEC).to(META)
     whole, same, half, tiny = (updating(grpo(micro_batch=n), (policy,), SPEC, "n, width") for n in (64, 32, 16, 1))
     trained = 4 * sum(p.numel() for p in policy.parameters())
     assert whole == same and whole.training == 3 * trained  # gradients, and Adam's two moments
@@ -181,7 +182,7 @@ def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (published, weights, weights),
         (tmp_path / "low-rank", weights + change, change),
     ):
-        policy = PolicyConfig(pretrained=str(start), chunk=4, fit=fit)
+        policy = FlowVLASettings(pretrained=str(start), chunk=4, fit=fit)
         needs = plan(replace(RECIPES["smoke"], policy=policy, grpo=grpo(micro_batch=32)), spec)
         imitate, update = needs[0], needs[-1]
         assert (imitate.parameters, imitate.training, update.training) == (parameters, 12 * trained, 12 * trained)
@@ -207,7 +208,7 @@ def test_flow_policies_from_folders(family: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from test_flow_vla import MAKERS
 
-    policy = PolicyConfig(pretrained=str(MAKERS[family](tmp_path)), fit=FitConfig(batch_size=2))
+    policy = FlowVLASettings(pretrained=str(MAKERS[family](tmp_path)), fit=FitConfig(batch_size=2))
     recipe, spec = replace(RECIPES["smoke"], policy=policy), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5)
     imitate, *_, imagine, update = plan(recipe, spec)
     trained = sum(p.numel() for p in load_policy(tmp_path).parameters() if p.requires_grad)

@@ -14,18 +14,21 @@ from safetensors.torch import load_file, save_file
 from episodes_by_hand import make_episode, make_store
 from wmpo.cli import main
 from wmpo.cli.dreaming import first_frames
-from wmpo.config import PolicyConfig, RewardConfig, WorldModelConfig
 from wmpo.data.cache import FrameCache, Statistics
 from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
+from wmpo.families import saved_family
 from wmpo.imagination import ImaginedEnv
-from wmpo.policies import check_actions, family_of, load_policy
+from wmpo.policies import check_actions, load_policy
 from wmpo.policies.minivla import MiniVLA
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.rewards import build_reward_model
 from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rewards.settings import ConvSettings
 from wmpo.rollout import rollout
 from wmpo.types import EnvSpec
+from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 SPEC = EnvSpec({"front": (16, 16)}, 3, 2, 12, 5)
@@ -100,7 +103,7 @@ def test_a_published_flow_policy_imitates_from_the_command_line(
     command += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*command, "--data", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 0
     base = tmp_path / "out" / "policies" / "base"
-    assert family_of(base) == family and load_policy(base).chunk == 3
+    assert saved_family("policy", base, "") == family and load_policy(base).chunk == 3
     make_store(tmp_path / "far", [make_episode(number, 5, (5,), SPEC, "expert") for number in (8, 9)], SPEC)
     capsys.readouterr()
     assert main([*command, "--data", str(tmp_path / "far"), "--out", str(tmp_path / "other")]) == 2
@@ -213,11 +216,11 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     imitate += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*imitate, "--out", str(out)]) == 0
     base, policy = out / "policies" / "base", load_policy(out / "policies" / "base")
-    assert family_of(base) == "openvla_oft" and torch.equal(policy.action_low, numbers.action_low)
+    assert saved_family("policy", base, "") == "openvla_oft" and torch.equal(policy.action_low, numbers.action_low)
 
-    world_model = WorldModelConfig(width=16, depth=1)
+    world_model = VideoDiffusionSettings(width=16, depth=1)
     VideoDiffusionModel.build(world_model, store.spec, 2).save_pretrained(tmp_path / "dream")
-    build_reward_model(RewardConfig(width=8, clip_length=2), store.spec).save_pretrained(tmp_path / "judge")
+    build_reward_model(ConvSettings(width=8, clip_length=2), store.spec).save_pretrained(tmp_path / "judge")
     practise = [
         "practise",
         "--world-model",
@@ -229,7 +232,7 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     practise += ["--data", str(data), "--grpo.iterations", "1", "--grpo.groups", "1", "--grpo.group-size", "2"]
     assert main([*practise, "--policy", str(base), "--out", str(tmp_path / "better")]) == 0
     better = tmp_path / "better" / "policy"
-    assert family_of(better) == "openvla_oft"
+    assert saved_family("policy", better, "") == "openvla_oft"
     assert load_file(better / "model.safetensors").keys() == policy.state_dict().keys()
 
     quantiles = {name: [0.02 * number for number in row] for name, row in quantiles.items()}
@@ -245,7 +248,7 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
 
 
 def test_every_family_tells_its_range(tmp_path: Path) -> None:
-    policy = MiniVLA.build(PolicyConfig(width=8, hidden=16), SPEC)
+    policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), SPEC)
     policy.set_statistics(-0.5 * torch.ones(2), 0.25 * torch.ones(2), torch.zeros(3), torch.ones(3))
     low, high = policy.action_range()
     lowest = policy.decode_actions(torch.zeros(1, 1, 2, dtype=torch.long)).flatten()

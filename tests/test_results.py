@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.losses.statistics import wilson_interval
+from wmpo.recipes import RECIPES
 from wmpo.report.results import (
     Agreement,
     Fidelity,
@@ -27,7 +27,7 @@ from wmpo.training.log import RunLog
 
 
 def result() -> RunResult:
-    made = RunResult.begin(Recipe())
+    made = RunResult.begin(RECIPES["push"])
     made.policies["base"] = PolicyResult([1, 2, 3, 4], [0, 0, 1, 0], [40, 40, 12, 40])
     made.policies["wmpo"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 40, 40])
     made.interactions["rollouts"] = Interactions(128, 4000)
@@ -147,10 +147,10 @@ def test_logs_are_read(tmp_path: Path) -> None:
         with log.stage("practice"):
             log.scalars(1, {"practice/success": 0.25, "practice/groups_kept": 7, "policy/loss": 1.0})
         log.scalars(2, {"practice/success": 0.5})
-    made = RunResult.begin(Recipe())
+    made = RunResult.begin(RECIPES["push"])
     made.read_logs(tmp_path)
     assert made.curves == {"practice": {"success": [(1, 0.25), (2, 0.5)], "groups_kept": [(1, 7.0)]}}
-    assert made.stages["practice"].initial_states == 1
+    assert made.stages["practice"].sessions == 1
 
 
 @pytest.mark.parametrize(

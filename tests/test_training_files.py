@@ -13,11 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from wmpo.config import FitConfig, PolicyConfig, Recipe
+from wmpo.config import FitConfig
 from wmpo.errors import UserError
+from wmpo.families import recipe_from_plain
 from wmpo.io.files import atomic_folder, atomic_write, read_json, write_json
 from wmpo.io.machine import memory_mb
 from wmpo.io.plain import from_plain, to_plain
+from wmpo.policies.settings import MiniVLASettings
+from wmpo.recipes import RECIPES
 from wmpo.training.checkpoint import (
     load_config,
     load_module,
@@ -68,8 +71,8 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_dataclasses_survive_json() -> None:
-    recipe = replace(Recipe(), seed=3, policy=PolicyConfig(fit=FitConfig(steps=7)))
-    assert from_plain(Recipe, json.loads(json.dumps(to_plain(recipe))), "here") == recipe
+    recipe = replace(RECIPES["push"], seed=3, policy=MiniVLASettings(fit=FitConfig(steps=7)))
+    assert recipe_from_plain(json.loads(json.dumps(to_plain(recipe))), "here") == recipe
     assert to_plain({"a": np.float32(0.5), "b": torch.tensor([1, 2])}) == {"a": 0.5, "b": [1, 2]}
 
 
@@ -88,7 +91,7 @@ def test_dataclasses_survive_json() -> None:
 )
 def test_wrong_fields(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        from_plain(Recipe, change, "here")
+        recipe_from_plain(change, "here")
 
 
 def test_missing_field() -> None:
@@ -113,12 +116,12 @@ class Other(Tied):
 
 def test_module_round_trip_and_errors(tmp_path: Path) -> None:
     module = Tied()
-    save_module(tmp_path, module, PolicyConfig(chunk=7), {"actions": [1, 2]})
-    assert load_config(tmp_path, PolicyConfig) == (PolicyConfig(chunk=7), {"actions": [1, 2]})
+    save_module(tmp_path, module, MiniVLASettings(chunk=7), {"actions": [1, 2]})
+    assert load_config(tmp_path, MiniVLASettings) == (MiniVLASettings(chunk=7), {"actions": [1, 2]})
     loaded = load_module(tmp_path, Tied())
     assert all(torch.equal(x, y) for x, y in zip(module.parameters(), loaded.parameters(), strict=True))
 
-    with pytest.raises(UserError, match="its settings are PolicyConfig, not FitConfig"):
+    with pytest.raises(UserError, match="its settings are MiniVLASettings, not FitConfig"):
         load_config(tmp_path, FitConfig)
     with pytest.raises(UserError, match="a Tied, not a Other"):
         load_module(tmp_path, Other())

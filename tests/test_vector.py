@@ -8,21 +8,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from wmpo.config import EnvConfig
-from wmpo.envs import demonstrate, make_env
+from wmpo.envs import make_env
 from wmpo.envs.simulation import share
 from wmpo.envs.tabletop.env import TabletopEnv
+from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.envs.vector import VectorEnv
 from wmpo.errors import UserError
+from wmpo.types import Episode
 
 
-def config(workers: int = 0, **settings: object) -> EnvConfig:
-    return EnvConfig(**{"renderer": "rays", "image_size": 16, "workers": workers, **settings})  # type: ignore[arg-type]
+def demonstrate(settings: TabletopSettings, *args: Any, **more: Any) -> list[Episode]:
+    with closing(make_env(settings)) as env:
+        return env.demonstrate(*args, **more)
+
+
+def config(workers: int = 0, **settings: object) -> TabletopSettings:
+    return TabletopSettings(**{"renderer": "rays", "image_size": 16, "workers": workers, **settings})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +225,9 @@ def test_a_killed_process_is_an_error_and_not_a_hang() -> None:
 _PARENT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
-from wmpo.config import EnvConfig
 from wmpo.envs import make_env
-env = make_env(EnvConfig(workers=1, renderer="rays", image_size=16))
+from wmpo.envs.tabletop.settings import TabletopSettings
+env = make_env(TabletopSettings(workers=1, renderer="rays", image_size=16))
 env.reset([0])
 print(env._pool.processes[0].pid, flush=True)
 {ending}

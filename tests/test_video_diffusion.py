@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmpo.config import WorldModelConfig
 from wmpo.data.clips import VideoBatch
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.codecs import PixelCodec, shift_image
 from wmpo.world_models.kinematics import Kinematics
+from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.unet import FrameFilm
 from wmpo.world_models.video_diffusion import Imagined, VideoDiffusionModel
 
 SPEC = EnvSpec({"front": (16, 16)}, 0, 2, 8, 5)
-SMALL = WorldModelConfig(width=8, depth=1, context=2)
+SMALL = VideoDiffusionSettings(width=8, depth=1, context=2)
 STEP = 2.0  # pixels per unit of action
 
 
@@ -45,7 +45,7 @@ def batch(seed: int, size: int = 32, chunk: int = 4) -> VideoBatch:
     return VideoBatch({"front": context}, {"front": first}, {"front": future}, action, nothing, nothing[:, 0], travel)
 
 
-def build(settings: WorldModelConfig = SMALL) -> VideoDiffusionModel:
+def build(settings: VideoDiffusionSettings = SMALL) -> VideoDiffusionModel:
     torch.manual_seed(0)
     return VideoDiffusionModel.build(settings, SPEC, 4)
 
@@ -168,7 +168,7 @@ def test_the_cores_change_no_bit_of_a_dream(trained: VideoDiffusionModel, monkey
     replace(SMALL, backbone="transformer", width=16, depth=1, heads=2),
     replace(SMALL, codec="autoencoder"),
 ])  # fmt: skip
-def test_every_kind_trains_imagines_and_comes_back_from_disk(settings: WorldModelConfig, tmp_path: Path) -> None:
+def test_every_kind_trains_imagines_and_comes_back_from_disk(settings: VideoDiffusionSettings, tmp_path: Path) -> None:
     model, data = build(settings), batch(1, size=4)
     dice = torch.get_rng_state()
     loss, again = (model(data, torch.Generator().manual_seed(2))[0] for _ in range(2))

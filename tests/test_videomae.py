@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wmpo.config import RewardConfig
 from wmpo.errors import UserError
+from wmpo.rewards.settings import VideoMAESettings
 from wmpo.rewards.videomae import MEAN, STD, VideoMAEClassifier, VideoMAEConfig
 from wmpo.types import EnvSpec
 
@@ -105,7 +105,7 @@ def test_begins_from_a_pretrained_folder(tmp_path):
 
 def test_small_preset_from_a_recipe():
     spec = EnvSpec(cameras={"front": (60, 64)}, state_dim=0, action_dim=4, horizon=40, fps=10)
-    model = VideoMAEClassifier.build(RewardConfig(backbone="videomae", clip_length=4, width=64), spec)
+    model = VideoMAEClassifier.build(VideoMAESettings(family="videomae", clip_length=4, width=64), spec)
     assert model.config == VideoMAEConfig(clip_length=4, image_size=64, patch=8, width=64, depth=4, heads=2)
 
 

@@ -15,9 +15,8 @@ Departures from the paper (settings name the rest, see `wmpo.config`):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,21 +27,22 @@ from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
 from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
-from wmpo.envs import demonstrate, task_names
+from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import BATCH, evaluate
+from wmpo.families import save_model
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.losses.verdicts import best_f1_threshold, matching_threshold
 from wmpo.policies import build_policy, check_actions
-from wmpo.protocols import Env, RewardModel
+from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run
 from wmpo.report.results import RunResult
 from wmpo.rewards import build_reward_model
 from wmpo.rollout import rollout
-from wmpo.run import Run, is_demonstration, is_held_out, is_rollout, round_of
+from wmpo.run import Purpose, Run, is_demonstration, is_held_out, is_rollout, round_of
 from wmpo.types import Observation
-from wmpo.world_models.video_diffusion import VideoDiffusionModel
+from wmpo.world_models import build_world_model
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
 
@@ -58,11 +58,13 @@ def optimise(run: Run) -> RunResult:
         world_model = model_the_world(run, turn)  # failures included: behaviour alignment
         reward_model = model_success(run, policy, world_model, turn)
         base = frozen_copy(policy)
-        policy = practise_in_dream(run, policy, world_model, reward_model, turn, f"practice-{turn}", recipe.grpo)
+        policy = practise_in_dream(
+            run, policy, world_model, reward_model, turn, f"practice-{turn}", recipe.grpo, f"wmpo-{turn}"
+        )
         evaluate_policy(run, policy, f"wmpo-{turn}")
         if recipe.control and turn == 1:  # rewards shuffled inside each group must teach nothing
             shuffled = replace(recipe.grpo, shuffle_rewards=True)
-            control = practise_in_dream(run, base, world_model, reward_model, turn, "control", shuffled)
+            control = practise_in_dream(run, base, world_model, reward_model, turn, "control", shuffled, "control")
             evaluate_policy(run, control, "control")
     return measure_run(run, policy, world_model, reward_model)
 
@@ -75,14 +77,16 @@ def demonstrations(run: Run) -> None:
             bar.skip(done)
             tried = len(run.episodes(lambda record: record.source == "expert"))
             numbers = run.initial_states("demonstrate", tried + min(BATCH, cfg.episodes - done))[tried:]
-            run.store.append(demonstrate(run.recipe.env, numbers, cfg.noise, run.seed(0, tried), cfg.min_pace))
+            expert = demonstrator(run.env, run.recipe.env.family)
+            seed = run.seed(Purpose.DEMONSTRATE, tried)
+            run.store.append(list(expert.demonstrate(numbers, cfg.noise, seed, cfg.min_pace)))
 
 
-def imitate(run: Run) -> Any:
+def imitate(run: Run) -> Policy:
     cfg = run.recipe.policy
     with run.log.stage("imitate"):
         cache = FrameCache(run.store)
-        torch.manual_seed(run.seed(1))
+        torch.manual_seed(run.seed(Purpose.IMITATE))
         policy = build_policy(cfg, run.env.spec)
         shown = run.episodes(is_demonstration)
         if not shown:
@@ -94,106 +98,111 @@ def imitate(run: Run) -> Any:
         frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
         run.fit(
             policy,
-            lambda step: frames.sample(cfg.fit.batch_size, run.seed(1), step),
+            lambda step: frames.sample(cfg.fit.batch_size, run.seed(Purpose.IMITATE), step),
             cfg.fit,
             "imitation",
-            run.seed(1),
+            run.seed(Purpose.IMITATE),
         )
-        policy.save_pretrained(run.folder / "policies" / "base")
+        save_policy(run, policy, "base")
     return policy
 
 
-def collect(run: Run, policy: Any, turn: int) -> None:
+def save_policy(run: Run, policy: Policy, name: str) -> None:
+    save_model(run.recipe.policy.family, policy, run.folder / "policies" / name)
+
+
+def collect(run: Run, policy: Policy, turn: int) -> None:
     cfg = run.recipe.collect
     with run.log.stage("collect"):
         name = f"round-{turn}"
         if run.episodes(lambda record: record.source == name):
             return
-        generator = torch.Generator().manual_seed(run.seed(2, turn))
+        generator = torch.Generator().manual_seed(run.seed(Purpose.COLLECT, turn))
         numbers = run.initial_states("collect", cfg.episodes, turn)
         episodes = []
         for begin in range(0, len(numbers), BATCH):
             some = numbers[begin : begin + BATCH]
             played = rollout(
                 run.env, policy, some, temperature=cfg.temperature, generator=generator, record=name,
-                task=task_names(run.recipe.env),
+                task=task_names(run.env),
             )  # fmt: skip
             episodes += played.episodes
         run.store.append(episodes)  # all at once: a kill leaves either none or all of them
 
 
-def model_the_world(run: Run, turn: int) -> VideoDiffusionModel:
+def model_the_world(run: Run, turn: int) -> WorldModel:
     """Pretrain on demonstrations once; then, each round, align on the policy's own rollouts, failures included."""
-    context, chunk = run.recipe.world_model.context, run.recipe.policy.chunk
     cache = FrameCache(run.store)
-    shown = run.episodes(lambda record: record.source == "expert")
     with run.log.stage("world model"):
-        general = VideoClips(cache, shown, context, chunk)
-        model = pretrain_world_model(run, general)
+        model = build_world(run, run.recipe.policy.chunk)
+        general = video_clips(cache, run.episodes(lambda record: record.source == "expert"), model)
+        pretrain_world_model(run, model, general)
         for past in range(1, turn + 1):  # what earlier rounds have learned is only loaded
 
             def tried(record: EpisodeRecord, past: int = past) -> bool:
                 return is_rollout(record) and round_of(record) <= past and not is_held_out(run, record)
 
-            align_world_model(run, model, general, VideoClips(cache, run.episodes(tried), context, chunk), past)
-        model.save_pretrained(run.folder / f"world_model-{turn}")
+            align_world_model(run, model, general, video_clips(cache, run.episodes(tried), model), past)
+        save_model(run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
     return model
 
 
-def pretrain_world_model(run: Run, general: VideoClips) -> VideoDiffusionModel:
-    cfg = run.recipe.world_model
-    torch.manual_seed(run.seed(3))
-    model = VideoDiffusionModel.build(cfg, run.env.spec, general.chunk)
-    model.kinematics.set_statistics(*general.cache.statistics(general.episodes)[2:])
+def build_world(run: Run, chunk: int) -> WorldModel:
+    torch.manual_seed(run.seed(Purpose.WORLD_MODEL))
+    return build_world_model(run.recipe.world_model, run.env.spec, chunk)
+
+
+def video_clips(cache: FrameCache, episodes: Sequence[int], model: WorldModel) -> VideoClips:
+    return VideoClips(cache, episodes, model.context, model.chunk)
+
+
+def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> None:
+    """Train what the model names, stage by stage, on clips of `general`."""
+    model.set_statistics(*general.cache.statistics(general.episodes))
+    for place, stage in enumerate(model.training_stages(align=False)):
+        seed = run.seed(Purpose.WORLD_MODEL, 0, place)
+
+        def clips(step: int, n: int = stage.fit.batch_size, seed: int = seed) -> VideoBatch:
+            return general.sample(n, seed, step)
+
+        fit_stage(run, stage, clips, "", seed)
+
+
+def align_world_model(run: Run, model: WorldModel, general: VideoClips, own: VideoClips, turn: int = 1) -> None:
+    """Policy behaviour alignment: a part of each batch shows what the policy itself does, failures included."""
+    for place, stage in enumerate(model.training_stages(align=True)):
+        n = round(stage.fit.batch_size * run.recipe.world_model.align_fraction)
+        sources = (own, n), (general, stage.fit.batch_size - n)
+        parts = [
+            (clips, size, run.seed(Purpose.ALIGN, turn, place, i)) for i, (clips, size) in enumerate(sources) if size
+        ]
+
+        def mixed(step: int, parts: list[tuple[VideoClips, int, int]] = parts) -> VideoBatch:
+            return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts])
+
+        fit_stage(run, stage, mixed, f"_align-{turn}", run.seed(Purpose.ALIGN, turn, place))
+
+
+def fit_stage(run: Run, stage: TrainingStage, clips: Callable[[int], VideoBatch], suffix: str, seed: int) -> None:
+    """One training of a part of a world model; that part alone learns."""
 
     def frames(step: int) -> Tensor:
-        shots = general.sample(cfg.codec_fit.batch_size, run.seed(12), step).future
-        return torch.cat([camera[:, 0] for camera in shots.values()])
+        return torch.cat([camera[:, 0] for camera in clips(step).future.values()])
 
-    def motions(step: int) -> VideoBatch:
-        return general.sample(cfg.kinematics_fit.batch_size, run.seed(15), step)
-
-    def clips(step: int) -> VideoBatch:
-        return general.sample(cfg.fit.batch_size, run.seed(3), step)
-
-    fit_kinematics(run, model, motions, "body", run.seed(15))
-    if cfg.codec == "autoencoder":  # the other codecs come ready-made
-        run.fit(model.codec.requires_grad_(True), frames, cfg.codec_fit, "autoencoder", run.seed(12))
-        model.codec.requires_grad_(False)
-    run.fit(model, clips, cfg.fit, "world_model", run.seed(3))
-    return model
+    sample = frames if stage.inputs == "frames" else clips
+    module = stage.module.requires_grad_(True) if stage.part else stage.module
+    run.fit(module, sample, stage.fit, f"world_model_{stage.name}{suffix}", seed)
+    if stage.part:
+        module.requires_grad_(False)
 
 
-def align_world_model(
-    run: Run, model: VideoDiffusionModel, general: VideoClips, own: VideoClips, turn: int = 1
-) -> None:
-    """Policy behaviour alignment: a share of each batch shows what the policy itself does, failures included."""
-    cfg = run.recipe.world_model
-    n = round(cfg.align.batch_size * cfg.align_fraction)
-    parts = [(own, n, run.seed(4, turn)), (general, cfg.align.batch_size - n, run.seed(5, turn))]
-
-    def mixed(step: int) -> VideoBatch:
-        return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts if size])
-
-    fit_kinematics(run, model, mixed, f"body_align-{turn}", run.seed(15, turn))
-    run.fit(model, mixed, cfg.align, f"world_model_align-{turn}", run.seed(4, turn))
-
-
-def fit_kinematics(
-    run: Run, model: VideoDiffusionModel, sample: Callable[[int], VideoBatch], name: str, seed: int
-) -> None:
-    """How the robot's state, and the picture with it, answers to actions: known before the rest is learned."""
-    run.fit(model.kinematics.requires_grad_(True), sample, run.recipe.world_model.kinematics_fit, name, seed)
-    model.kinematics.requires_grad_(False)
-
-
-def model_success(run: Run, policy: Any, world_model: VideoDiffusionModel, turn: int) -> RewardModel:
+def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:
     """Train the classifier on real clips, then choose its threshold where it will be used: in imagination."""
     cfg = run.recipe.reward
     with run.log.stage("reward model"):
         cache = FrameCache(run.store)
         seen = run.episodes(lambda record: not is_held_out(run, record))
-        torch.manual_seed(run.seed(6, turn))
+        torch.manual_seed(run.seed(Purpose.REWARD, turn))
         model = build_reward_model(cfg, run.env.spec)
         n = round(cfg.fit.batch_size * cfg.imagined_fraction)
         parts = [(RewardClips(cache, seen, cfg.clip_length), cfg.fit.batch_size - n)]
@@ -202,24 +211,26 @@ def model_success(run: Run, policy: Any, world_model: VideoDiffusionModel, turn:
             parts.append((RewardClips(dreams, range(len(dreams)), cfg.clip_length), n))
 
         def clips(step: int) -> RewardBatch:
-            draws = [(part, size, run.seed(6, turn, place)) for place, (part, size) in enumerate(parts) if size]
+            draws = [
+                (part, size, run.seed(Purpose.REWARD, turn, place)) for place, (part, size) in enumerate(parts) if size
+            ]
             return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in draws])
 
-        run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", run.seed(6, turn))
+        run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", run.seed(Purpose.REWARD, turn))
         choose = threshold_by_f1 if cfg.threshold == "f1" else threshold_by_rate
         threshold = choose(run, policy, world_model, model, turn)
         run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
-        model.save_pretrained(run.folder / f"reward_model-{turn}")
+        save_model(cfg.family, model, run.folder / f"reward_model-{turn}")
     return model
 
 
-def threshold_by_rate(run: Run, policy: Any, world_model: VideoDiffusionModel, model: RewardModel, turn: int) -> float:
+def threshold_by_rate(run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, turn: int) -> float:
     """With it the policy succeeds in the dream as often as it did for real, from the same first frames."""
     tried = run.store.episodes(run.episodes(lambda record: record.source == f"round-{turn}"))
     spec, stride = run.env.spec, run.recipe.reward.stride
     first = first_frames_of(tried, spec).to(run.device)
-    generator = torch.Generator(device=run.device).manual_seed(run.seed(16, turn))
+    generator = torch.Generator(device=run.device).manual_seed(run.seed(Purpose.THRESHOLD, turn))
     numbers = range(len(tried))
     dream = ImaginedEnv(world_model, model, spec, first, numbers, generator=generator, stride=stride, stop=False)
     again = [*numbers] * DREAMS_PER_INITIAL_STATE
@@ -228,7 +239,7 @@ def threshold_by_rate(run: Run, policy: Any, world_model: VideoDiffusionModel, m
     return matching_threshold(dream.best_scores(), 0.5 if run.recipe.reward.threshold == "half" else rate)
 
 
-def threshold_by_f1(run: Run, policy: Any, world_model: VideoDiffusionModel, model: RewardModel, turn: int) -> float:
+def threshold_by_f1(run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, turn: int) -> float:
     """With it the verdicts on imagined replays of held-out real episodes are best."""
     held = run.store.episodes(run.episodes(lambda record: is_held_out(run, record)))
     chunk, stride = run.recipe.policy.chunk, run.recipe.reward.stride
@@ -236,7 +247,7 @@ def threshold_by_f1(run: Run, policy: Any, world_model: VideoDiffusionModel, mod
     return best_f1_threshold(dreamt.best_scores(), torch.tensor([episode.succeeded for episode in held]))[0]
 
 
-def dream_again(run: Run, world_model: VideoDiffusionModel, referee: RewardModel, turn: int) -> EpisodeStore:
+def dream_again(run: Run, world_model: WorldModel, referee: RewardModel, turn: int) -> EpisodeStore:
     """Imagined replays of the rollouts to learn from, and of as many demonstrations; labels stay the real ones."""
     spec = run.env.spec
     camera = next(iter(spec.cameras))  # the one that the reward model watches
@@ -249,7 +260,14 @@ def dream_again(run: Run, world_model: VideoDiffusionModel, referee: RewardModel
         real = run.store.episodes(tried + shown)
         chunk = run.recipe.policy.chunk
         dreamt = replay(
-            world_model, referee, spec, real, chunk=chunk, device=run.device, stride=chunk, seed=run.seed(14)
+            world_model,
+            referee,
+            spec,
+            real,
+            chunk=chunk,
+            device=run.device,
+            stride=chunk,
+            seed=run.seed(Purpose.REPLAY),
         )
         store.append([replace(episode, images={camera: episode.images[camera]}) for episode in dreamt.episodes])
     return store
@@ -257,13 +275,14 @@ def dream_again(run: Run, world_model: VideoDiffusionModel, referee: RewardModel
 
 def practise_in_dream(
     run: Run,
-    policy: Any,
-    world_model: VideoDiffusionModel,
+    policy: Policy,
+    world_model: WorldModel,
     reward_model: RewardModel,
     turn: int,
     name: str,
     cfg: GRPOConfig,
-) -> Any:
+    save_as: str,
+) -> Policy:
     """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
     with run.log.stage(name):
         numbers = run.initial_states("practise", cfg.n_initial_states, turn)
@@ -287,14 +306,14 @@ def practise_in_dream(
             policy,
             numbers,
             cfg,
-            seed=run.seed(7, turn),
+            seed=run.seed(Purpose.PRACTISE, turn),
             generator=generator,
             folder=run.folder,
             name=name,
             log=run.log,
             callback=lambda iteration, policy: evaluate_in_practice(run, policy, name, iteration),
         )
-        policy.save_pretrained(run.folder / "policies" / name.replace("practice", "wmpo"))
+        save_policy(run, policy, save_as)
     return policy
 
 
@@ -307,7 +326,7 @@ def keyframes(run: Run, n: int, turn: int) -> Observation:
     """Real frames from the middle of this round's rollouts, before any success; those held out stay out."""
     cache = FrameCache(run.store)
     chosen = run.episodes(lambda record: record.source == f"round-{turn}" and not is_held_out(run, record))
-    dice = np.random.default_rng(run.seed(13, turn))
+    dice = np.random.default_rng(run.seed(Purpose.KEYFRAMES, turn))
     rows = []
     for episode in dice.choice(chosen, n):
         frames = cache.first[episode] + np.arange(1, cache.length[episode])
@@ -317,24 +336,26 @@ def keyframes(run: Run, n: int, turn: int) -> Observation:
     return Observation(images, torch.from_numpy(cache.state[rows]), tuple(cache.instruction[owners]))
 
 
-def evaluate_in_practice(run: Run, policy: Any, name: str, iteration: int) -> None:
+def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) -> None:
     """Now and then, how the practising policy does for real. Shown in the report; nothing decides by it."""
     cfg = run.recipe.evaluate
     if cfg.practice_eval_freq and iteration % cfg.practice_eval_freq == 0:
         numbers = run.initial_states("watch", cfg.practice_eval_episodes)
-        result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(9))
+        result = evaluate(
+            run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE_IN_PRACTICE)
+        )
         run.log.scalars(iteration, {f"{name}/real_success": result.rate})
 
 
-def evaluate_policy(run: Run, policy: Any, name: str) -> None:
+def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
     cfg = run.recipe.evaluate
     with run.log.stage("evaluate"):
         if run.evaluation.select(source=name):
             return
         numbers = run.initial_states("evaluate", cfg.episodes)
         result = evaluate(
-            run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(8), record=name,
-            task=task_names(run.recipe.env),
+            run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE), record=name,
+            task=task_names(run.env),
         )  # fmt: skip
         run.evaluation.append(result.episodes)
         run.log.info(f"{name}: real success {result.rate:.1%} of {len(numbers)}")

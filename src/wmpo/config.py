@@ -7,23 +7,31 @@ another value it is noted as [paper ...]; `docs/settings.md` lists all departure
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
+
+Ranges = dict[str, tuple[float, float]]
+"""Setting -> (least, most) allowed value."""
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    task: str = "push"
-    """Which task to learn, or several joined by +, told apart by their sentences; `wmpo tasks` lists them."""
-    cameras: tuple[str, ...] = ("front",)
-    """Cameras that the policy sees, and that dreams show: front, wrist. The reward model watches the first one."""
-    image_size: int = 64
-    """Height and width of each camera, in pixels. [paper 256]"""
-    state: bool = True
-    """The policy feels the gripper's position and opening too, and the dream imagines them. [paper: no]"""
-    renderer: Literal["auto", "egl", "rays"] = "auto"
-    """egl: OpenGL without a screen; rays: MuJoCo's own ray casting, needs no graphics; auto: egl where it works."""
+    """What every environment has; a family's own settings add to it."""
+
+    family: str = "tabletop"
+    """Which environment: tabletop (the embedded simulator), an entry point of the group wmpo.envs, or yours as
+    module:Class (docs/own_env.md)."""
     workers: int = 2
     """Simulator processes."""
+    python: str = ""
+    """Another Python interpreter for the simulator processes, where a simulator pins what clashes with the rest; it
+    needs NumPy. Empty: this one."""
+    timeout: float = 120.0
+    """Seconds that a simulator process may take for one request before it is replaced."""
+
+    RANGES: ClassVar[Ranges] = {
+        "workers": (0, 256),
+        "timeout": (0.1, 1e6),
+    }
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,17 @@ class FitConfig:
     ema: float = 0.0
     """Decay of the exponential moving average of the weights; 0 turns it off. [paper 0.9999, code 0.99]"""
 
+    RANGES: ClassVar[Ranges] = {
+        "steps": (1, 100000000),
+        "batch_size": (2, 1000000),
+        "cpu_shards": (1, 1024),
+        "lr": (1e-12, 100),
+        "warmup": (0, 100000000),
+        "weight_decay": (0, 100),
+        "grad_clip": (1e-9, 1e9),
+        "ema": (0, 0.999999),
+    }
+
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
@@ -62,51 +81,36 @@ class DemonstrationConfig:
     """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
     time they need; a policy that dawdles as they do runs out of it."""
 
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """How a flow-matching policy turns noise into actions."""
-
-    steps: int = 4
-    """Denoising steps. [pi0 and SmolVLA 10]"""
-    noise: Literal["sde", "learned"] = "sde"
-    """Noise on the way, to explore. sde: Flow-SDE, which keeps the distribution of actions; learned: Flow-Noise, as
-    wide as a small network says."""
-    level: float = 0.5
-    """Strength of that noise, times the temperature; at temperature 0 there is none."""
+    RANGES: ClassVar[Ranges] = {
+        "episodes": (1, 65536),
+        "noise": (0, 100),
+        "min_pace": (0.01, 1),
+    }
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
+    """What every policy has; a family's own settings add to it."""
+
+    family: str = "minivla"
+    """Which policy is built from scratch: minivla, an entry point of the group wmpo.policies, or yours as module:Class
+    (docs/own_policy.md)."""
     pretrained: str = ""
     """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: one from
     scratch."""
-    family: str = "minivla"
-    """Whose policy is built from scratch: minivla, to which most settings here belong, or one of yours
-    (docs/own_policy.md)."""
     chunk: int = 4
     """K: actions decided at once. [paper 8]"""
-    head: Literal["tokens", "flow"] = "tokens"
-    """tokens: a bin is chosen for each action dimension; flow: actions are denoised, as in pi0 and SmolVLA.
-    [paper: tokens]"""
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    """Denoising, with the flow head."""
-    bins: int = 33
-    """Bins per action dimension, with the token head. [paper 256]"""
-    width: int = 48
-    """Channels of the image encoder."""
-    hidden: int = 256
-    """Width of the action decoder."""
-    sentences: Literal["small", "minilm"] = "small"
-    """What reads the instruction. small: an encoder that is trained with the policy, and knows the words that it was
-    trained on; minilm: the pretrained all-MiniLM-L6-v2, frozen, and a trained projection (docs/language.md).
-    [paper: the policy is a language model]"""
     shift: int = 4
     """Training images are moved by up to so many pixels, at random."""
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=128, cpu_shards=2, lr=2e-3)
     )
     """Supervised training on the demonstrations."""
+
+    RANGES: ClassVar[Ranges] = {
+        "chunk": (1, 1024),
+        "shift": (0, 1024),
+    }
 
 
 @dataclass(frozen=True)
@@ -121,62 +125,35 @@ class CollectConfig:
     """Of an environment with several tasks, the one to try and to practise, or several joined by +; the others are only
     evaluated, which shows what is forgotten. Empty: all."""
 
+    RANGES: ClassVar[Ranges] = {
+        "episodes": (1, 65536),
+        "held_out": (0, 1),
+        "temperature": (0, 1000),
+    }
+
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    backbone: Literal["unet", "transformer"] = "unet"
-    """The denoiser: a convolutional U-Net (small machines) or the paper's space-time transformer."""
-    codec: Literal["pixels", "autoencoder", "diffusers"] = "pixels"
-    """What is denoised: pixels in patches, latents of a small autoencoder trained here, or those of a diffusers
-    AutoencoderKL from a local folder. [paper: SDXL VAE]"""
-    codec_path: str = ""
-    """Folder of the diffusers autoencoder."""
-    codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
-    """Training of the small autoencoder."""
-    context: int = 2
-    """c: frames of history given to the denoiser. [paper 4]"""
-    anchor: bool = True
-    """Also give it the episode's first frame. [paper: no]"""
-    motion_prior: bool = True
-    """Let the U-Net take each place of a frame from the last frame, the first one, or the last one moved as the actions
-    say, by a learned linear map from actions to image motion. [paper: no]"""
-    action_conditioning: Literal["frame", "chunk"] = "frame"
-    """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
-    objective: Literal["flow", "epsilon"] = "flow"
-    """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
-    context_noise: float = 0.015
-    """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
-    training_timesteps: Literal["sampler", "all"] = "sampler"
-    """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
-    work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
-    sampling_steps: int = 1
-    """Euler steps per imagined chunk. [code 30]"""
-    width: int = 32
-    """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
-    depth: int = 4
-    """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
-    heads: int = 4
-    """Attention heads of the transformer."""
-    kinematics_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
-    )
-    """Training of the few weights that know how the robot's state, and the picture with it, answers to actions."""
-    fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=32, cpu_shards=2, lr=2e-3, ema=0.995)
-    )
-    """Pretraining on the demonstrations."""
-    align: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
-    )
-    """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
+    """What every world model has; a family's own settings add to it."""
+
+    family: str = "video_diffusion"
+    """Which world model: video_diffusion, an entry point of the group wmpo.world_models, or yours as module:Class
+    (docs/own_world_model.md)."""
     align_fraction: float = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
+
+    RANGES: ClassVar[Ranges] = {
+        "align_fraction": (0, 1),
+    }
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    backbone: Literal["conv", "videomae"] = "conv"
-    """The clip classifier: a small convolutional one, or VideoMAE. [paper: VideoMAE-base]"""
+    """What every reward model has; a family's own settings add to it."""
+
+    family: str = "conv"
+    """Which success classifier: conv (small), videomae, an entry point of the group wmpo.reward_models, or yours as
+    module:Class (docs/own_reward_model.md). [paper: videomae]"""
     clip_length: int = 4
     """L: frames per clip. [paper 8]"""
     stride: int = 2
@@ -188,10 +165,14 @@ class RewardConfig:
     imagined_fraction: float = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
     classifier judges dreams, so it should have seen some. [paper: 0]"""
-    width: int = 32
-    """Channels of the first stage of the small classifier, or hidden size of VideoMAE."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64, cpu_shards=2))
     """Training on balanced clips. [paper lr 1e-4]"""
+
+    RANGES: ClassVar[Ranges] = {
+        "clip_length": (1, 1024),
+        "stride": (1, 1024),
+        "imagined_fraction": (0, 1),
+    }
 
 
 @dataclass(frozen=True)
@@ -247,6 +228,27 @@ class GRPOConfig:
     shuffle_rewards: bool = False
     """Control experiment: permute rewards inside each group, so that they say nothing."""
 
+    RANGES: ClassVar[Ranges] = {
+        "iterations": (0, 1000000),
+        "groups": (1, 65536),
+        "group_size": (2, 65536),
+        "n_initial_states": (1, 65536),
+        "keyframes": (0, 65536),
+        "lr": (1e-12, 100),
+        "warmup": (0, 1000000),
+        "minibatches": (1, 1000000),
+        "micro_batch": (1, 1000000),
+        "clip_low": (0, 1),
+        "clip_high": (0, 100),
+        "temperature": (1e-3, 1000),
+        "grad_clip": (1e-9, 1e9),
+        "min_group_success": (0, 1),
+        "max_group_success": (0, 1),
+        "max_resamples": (0, 1000),
+        "ema": (0, 0.999999),
+        "target_kl": (0, 1e6),
+    }
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -258,6 +260,13 @@ class EvaluateConfig:
     """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
     practice_eval_episodes: int = 64
     """Episodes of each such measurement; their initial states are used for nothing else."""
+
+    RANGES: ClassVar[Ranges] = {
+        "episodes": (1, 65536),
+        "temperature": (0, 1000),
+        "practice_eval_freq": (0, 1000000),
+        "practice_eval_episodes": (1, 65536),
+    }
 
 
 @dataclass(frozen=True)
@@ -281,3 +290,5 @@ class Recipe:
     reward: RewardConfig = field(default_factory=RewardConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    RANGES: ClassVar[Ranges] = {"seed": (0, 2**31 - 1), "rounds": (1, 31)}

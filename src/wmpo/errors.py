@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -28,3 +29,15 @@ def optional(package: str, who_needs: str, extra: str = "hub") -> Any:
         return __import__(package)
     except ImportError as error:
         raise UserError(f'{who_needs} one more package: pip install "wmpo[{extra}]".') from error
+
+
+def require_multiple(setting: str, value: int, divisor: int) -> None:
+    """Raise UserError unless `value` divides by `divisor`."""
+    if value % divisor:
+        raise UserError(f"{setting} is {value}; with the other settings it must be a multiple of {divisor}.")
+
+
+def require_package(why: str, package: str, extra: str) -> None:
+    """Raise UserError unless an optional package is installed; it isn't imported."""
+    if find_spec(package) is None:
+        raise UserError(f"{why}, which needs {package}: pip install 'wmpo[{extra}]'.")

@@ -1,18 +1,25 @@
 """The extension points. Anything that fits one of these plugs in; nothing needs to be subclassed or registered.
 
-`wmpo.contracts` checks an implementation and says in plain words what it gets wrong.
+`wmpo.contracts` checks an implementation and says in plain words what it gets wrong; `wmpo.families` finds it by name.
+What a family needs beside these methods (`build`, `Settings`) stands in docs/own_env.md and its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from wmpo.types import Decision, EnvSpec, Observation, Outcome
+from wmpo.config import FitConfig
+from wmpo.types import Decision, EnvSpec, Episode, Observation, Outcome
+
+Metrics = dict[str, Tensor]
+Memory = Any
+"""What a world model knows of B videos; opaque to everybody else."""
 
 
 class Env(Protocol):
@@ -21,7 +28,7 @@ class Env(Protocol):
     spec: EnvSpec
 
     def reset(self, initial_states: Sequence[int]) -> Observation:
-        """Begin B = len(initial_states) episodes. Equal initial-state numbers give equal initial states."""
+        """Begin B = len(initial_states) episodes. Equal numbers mean equal initial states."""
         ...
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
@@ -31,32 +38,70 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
-class Trainable(Protocol):
-    """What training uses of a network: a `torch.nn.Module` has all of it but the loss."""
+@runtime_checkable
+class Demonstrates(Protocol):
+    """An environment with a scripted expert."""
 
-    def __call__(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """(scalar loss, {metric: scalar}), means over the batch; random numbers are drawn from `generator`."""
+    def demonstrate(
+        self, initial_states: Sequence[int], noise: float, seed: int, min_pace: float = 1.0
+    ) -> Iterable[Episode]:
+        """One episode per initial state, in their order, failures included; see `wmpo.config.DemonstrationConfig`."""
         ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+@runtime_checkable
+class NamesTasks(Protocol):
+    """An environment of several tasks."""
+
+    tasks: Sequence[str]
+
+    def task_of(self, initial_state: int) -> str:
+        """The task of the episode that begins there, one of `tasks`."""
+        ...
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """An environment whose episodes can be saved and continued, bit for bit."""
+
+    def get_state(self, rows: Sequence[int]) -> list[Any]: ...
+
+    def reset_to(self, states: Sequence[Any]) -> Observation: ...
+
+
+@runtime_checkable
+class CountsEvents(Protocol):
+    """An environment that counts what happens in an episode, for reports."""
+
+    events: Sequence[Mapping[str, int]]  # per row: event -> how often so far
+
+
+class Trainable(Protocol):
+    """What the training loops ask of a network; every `torch.nn.Module` with such a `forward` has it."""
+
+    def __call__(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
+        """(scalar loss, metrics), means over the batch; random numbers come from `generator`."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
 
     def to(self, device: torch.device) -> Self: ...
 
-    def train(self) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
 
     def eval(self) -> Self: ...
 
-    def requires_grad_(self, requires_grad: bool) -> Self: ...
-
 
 class Policy(Trainable, Protocol):
-    """Chooses action chunks, and can say again how likely a choice was. As a `Trainable` it imitates."""
+    """Chooses action chunks, and can say again how likely a choice was. Its loss is on `data.clips.ImitationBatch`."""
 
     chunk: int  # K
 
@@ -68,9 +113,11 @@ class Policy(Trainable, Protocol):
         """(B, K, U) log-probabilities of `trace`, differentiable; equal to those at sampling to float tolerance."""
         ...
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write all that `from_pretrained(folder)` of its class needs to make an equal policy."""
+    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
+        """Take over how the data is normalised: (D,) 1 % and 99 % quantiles of actions, (S,) moments of states."""
         ...
+
+    def save_pretrained(self, folder: Path) -> None: ...
 
 
 @runtime_checkable
@@ -85,14 +132,30 @@ class ChoosesTokens(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TrainingStage:
+    """One supervised training of a part of a world model."""
+
+    name: str
+    module: Trainable
+    fit: FitConfig
+    inputs: Literal["clips", "frames"] = "clips"
+    """What a batch is: `data.clips.VideoBatch`, or frames (B, C, H, W) uint8 of all cameras."""
+    part: bool = False
+    """The module is a part of the model, which learns only in this stage."""
+
+
 class WorldModel(Protocol):
     """Continues a video, given actions. Memory and latents are opaque to the caller and stay on the device."""
 
-    def begin(self, first: Observation) -> Any:
+    chunk: int  # K
+    context: int  # frames of history that a batch of clips should hold
+
+    def begin(self, first: Observation) -> Memory:
         """The memory of B videos that begin with `first`."""
         ...
 
-    def imagine(self, memory: Any, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Any, Any]:
+    def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Any]:
         """(new memory, latents of the K next frames)."""
         ...
 
@@ -100,13 +163,29 @@ class WorldModel(Protocol):
         """Frames of latents: camera -> (B, K, C, H, W) uint8, and states (B, K, S)."""
         ...
 
-    def select(self, memory: Any, rows: Sequence[int]) -> Any:
+    def select(self, memory: Memory, rows: Sequence[int]) -> Memory:
         """The memory of some of the videos."""
         ...
 
+    def training_stages(self, align: bool) -> Sequence[TrainingStage]:
+        """What is trained, in this order: on demonstrations, or (`align`) on the policy's own rollouts."""
+        ...
 
-class RewardModel(Protocol):
-    """Says whether a clip shows the accomplished task."""
+    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
+        """As for a policy."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def save_pretrained(self, folder: Path) -> None: ...
+
+
+class RewardModel(Trainable, Protocol):
+    """Says how likely a clip shows the accomplished task. Its loss is on `data.clips.RewardBatch`."""
 
     clip_length: int  # L
     threshold: float  # a logit; a clip that scores above it counts as success
@@ -114,3 +193,9 @@ class RewardModel(Protocol):
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         """(B,) float32 logits of success for uint8 clips of the first camera."""
         ...
+
+    def with_threshold(self, threshold: float) -> RewardModel:
+        """The same weights, judged by another threshold."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None: ...

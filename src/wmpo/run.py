@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import torch
@@ -16,6 +17,28 @@ from wmpo.envs import task_names
 from wmpo.protocols import Env
 from wmpo.training.fit import Batch, Network, fit, step_seed
 from wmpo.training.log import RunLog
+
+
+class Purpose(IntEnum):
+    """What random numbers are for: each purpose has a stream of its own."""
+
+    DEMONSTRATE = 0
+    IMITATE = 1
+    COLLECT = 2
+    WORLD_MODEL = 3
+    ALIGN = 4
+    REWARD = 6
+    PRACTISE = 7
+    EVALUATE = 8
+    EVALUATE_IN_PRACTICE = 9
+    MEASURE_REPLAY = 10
+    MEASURE_IMAGINED = 11
+    KEYFRAMES = 13
+    REPLAY = 14
+    THRESHOLD = 16
+    DPO = 21
+    FILTERED_BC = 22
+    ONLINE_GRPO = 23
 
 
 @dataclass
@@ -39,7 +62,7 @@ class Run:
         found = initial_states(split, self.recipe.seed, count, turn)
         if chosen == [""] or split not in ("collect", "practise"):
             return found
-        name_of = task_names(self.recipe.env)
+        name_of = task_names(self.env)
         while len(found := [initial_state for initial_state in found if name_of(initial_state) in chosen]) < n:
             count *= 2
             found = initial_states(split, self.recipe.seed, count, turn)
@@ -47,7 +70,16 @@ class Run:
 
     def fit(self, module: Network, sample: Callable[[int], Batch], config: FitConfig, name: str, seed: int) -> Network:
         """Train in this run's folder, on its device; see `wmpo.training.fit`."""
-        return fit(module, sample, config, folder=self.folder, name=name, log=self.log, device=self.device, seed=seed)
+        return fit(
+            module,
+            sample,
+            config,
+            folder=self.folder,
+            name=name,
+            log=self.log,
+            device=self.device,
+            seed=seed,
+        )
 
     def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
         """Indices of stored episodes."""

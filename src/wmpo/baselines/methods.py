@@ -28,7 +28,7 @@ from wmpo.grpo import practise
 from wmpo.protocols import Env, Policy
 from wmpo.report.measure import outcomes
 from wmpo.report.results import BASE, Interactions, RunResult
-from wmpo.run import Run, is_demonstration, is_rollout, round_of
+from wmpo.run import Purpose, Run, is_demonstration, is_rollout, round_of
 from wmpo.training.log import read_metrics
 from wmpo.types import Observation, Outcome
 
@@ -101,7 +101,7 @@ def dpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
         temperature = run.recipe.collect.temperature  # that of the policy which made these decisions
         policy.to(run.device)
         batches = PreferencePairs(FrameCache(run.store), policy, pairs, temperature, run.device)
-        seed = run.seed(21, turn)
+        seed = run.seed(Purpose.DPO, turn)
         run.fit(
             Preference(policy, cfg.beta, temperature),
             lambda step: batches.sample(cfg.dpo.batch_size, seed, step),
@@ -139,7 +139,7 @@ def imitate_more(run: Run, policy: Policy, episodes: Sequence[int], cfg: FitConf
     """Go on imitating, from the policy as it is."""
     with run.log.stage("imitate more"):
         frames = ImitationFrames(FrameCache(run.store), episodes, policy.chunk, shift=run.recipe.policy.shift)
-        seed = run.seed(22, turn)
+        seed = run.seed(Purpose.FILTERED_BC, turn)
         return run.fit(policy, lambda step: frames.sample(cfg.batch_size, seed, step), cfg, name, seed)
 
 
@@ -169,7 +169,7 @@ def practise_for_real(
             policy.to(run.device),
             numbers,
             cfg,
-            seed=run.seed(23, turn),
+            seed=run.seed(Purpose.ONLINE_GRPO, turn),
             generator=torch.Generator(),
             folder=run.folder,
             name=name,

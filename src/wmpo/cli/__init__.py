@@ -82,6 +82,7 @@ def dispatch(args: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
         raise UserError(f"There is no command {args[0]!r}: {hint}")
     command = COMMANDS[args[0]]
+    args = allowing(args)
     options = getattr(importlib.import_module(f"wmpo.cli.{command.module}"), command.name)
     if hasattr(options, "parse"):
         chosen = options.parse(args[1:])
@@ -90,6 +91,24 @@ def dispatch(args: list[str]) -> int:
 
         chosen = parse(options, args[1:], f"wmpo {args[0]}")
     return chosen.execute() or 0
+
+
+def allowing(args: list[str]) -> list[str]:
+    """The arguments less each --allow module:Class, which files may name from now on."""
+    left = []
+    given = iter(args)
+    for arg in given:
+        option, equals, name = arg.partition("=")
+        if option != "--allow":
+            left.append(arg)
+            continue
+        name = name if equals else next(given, "")
+        if ":" not in name:
+            raise UserError(f"--allow needs the name of a class of yours, as module:Class, not {name!r}.")
+        from wmpo.families import allow
+
+        allow(name)
+    return left
 
 
 def overview() -> str:
@@ -102,6 +121,8 @@ def overview() -> str:
             "usage: wmpo COMMAND [OPTIONS]        wmpo COMMAND --help explains every option",
             "",
             *lines,
+            "",
+            "  --allow module:Class               let the files of a run name this class of yours; for any command",
             "",
             "  wmpo run place                     the main job on a laptop's CPU",
             "  wmpo run place --seed 1 --grpo.iterations 5",

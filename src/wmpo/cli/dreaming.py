@@ -35,27 +35,30 @@ class WorldModelCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.algorithm import align_world_model, pretrain_world_model
+        from wmpo.algorithm import align_world_model, build_world, pretrain_world_model, video_clips
         from wmpo.cli.opening import open_stage, same_shape
         from wmpo.data.cache import FrameCache
         from wmpo.data.clips import VideoClips
         from wmpo.data.store import EpisodeStore
+        from wmpo.families import save_model
 
         recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device)
 
-        def clips(store: EpisodeStore) -> VideoClips:
-            cache = FrameCache(store)
-            return VideoClips(cache, split(cache, self.held_out)[0], self.world_model.context, self.chunk)
-
         with open_stage(recipe, self.out, self.data) as run:
+            model = build_world(run, self.chunk)
+
+            def clips(store: EpisodeStore) -> VideoClips:
+                cache = FrameCache(store)
+                return video_clips(cache, split(cache, self.held_out)[0], model)
+
             general = clips(run.store)
             with run.log.stage("world model"):
-                model = pretrain_world_model(run, general)
+                pretrain_world_model(run, model, general)
                 if self.align_data is not None:
                     store = EpisodeStore.open(self.align_data)
                     same_shape(store, run.store)
                     align_world_model(run, model, general, clips(store))
-            model.save_pretrained(self.out / "model")
+            save_model(self.world_model.family, model, self.out / "model")
             run.log.info(f"World model: {self.out / 'model'}")
 
 
@@ -89,6 +92,7 @@ class RewardModelCommand:
         from wmpo.losses.verdicts import best_f1_threshold
         from wmpo.report.measure import score_video
         from wmpo.rewards import build_reward_model
+        from wmpo.run import Purpose
 
         cfg = self.reward
         recipe = Recipe(seed=self.seed, reward=cfg, device=self.device)
@@ -99,9 +103,9 @@ class RewardModelCommand:
             if not kept:
                 raise UserError(f"No episode of {self.data} is left to choose the threshold on: raise --held-out.")
             clips = RewardClips(cache, seen, cfg.clip_length)
-            torch.manual_seed(run.seed(6))
+            torch.manual_seed(run.seed(Purpose.REWARD))
             model = build_reward_model(cfg, spec)
-            seed = run.seed(6)
+            seed = run.seed(Purpose.REWARD)
             run.fit(model, lambda step: clips.sample(cfg.fit.batch_size, seed, step), cfg.fit, "reward_model", seed)
             episodes = run.store.episodes(kept)
             camera = next(iter(spec.cameras))
@@ -110,7 +114,7 @@ class RewardModelCommand:
                 best = torch.tensor([float(np.nanmax(scores)) for scores in videos])
             else:
                 dream = load_world_model(self.world_model, spec, run.device)
-                best = replay(dream, model, spec, episodes, chunk=dream.config.chunk, device=run.device,
+                best = replay(dream, model, spec, episodes, chunk=dream.chunk, device=run.device,
                               stride=cfg.stride).best_scores()  # fmt: skip
             label = torch.tensor([episode.succeeded for episode in episodes])
             threshold, f1 = best_f1_threshold(best, label)
@@ -151,6 +155,7 @@ class PractiseCommand:
         from wmpo.grpo import practise
         from wmpo.imagination import ImaginedEnv
         from wmpo.policies import check_actions
+        from wmpo.run import Purpose
 
         reward = RewardConfig(stride=self.stride)
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=reward, device=self.device)
@@ -165,7 +170,7 @@ class PractiseCommand:
             numbers, first = first_frames(cache, self.grpo.n_initial_states)
             generator = torch.Generator(device=device)
             env = ImaginedEnv(dream, judge, spec, first.to(device), numbers, generator=generator, stride=self.stride)
-            practise(env, policy, numbers, self.grpo, seed=run.seed(7), generator=generator, folder=self.out,
+            practise(env, policy, numbers, self.grpo, seed=run.seed(Purpose.PRACTISE), generator=generator, folder=self.out,
                      name="practice", log=run.log)  # fmt: skip
             policy.save_pretrained(self.out / "policy")
             run.log.info(f"Policy: {self.out / 'policy'}")

@@ -67,7 +67,7 @@ class EvaluateCommand:
                 for name, policy in policies.items():
                     log.info(f"{name}: {episodes} real episodes, disruption {self.disruption}")
                     measured = evaluate(
-                        env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(recipe.env)
+                        env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(env)
                     )
                     result.policies[name] = measured.result(temperature, self.disruption)
                     result.save(file)

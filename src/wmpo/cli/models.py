@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
+from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.training.checkpoint import CONFIG, check_fits
 from wmpo.types import EnvSpec
 
 
-def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Policy:
     from wmpo import policies
 
     policy = policies.load_policy(existing(folder, "policy")).to(device)
-    check_fits(policy.config, spec, folder)
+    check_fits(policy, spec, folder)
     return policy
 
 
-def load_world_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
-    from wmpo.world_models.video_diffusion import VideoDiffusionModel
+def load_world_model(folder: Path, spec: EnvSpec, device: torch.device) -> WorldModel:
+    from wmpo import world_models
 
-    model = VideoDiffusionModel.from_pretrained(existing(folder, "world model")).to(device)
-    check_fits(model.config, spec, folder)
+    model = world_models.load_world_model(existing(folder, "world model")).to(device)
+    check_fits(model, spec, folder)
     return model
 
 
-def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> Any:
+def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> RewardModel:
     from wmpo import rewards
 
-    return rewards.load_reward_model(existing(folder, "reward model"), spec).to(device)
+    model = rewards.load_reward_model(existing(folder, "reward model")).to(device)
+    check_fits(model, spec, folder)
+    return model
 
 
 def existing(folder: Path, what: str) -> Path:
@@ -41,11 +43,10 @@ def existing(folder: Path, what: str) -> Path:
     return folder
 
 
-def check_chunk(world_model: Any, policy: Any) -> None:
-    wanted = getattr(getattr(world_model, "config", None), "chunk", policy.chunk)
-    if wanted != policy.chunk:
+def check_chunk(world_model: WorldModel, policy: Policy) -> None:
+    if world_model.chunk != policy.chunk:
         raise UserError(
-            f"The world model imagines {wanted} frames at a time, but the policy decides {policy.chunk} actions at "
+            f"The world model imagines {world_model.chunk} frames at a time, but the policy decides {policy.chunk} actions at "
             "once: train one of them with the other's chunk."
         )
 

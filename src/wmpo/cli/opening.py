@@ -16,9 +16,10 @@ from wmpo.config import Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
+from wmpo.families import completed, recipe_from_plain
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import from_plain, to_plain
-from wmpo.protocols import Env
+from wmpo.io.plain import to_plain
+from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
 from wmpo.run import Run
 from wmpo.training.log import RunLog
@@ -26,41 +27,54 @@ from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
 
 RECIPE = "recipe.json"
-CHANGES_NO_NUMBER = ("env.workers",)  # settings that a run may be continued with other values of
+CHANGES_NO_NUMBER = (
+    "env.workers",
+    "env.python",
+    "env.timeout",
+)  # settings that a run may be continued with other values of
 
 
 @contextmanager
 def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]:
     """A new run in `folder`, or the one that is there, if it is of the same recipe."""
+    recipe = completed(recipe)
     check_recipe(recipe)
     use_one_thread()
     device = pick_device(recipe.device)
     with closing(make_env(recipe.env)) as env, locked(folder):
         keep_recipe(recipe, folder)
         with RunLog(folder, quiet) as log:
+            check_tasks(recipe, env)
             store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
             evaluation = EpisodeStore.open_or_create(folder / "evaluation", env.spec)
             yield Run(recipe, folder, log, device, env, store, evaluation)
 
 
 @contextmanager
-def open_stage(
-    recipe: Recipe, folder: Path, data: Path, env: Env | None = None, create: bool = False, quiet: bool = False
-) -> Iterator[Run]:
+def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None, quiet: bool = False) -> Iterator[Run]:
     """One stage on its own: it works in `folder`, on the episode store in `data`.
 
-    With neither `env` nor `create` the store must exist, and the real environment is out of reach.
+    Without `env` the store must exist, and the real environment is out of reach.
     """
+    recipe = completed(recipe)
     check_recipe(recipe)
     use_one_thread()
     device = pick_device(recipe.device)
-    if create:
-        with closing(make_env(recipe.env)) as made:
-            store = EpisodeStore.open_or_create(data, made.spec)
-    else:
-        store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
+    if env is not None:
+        check_tasks(recipe, env)
+    store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
     with locked(folder), RunLog(folder, quiet) as log:
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
+
+
+def check_tasks(recipe: Recipe, env: Env) -> None:
+    """Raise UserError where `collect.task` names a task that the environment doesn't have."""
+    known = tuple(env.tasks) if isinstance(env, NamesTasks) else ()
+    for task in filter(None, recipe.collect.task.split("+")):
+        if task not in known:
+            raise UserError(
+                f"collect.task names {task!r}, which is none of the environment's tasks: {', '.join(known) or 'it names none'}."
+            )
 
 
 @dataclass
@@ -94,7 +108,7 @@ def load_recipe(folder: Path) -> Recipe:
         raise UserError(f"There is no folder {folder}: give that of a run, such as runs/place-seed0.")
     if not (folder / RECIPE).exists():
         raise UserError(f"{folder} holds no run, since it has no {RECIPE}: give the folder that `wmpo run` made.")
-    return from_plain(Recipe, read_json(folder / RECIPE), str(folder / RECIPE))
+    return recipe_from_plain(read_json(folder / RECIPE), str(folder / RECIPE))
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
@@ -104,9 +118,9 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
         return
     old, new = flat(load_recipe(folder)), flat(recipe)
     for name, value in new.items():
-        if old[name] != value and name not in CHANGES_NO_NUMBER:
+        if old.get(name) != value and name not in CHANGES_NO_NUMBER:
             raise UserError(
-                f"{folder} holds a run with {name} = {old[name]}, not {value}: "
+                f"{folder} holds a run with {name} = {old.get(name)}, not {value}: "
                 "give the same settings to continue it, or another folder with --out."
             )
 

@@ -1,4 +1,4 @@
-"""Options from the command line, by tyro; what is wrong with them is told in one sentence."""
+"""Options from the command line, by tyro; what is wrong with them is said in one sentence."""
 
 from __future__ import annotations
 
@@ -6,22 +6,42 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import field, make_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+from wmpo.config import Recipe
 from wmpo.errors import UserError
+from wmpo.families import PLUGS, allow, complete, of_family, saved_family
 
 Options = TypeVar("Options")
+RENAMED = {  # settings of earlier versions
+    "grpo.trust": "grpo.target_kl", "grpo.refill": "grpo.max_resamples",
+    "grpo.keep_low": "grpo.min_group_success", "grpo.keep_high": "grpo.max_group_success",
+    "grpo.starts": "grpo.n_initial_states", "policy.start": "policy.pretrained",
+    "demonstrations.slowest": "demonstrations.min_pace", "reward.dream_share": "reward.imagined_fraction",
+    "reward.backbone": "reward.family", "world_model.align_share": "world_model.align_fraction",
+    "world_model.body_fit": "world_model.kinematics_fit", "world_model.times": "world_model.training_timesteps",
+    "evaluate.watch_every": "evaluate.practice_eval_freq", "evaluate.watch_episodes": "evaluate.practice_eval_episodes",
+    "fit.shares": "fit.cpu_shards", "align.shares": "align.cpu_shards",
+}  # fmt: skip
 
 
 def parse(options: type[Options], args: Sequence[str], prog: str, default: Options | None = None) -> Options:
-    """`options` filled from `args`. `--help` prints every field and raises SystemExit(0)."""
+    """`options` filled from `args`. `--help` prints every field and raises SystemExit(0).
+
+    Where an option names another family (--env.family and its like), the settings are those of that family.
+    """
+    args = [_new_name(arg) for arg in args]
     complaint = io.StringIO()
+    if default is None:
+        options = with_families(options, args)
     more = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options, args=list(args), prog=prog, **more)  # type: ignore[call-overload]
+            return tyro.cli(options, args=args, prog=prog, **more)  # type: ignore[call-overload]
     except SystemExit as end:
         if end.code in (0, None):
             sys.stderr.write(complaint.getvalue())
@@ -41,3 +61,48 @@ def sentence(box: str) -> str:
         words += inside.split()
     text = " ".join(words) or "The options could not be understood."
     return text if text.endswith(".") else f"{text}."
+
+
+def recipe_with_families(recipe: Recipe, args: Sequence[str]) -> Recipe:
+    """The recipe with the settings of the families that `args` name."""
+    return replace(recipe, **{kind: _settings(kind, getattr(recipe, kind), args) for kind in PLUGS})
+
+
+def with_families(options: type[Options], args: Sequence[str]) -> type[Options]:
+    """`options` with each field that holds a family's settings narrowed to those of the family that `args` name."""
+    hints = get_type_hints(options)
+    narrowed: list[Any] = []
+    for kind, plug in PLUGS.items():
+        if hints.get(kind) is plug.base:
+            value = _settings(kind, plug.base(), args)
+            narrowed.append((kind, type(value), field(default=value)))
+    if not narrowed:
+        return options
+    return make_dataclass(options.__name__, narrowed, bases=(options,), frozen=True)
+
+
+def _settings(kind: str, config: Any, args: Sequence[str]) -> Any:
+    family = value_of(f"{kind}.family", args)
+    if kind == "policy" and (folder := value_of("policy.pretrained", args)):
+        family = saved_family("policy", Path(folder), "minivla")
+    elif family and ":" in family:
+        allow(family)  # a person has named it
+    return of_family(kind, config, family) if family else complete(kind, config)
+
+
+def value_of(name: str, args: Sequence[str]) -> str:
+    """The value of an option, "" where it isn't given; both --a b and --a=b, with - or _."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option.startswith("--") and option[2:].replace("-", "_") == name:
+            return value if equals else args[place + 1] if place + 1 < len(args) else ""
+    return ""
+
+
+def _new_name(arg: str) -> str:
+    """The argument itself. Raises UserError for a setting that has another name now."""
+    name = arg.partition("=")[0][2:].replace("-", "_") if arg.startswith("--") else ""
+    for old, new in RENAMED.items():
+        if name == old or name.endswith(f".{old}"):
+            raise UserError(f"{name} is now {name.removesuffix(old)}{new}: use --{name.removesuffix(old)}{new}.")
+    return arg

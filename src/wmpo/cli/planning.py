@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -26,9 +26,10 @@ from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
 from wmpo.errors import UserError
 from wmpo.grpo import trained_parameters
 from wmpo.policies import build_policy
+from wmpo.protocols import WorldModel
 from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec, Observation
-from wmpo.world_models.video_diffusion import VideoDiffusionModel
+from wmpo.world_models import build_world_model
 
 META = torch.device("meta")
 MARGIN = 1.15
@@ -101,7 +102,7 @@ class Alive(TorchDispatchMode):
 
 def plan(recipe: Recipe, spec: EnvSpec, policy: Any = None) -> list[Need]:
     """The needs of all stages that train or imagine, in their order; of the recipe's policy where none is given."""
-    chunk, context, start = recipe.policy.chunk, recipe.world_model.context, recipe.policy.pretrained
+    chunk, start = recipe.policy.chunk, recipe.policy.pretrained
     size = "policy.width" if policy is None and not start else "what is trained (lora_rank)"
     if policy is None:
         # What is read from a folder has numbers at first; and once transformers has loaded a network, torch.linspace
@@ -110,17 +111,18 @@ def plan(recipe: Recipe, spec: EnvSpec, policy: Any = None) -> list[Need]:
             policy = build_policy(recipe.policy, spec)
     policy = policy.to(META)
     with torch.device(META):
-        world_model = VideoDiffusionModel.build(recipe.world_model, spec, chunk)
+        world_model = build_world_model(recipe.world_model, spec, chunk)
         reward_model = build_reward_model(recipe.reward, spec)
     camera = next(iter(spec.cameras))
-    fit, align = recipe.world_model.fit, recipe.world_model.align
+    context = world_model.context
+    fit, align = (world_model.training_stages(align=again)[-1].fit for again in (False, True))
     aligned = recipe.rounds * align.steps * align.batch_size / fit.batch_size
     needs = [
         training("imitate", policy, imitation_batch(spec, recipe.policy.fit.batch_size, chunk), recipe.policy.fit,
                  f"policy.fit.batch_size, {size}"),
-        training("world model", world_model, video_batch(spec, fit.batch_size, context, chunk), fit,
+        training("world model", cast(nn.Module, world_model), video_batch(spec, fit.batch_size, context, chunk), fit,
                  "world_model.fit.batch_size, world_model.width, world_model.depth", fit.steps + aligned),
-        training("reward model", reward_model,
+        training("reward model", cast(nn.Module, reward_model),
                  RewardBatch(images(spec.cameras[camera], recipe.reward.fit.batch_size, recipe.reward.clip_length),
                              blank(recipe.reward.fit.batch_size), ("",) * recipe.reward.fit.batch_size),
                  recipe.reward.fit, "reward.fit.batch_size, reward.width", recipe.rounds * recipe.reward.fit.steps),
@@ -188,9 +190,7 @@ def step(module: nn.Module, batch: Any) -> None:
     torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
 
 
-def imagine(
-    policy: Any, world_model: VideoDiffusionModel, reward_model: Any, spec: EnvSpec, rows: int, stride: int
-) -> None:
+def imagine(policy: Any, world_model: WorldModel, reward_model: Any, spec: EnvSpec, rows: int, stride: int) -> None:
     """The second chunk of a dream, when all is in memory; a clip in every `stride` frames is scored."""
     first = observation(spec, rows)
     decision = policy.act(first, temperature=1.0, generator=torch.default_generator)

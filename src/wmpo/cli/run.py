@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, TypeVar
 
 import tyro
 
-from wmpo.cli.parse import parse
+from wmpo.cli.parse import parse, recipe_with_families
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.recipes import RECIPES, recipe_named
@@ -29,7 +29,9 @@ def parse_with_recipe(options: type[Options], args: Sequence[str], command: str)
         if args[0] not in ("-h", "--help"):
             raise UserError(f"Name the recipe before its options, as in: wmpo {command} place --seed 1.")
         return parse(options, args, f"wmpo {command} RECIPE", options(RECIPES["place"]))
-    return parse(options, args[1:], f"wmpo {command} {args[0]}", options(recipe_named(args[0])))
+    return parse(
+        options, args[1:], f"wmpo {command} {args[0]}", options(recipe_with_families(recipe_named(args[0]), args[1:]))
+    )
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,13 @@ class DemonstrateCommand:
     def execute(self) -> None:
         from wmpo.algorithm import demonstrations
         from wmpo.cli.opening import open_stage
+        from wmpo.envs import make_env
 
         recipe = Recipe(seed=self.seed, env=self.env, demonstrations=self.demonstrations)
-        with open_stage(recipe, self.data / "log", self.data, create=True) as run:
+        with (
+            closing(make_env(self.env)) as env,
+            open_stage(recipe, self.data / "log", self.data, env=env) as run,
+        ):
             demonstrations(run)
             tell(run, self.data)
 

@@ -1,43 +1,41 @@
-"""Environments. The embedded one is `wmpo.envs.tabletop`; anything that fits `wmpo.protocols.Env` plugs in."""
+"""Environments: the embedded one is `wmpo.envs.tabletop`; others plug in by name (docs/own_env.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from wmpo.config import EnvConfig
-    from wmpo.envs.vector import VectorEnv
-    from wmpo.types import Episode
-
-
-def make_env(config: EnvConfig, disruption: str = "none") -> VectorEnv:
-    """The real (simulated) environment of a recipe, changed by a disruption of `wmpo.envs.tabletop.settings`."""
-    from wmpo.envs.vector import VectorEnv
-
-    return VectorEnv(config, disruption)
+from wmpo.config import EnvConfig
+from wmpo.errors import UserError
+from wmpo.families import complete, family_class
+from wmpo.protocols import Demonstrates, Env, NamesTasks
 
 
-def task_names(config: EnvConfig) -> Callable[[int], str]:
-    """Start number -> name of the task that its episode is about."""
-    if "+" not in config.task:
-        return lambda initial_state: config.task
-    from wmpo.envs.tabletop.tasks import task_of, tasks_named
+def make_env(config: EnvConfig, disruption: str = "none") -> Env:
+    """The real (or simulated) environment of a recipe. Raises UserError for a disruption that it doesn't have."""
+    config = complete("env", config)
+    family = family_class("env", config.family)
+    if disruption != "none" and disruption not in disruptions_of(config):
+        known = ", ".join(disruptions_of(config)) or "none at all"
+        raise UserError(f"{config.family} has no disruption {disruption!r}; it has {known}.")
+    env: Env = family.build(config) if disruption == "none" else family.build(config, disruption)
+    return env
 
-    tasks = tasks_named(config.task)
-    return lambda initial_state: task_of(tasks, initial_state).name
+
+def disruptions_of(config: EnvConfig) -> tuple[str, ...]:
+    """The changes of scene that the environment of a recipe can be evaluated under."""
+    return tuple(getattr(family_class("env", config.family), "disruptions", ()))
 
 
-def demonstrate(
-    config: EnvConfig, initial_states: Sequence[int], noise: float, seed: int, min_pace: float = 1.0
-) -> list[Episode]:
-    """One episode of the scripted expert per initial-state number, failures included: see `Episode.succeeded`.
+def demonstrator(env: Env, family: str) -> Demonstrates:
+    """The environment as one with a scripted expert. Raises UserError where it has none."""
+    if isinstance(env, Demonstrates):
+        return env
+    raise UserError(
+        f"The environment {family} has no scripted expert: give demonstrations of your own as an episode store "
+        "(docs/data.md) to wmpo imitate."
+    )
 
-    `noise` is the spread of the noise on the executed actions, which `Episode.actions` holds; `Episode.labels`
-    holds what the expert meant to do. Each episode has a pace of its own, drawn from [`min_pace`, 1].
-    """
-    env = make_env(config)
-    try:
-        return env.demonstrate(initial_states, noise, seed, min_pace)
-    finally:
-        env.close()
+
+def task_names(env: Env) -> Callable[[int], str]:
+    """Initial-state number -> name of the task that its episode is about; "" where the environment names none."""
+    return env.task_of if isinstance(env, NamesTasks) else lambda initial_state: ""

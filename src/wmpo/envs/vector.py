@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.config import EnvConfig
 from wmpo.envs.simulation import (
     Advance,
     Answer,
@@ -27,7 +26,7 @@ from wmpo.envs.simulation import (
 )
 from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.env import Snapshot
-from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, check
+from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, TabletopSettings, check
 from wmpo.envs.tabletop.tasks import sentence_of, task_of, tasks_named
 from wmpo.envs.worker_pool import Pool
 from wmpo.errors import UserError
@@ -43,8 +42,8 @@ class VectorEnv:
     one that is done inside a chunk still simulates the chunk to its end, so all frames are real.
     """
 
-    def __init__(self, config: EnvConfig, disruption: str = "none") -> None:
-        self.tasks = tasks_named(config.task)
+    def __init__(self, config: TabletopSettings, disruption: str = "none") -> None:
+        self._tasks = tasks_named(config.task)
         self.cameras = tuple(config.cameras)
         self.image_size = config.image_size
         self.disruption = check(self.cameras, self.image_size, disruption)
@@ -55,7 +54,7 @@ class VectorEnv:
             cameras=dict.fromkeys(self.cameras, (self.image_size, self.image_size)),
             state_dim=STATE_DIM if config.state else 0,
             action_dim=ACTION_DIM,
-            horizon=max(task.horizon for task in self.tasks),
+            horizon=max(task.horizon for task in self._tasks),
             fps=FPS,
         )
         self.events: list[dict[str, int]] = []
@@ -72,6 +71,13 @@ class VectorEnv:
             environ = dict(os.environ)
             display.prepare_environment(self.renderer, environ)
             self._pool = Pool(config.workers, "wmpo.envs.simulation:Simulation", arguments, environ)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self._tasks)
+
+    def task_of(self, initial_state: int) -> str:
+        return task_of(self._tasks, initial_state).name
 
     def reset(self, initial_states: Sequence[int]) -> Observation:
         if len(initial_states) == 0:
@@ -164,14 +170,14 @@ class VectorEnv:
             success=answer.success,
             instruction=self._instruction(initial_state),
             initial_state=int(initial_state),
-            task=task_of(self.tasks, initial_state).name,
+            task=task_of(self._tasks, initial_state).name,
             source="expert",
             meta={"renderer": self.renderer, **answer.meta},
             labels=answer.labels,
         )
 
     def _instruction(self, initial_state: int) -> str:
-        return sentence_of(task_of(self.tasks, initial_state), initial_state, self.disruption == "paraphrase")
+        return sentence_of(task_of(self._tasks, initial_state), initial_state, self.disruption == "paraphrase")
 
     def _simulate(self, request: object) -> Any:
         """Answer a request in this process."""

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.errors import UserError, optional
 from wmpo.io.files import atomic_write, read_json
 from wmpo.losses.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
 from wmpo.nn.layers import zero_init
 from wmpo.policies.published import Published
+from wmpo.policies.settings import FlowConfig, MiniVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
 from wmpo.types import Decision, Observation
 
@@ -82,7 +82,7 @@ class FlowVLA(nn.Module):
         learned = self.config.flow.noise == "learned"
         return zero_init(nn.Linear(self.network.width, self.config.action_dim)) if learned else None
 
-    def prepare(self, config: PolicyConfig) -> None:
+    def prepare(self, config: MiniVLASettings) -> None:
         """Take the chunk and the noise of a recipe; no weight depends on the length of a chunk."""
         self.config = replace(self.config, chunk=config.chunk, flow=config.flow)
         self.spread = self._noise_network()

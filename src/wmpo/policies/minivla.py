@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.config import FlowConfig, PolicyConfig
 from wmpo.losses.flow_policy import flow_matching_loss, path_log_prob, sample_path
 from wmpo.nn.layers import Film, modulate, stack_cameras
 from wmpo.nn.text import sentence_encoder
 from wmpo.policies.flow_head import FlowHead
+from wmpo.policies.settings import FlowConfig, MiniVLASettings
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
 
@@ -94,7 +94,7 @@ class MiniVLA(nn.Module):
         self.register_buffer("state_std", torch.ones(config.state_dim))
 
     @classmethod
-    def build(cls, config: PolicyConfig, spec: EnvSpec) -> MiniVLA:
+    def build(cls, config: MiniVLASettings, spec: EnvSpec) -> MiniVLA:
         sizes = set(spec.cameras.values())
         if len(sizes) != 1:
             raise ValueError(f"MiniVLA needs cameras of one size, not {sorted(sizes)}")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from wmpo.config import Recipe
 from wmpo.errors import named
+from wmpo.families import completed
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
 from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, WRIST
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER)
+    recipe.name: completed(recipe) for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER)
 }
 
 ABOUT: dict[str, str] = {

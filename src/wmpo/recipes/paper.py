@@ -6,28 +6,21 @@ its width and learning rates are ours.
 
 from __future__ import annotations
 
-from wmpo.config import (
-    CollectConfig,
-    DemonstrationConfig,
-    EnvConfig,
-    EvaluateConfig,
-    FitConfig,
-    GRPOConfig,
-    PolicyConfig,
-    Recipe,
-    RewardConfig,
-    WorldModelConfig,
-)
+from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
+from wmpo.envs.tabletop.settings import TabletopSettings
+from wmpo.policies.settings import MiniVLASettings
+from wmpo.rewards.settings import VideoMAESettings
+from wmpo.world_models.settings import VideoDiffusionSettings
 
 PAPER = Recipe(
     name="paper",
-    env=EnvConfig(task="stack", image_size=256, workers=16),
+    env=TabletopSettings(task="stack", image_size=256, workers=16),
     demonstrations=DemonstrationConfig(episodes=300, noise=0.2),
-    policy=PolicyConfig(
+    policy=MiniVLASettings(
         chunk=8, bins=256, width=128, hidden=1024, fit=FitConfig(steps=20_000, batch_size=128, lr=5e-4, warmup=500)
     ),
     collect=CollectConfig(episodes=128, temperature=1.6),
-    world_model=WorldModelConfig(
+    world_model=VideoDiffusionSettings(
         backbone="transformer",
         codec="diffusers",
         context=4,
@@ -43,8 +36,8 @@ PAPER = Recipe(
         align=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=0, grad_clip=0.1, ema=0.9999),
         align_fraction=1.0,
     ),
-    reward=RewardConfig(
-        backbone="videomae", clip_length=8, width=768, fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500)
+    reward=VideoMAESettings(
+        family="videomae", clip_length=8, width=768, fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500)
     ),
     grpo=GRPOConfig(
         iterations=100,

@@ -4,33 +4,26 @@ not that anything is learned.
 
 from __future__ import annotations
 
-from wmpo.config import (
-    CollectConfig,
-    DemonstrationConfig,
-    EnvConfig,
-    EvaluateConfig,
-    FitConfig,
-    GRPOConfig,
-    PolicyConfig,
-    Recipe,
-    RewardConfig,
-    WorldModelConfig,
-)
+from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
+from wmpo.envs.tabletop.settings import TabletopSettings
+from wmpo.policies.settings import MiniVLASettings
+from wmpo.rewards.settings import ConvSettings
+from wmpo.world_models.settings import VideoDiffusionSettings
 
 SMOKE = Recipe(
     name="smoke",
-    env=EnvConfig(task="push", image_size=32),
+    env=TabletopSettings(task="push", image_size=32),
     demonstrations=DemonstrationConfig(episodes=48),
-    policy=PolicyConfig(width=32, hidden=128, fit=FitConfig(steps=100, batch_size=64)),
+    policy=MiniVLASettings(width=32, hidden=128, fit=FitConfig(steps=100, batch_size=64)),
     collect=CollectConfig(episodes=32),
-    world_model=WorldModelConfig(
+    world_model=VideoDiffusionSettings(
         width=32,
         depth=1,
         kinematics_fit=FitConfig(optimizer="muon", steps=60, batch_size=16, lr=5e-3, warmup=10),
         fit=FitConfig(steps=80, batch_size=16, ema=0.98),
         align=FitConfig(steps=30, batch_size=16, lr=5e-4, ema=0.98),
     ),
-    reward=RewardConfig(width=16, threshold="half", fit=FitConfig(steps=80, batch_size=32)),
+    reward=ConvSettings(width=16, threshold="half", fit=FitConfig(steps=80, batch_size=32)),
     grpo=GRPOConfig(iterations=3, groups=4, group_size=4, n_initial_states=16, max_resamples=1),
     evaluate=EvaluateConfig(episodes=32, practice_eval_freq=2, practice_eval_episodes=8),
 )

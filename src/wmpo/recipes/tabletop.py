@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wmpo.config import EnvConfig, PolicyConfig, Recipe
+from wmpo.config import Recipe
+from wmpo.envs.tabletop.settings import TabletopSettings
+from wmpo.policies.settings import MiniVLASettings
 
-POLICY = PolicyConfig()
+POLICY = MiniVLASettings()
 
-PUSH = Recipe(name="push", env=EnvConfig(task="push"))
+PUSH = Recipe(name="push", env=TabletopSettings(task="push"))
 
-PLACE = Recipe(name="place", env=EnvConfig(task="place"))
+PLACE = Recipe(name="place", env=TabletopSettings(task="place"))
 
-WRIST = Recipe(name="wrist", env=EnvConfig(task="place", cameras=("front", "wrist")))
+WRIST = Recipe(name="wrist", env=TabletopSettings(task="place", cameras=("front", "wrist")))
 
-FLOW = Recipe(name="flow", env=EnvConfig(task="place"), policy=replace(POLICY, head="flow"))
+FLOW = Recipe(name="flow", env=TabletopSettings(task="place"), policy=replace(POLICY, head="flow"))
 
-STACK = Recipe(name="stack", env=EnvConfig(task="stack"))
+STACK = Recipe(name="stack", env=TabletopSettings(task="stack"))
 
 SENTENCES = Recipe(
     name="sentences",
-    env=EnvConfig(task="place+place-blue"),
+    env=TabletopSettings(task="place+place-blue"),
     policy=replace(POLICY, fit=replace(POLICY.fit, steps=900)),  # two tasks want more of them
 )
 
-INSERT = Recipe(name="insert", env=EnvConfig(task="insert"))
+INSERT = Recipe(name="insert", env=TabletopSettings(task="insert"))

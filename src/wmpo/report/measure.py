@@ -32,7 +32,7 @@ from wmpo.report.results import (
 )
 from wmpo.report.video import encode_png, filmstrip
 from wmpo.rollout import rollout
-from wmpo.run import Run, is_rollout
+from wmpo.run import Purpose, Run, is_rollout
 from wmpo.training.log import read_metrics
 from wmpo.types import EnvSpec, Episode
 from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
@@ -287,7 +287,7 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
                 episodes,
                 chunk=recipe.policy.chunk,
                 device=run.device,
-                seed=run.seed(10),
+                seed=run.seed(Purpose.MEASURE_REPLAY),
                 stride=recipe.reward.stride,
             )
             for episodes in (base, final)
@@ -308,7 +308,7 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
                 temperature=recipe.evaluate.temperature,
                 stride=recipe.reward.stride,
                 device=run.device,
-                seed=run.seed(11),
+                seed=run.seed(Purpose.MEASURE_IMAGINED),
             )
             result.gaps[name] = gap(imagined, episodes)
         measured = {purpose: result.interactions.pop(purpose) for purpose in ("evaluation", "watching_practice")}

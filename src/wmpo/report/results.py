@@ -46,12 +46,12 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage cost, over all its initial_states."""
+    """What a stage cost, over all sessions that worked on it."""
 
     seconds: float
     peak_memory_mb: float
     peak_gpu_memory_mb: float = 0.0
-    initial_states: int = 1
+    sessions: int = 1
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class RunResult:
         """A result that knows its recipe, code and machine, and no measurement yet."""
         return RunResult(
             recipe=to_plain(recipe),
-            task=recipe.env.task,
+            task=str(getattr(recipe.env, "task", recipe.env.family)),
             seed=recipe.seed,
             commit=commit(),
             versions=versions(),
@@ -210,7 +210,7 @@ class RunResult:
 
     def read_logs(self, folder: Path) -> None:
         """Take stages, and the curves of every practice, from what the run logged in `folder`."""
-        known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "sessions", "starts")
+        known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "sessions")
         for name, values in read_stages(folder).items():
             self.stages[name] = Stage(**{key: values[key] for key in known if key in values})  # type: ignore[arg-type]
         metrics = read_metrics(folder)

@@ -1,40 +1,24 @@
-"""Success classifiers. Anything that fits `wmpo.protocols.RewardModel` plugs in."""
+"""Success classifiers: conv and videomae are built in; others plug in by name (docs/own_reward_model.md)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from wmpo.io.files import read_json
-from wmpo.training.checkpoint import CONFIG, check_fits
-
-if TYPE_CHECKING:
-    from wmpo.config import RewardConfig
-    from wmpo.rewards.clip_classifier import ClipClassifier
-    from wmpo.rewards.videomae import VideoMAEClassifier
-    from wmpo.types import EnvSpec
+from wmpo.config import RewardConfig
+from wmpo.families import complete, family_class, saved_family
+from wmpo.protocols import RewardModel
+from wmpo.types import EnvSpec
 
 
-def build_reward_model(config: RewardConfig, spec: EnvSpec) -> ClipClassifier | VideoMAEClassifier:
+def build_reward_model(config: RewardConfig, spec: EnvSpec) -> RewardModel:
     """The untrained classifier of a recipe."""
-    if config.backbone == "videomae":
-        from wmpo.rewards.videomae import VideoMAEClassifier
-
-        return VideoMAEClassifier.build(config, spec)
-    from wmpo.rewards.clip_classifier import ClipClassifier
-
-    return ClipClassifier.build(config, spec)
+    config = complete("reward", config)
+    model: RewardModel = family_class("reward", config.family).build(config, spec)
+    return model
 
 
-def load_reward_model(folder: Path, spec: EnvSpec) -> ClipClassifier | VideoMAEClassifier:
-    """The classifier that a folder holds, of either kind, if it can judge what `spec` shows; else UserError."""
-    described = read_json(folder / CONFIG)
-    if isinstance(described, dict) and described.get("config_type") == "VideoMAEConfig":
-        from wmpo.rewards.videomae import VideoMAEClassifier
-
-        return VideoMAEClassifier.from_pretrained(folder)  # resizes what it sees
-    from wmpo.rewards.clip_classifier import ClipClassifier
-
-    model = ClipClassifier.from_pretrained(folder)
-    check_fits(model.config, spec, folder)
+def load_reward_model(folder: Path) -> RewardModel:
+    """The classifier that a folder holds, of any family. Raises UserError where it holds none."""
+    family = saved_family("reward", folder, "conv")
+    model: RewardModel = family_class("reward", family).from_pretrained(Path(folder))
     return model

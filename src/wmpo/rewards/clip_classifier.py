@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.config import RewardConfig
 from wmpo.losses.verdicts import finite_threshold, verdict_loss
 from wmpo.nn.layers import Film, ResidualBlock
 from wmpo.nn.text import SentenceEncoder
+from wmpo.rewards.settings import ConvSettings
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 
@@ -51,7 +51,7 @@ class ClipClassifier(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * c, 2 * c), nn.SiLU(), nn.Linear(2 * c, 1))
 
     @classmethod
-    def build(cls, config: RewardConfig, spec: EnvSpec) -> ClipClassifier:
+    def build(cls, config: ConvSettings, spec: EnvSpec) -> ClipClassifier:
         size = next(iter(spec.cameras.values()))
         return cls(ClipClassifierConfig(config.clip_length, config.width, size))
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.config import RewardConfig
 from wmpo.errors import UserError, optional
 from wmpo.losses.verdicts import finite_threshold, verdict_loss
+from wmpo.rewards.settings import VideoMAESettings
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 
@@ -79,7 +79,7 @@ class VideoMAEClassifier(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
     @classmethod
-    def build(cls, config: RewardConfig, spec: EnvSpec) -> VideoMAEClassifier:
+    def build(cls, config: VideoMAESettings, spec: EnvSpec) -> VideoMAEClassifier:
         """A small one, from scratch: `config.width` wide, at the first camera's size."""
         size = max(next(iter(spec.cameras.values())))
         patch = 16 if size >= 128 else 8
@@ -89,8 +89,8 @@ class VideoMAEClassifier(nn.Module):
                 image_size=-(-size // patch) * patch,
                 patch=patch,
                 width=config.width,
-                depth=4,
-                heads=max(1, config.width // 32),
+                depth=config.depth,
+                heads=config.heads or max(1, config.width // 32),
             )
         )
 

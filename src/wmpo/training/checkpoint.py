@@ -68,7 +68,7 @@ def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | 
 def save_module(folder: Path, module: nn.Module, config: Any, extra: Mapping[str, Any] | None = None) -> None:
     """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`.
 
-    A module that says its `family` (see `wmpo.policies.FAMILIES`) is opened as one of it.
+    A module that says its `family` (see `wmpo.families`) is opened as one of it.
     """
     described = {
         **({"family": module.family} if hasattr(module, "family") else {}),
@@ -132,19 +132,21 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def check_fits(config: Any, spec: EnvSpec, where: str | Path) -> None:
-    """A network with settings `config` must see and do what `spec` shows and accepts.
+def check_fits(model: object, spec: EnvSpec, where: str | Path) -> None:
+    """A network, by what its `config` says where it has one, must see and do what `spec` shows and accepts.
 
     One without `image_size` sees images of any size; one whose `state_dim` is None looks at no state.
     """
+    config: object = getattr(model, "config", None)
     cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
     if missing := [name for name in cameras if name not in spec.cameras]:
         raise UserError(
             f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
         )
     for name in cameras if hasattr(config, "image_size") else ():
-        if spec.cameras[name] != tuple(config.image_size):
-            made, given = "x".join(map(str, config.image_size)), "x".join(map(str, spec.cameras[name]))
+        size = tuple(getattr(config, "image_size", ()))
+        if spec.cameras[name] != size:
+            made, given = "x".join(map(str, size)), "x".join(map(str, spec.cameras[name]))
             raise UserError(f"{where} was trained on images of {made} pixels, but camera {name!r} gives {given}.")
     for field, unit in (("action_dim", "action"), ("state_dim", "state")):
         wanted, given = getattr(config, field, getattr(spec, field)), getattr(spec, field)

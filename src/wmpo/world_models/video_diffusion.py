@@ -3,7 +3,7 @@
 One training step noises the K future frames, perturbs the context a little (noisy-frame conditioning), and asks the
 denoiser for the clean future. One imagined chunk is a few Euler steps from noise.
 
-Departures from the paper, each a setting in `WorldModelConfig`:
+Departures from the paper, each a setting in `VideoDiffusionSettings`:
 1. The network predicts clean frames, put together from frames that it has seen and a change; loss and sampler are those
    of rectified flow (velocity). With one sampling step this is the denoiser's own estimate, which deterministic scenes
    need.
@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wmpo.config import WorldModelConfig
 from wmpo.losses import flow
+from wmpo.protocols import TrainingStage
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.codecs import PixelCodec
 from wmpo.world_models.kinematics import Kinematics
+from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.unet import UNet
 
 CACHED_ROWS = 32  # videos that a CPU imagines at once: what lies in its caches goes twice as fast
@@ -40,7 +41,7 @@ SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective,
 class VideoDiffusionConfig:
     """What a saved world model needs to be built again."""
 
-    settings: WorldModelConfig
+    settings: VideoDiffusionSettings
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
     chunk: int
@@ -74,6 +75,7 @@ class VideoDiffusionModel(nn.Module):
     def __init__(self, config: VideoDiffusionConfig) -> None:
         super().__init__()
         self.config = config
+        self.chunk, self.context = config.chunk, config.settings.context
         settings = config.settings
         self.codec = build_codec(settings)
         channels, height, width = self.codec.latent_shape(*config.image_size)
@@ -87,13 +89,27 @@ class VideoDiffusionModel(nn.Module):
         self.denoiser = build_denoiser(config, self.latent, self.mask_logits, self.kinematics.pose_dim)
 
     @classmethod
-    def build(cls, settings: WorldModelConfig, spec: EnvSpec, chunk: int) -> VideoDiffusionModel:
+    def build(cls, settings: VideoDiffusionSettings, spec: EnvSpec, chunk: int) -> VideoDiffusionModel:
         sizes = set(spec.cameras.values())
         if len(sizes) != 1:
             raise ValueError(f"the world model needs cameras of one size, not {sorted(sizes)}")
         return cls(
             VideoDiffusionConfig(settings, tuple(spec.cameras), sizes.pop(), chunk, spec.action_dim, spec.state_dim)
         )
+
+    # Training
+
+    def training_stages(self, align: bool) -> list[TrainingStage]:
+        """Kinematics first, since the rest builds on them; then the autoencoder, where there is one; then the denoiser."""
+        settings = self.config.settings
+        stages = [TrainingStage("kinematics", self.kinematics, settings.kinematics_fit, part=True)]
+        if settings.codec == "autoencoder" and not align:  # the other codecs come ready-made
+            stages.append(TrainingStage("autoencoder", self.codec, settings.codec_fit, "frames", part=True))
+        return [*stages, TrainingStage("denoiser", self, settings.align if align else settings.fit)]
+
+    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
+        """How the data is normalised: states (S,) to unit variance."""
+        self.kinematics.set_statistics(state_mean, state_std)
 
     # Frames and latents
 
@@ -263,7 +279,7 @@ def slices(n: int, size: int) -> list[slice]:
     return [slice(begin, begin + size) for begin in range(0, n, size)]
 
 
-def build_codec(settings: WorldModelConfig) -> Any:
+def build_codec(settings: VideoDiffusionSettings) -> Any:
     """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
     if settings.codec == "pixels":
         return PixelCodec()

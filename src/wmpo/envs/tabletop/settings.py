@@ -6,8 +6,10 @@ Lengths in metres, x to the right, y away from the front camera, z up; the table
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+from wmpo.config import EnvConfig, Ranges
 from wmpo.errors import UserError
 
 Disruption = Literal["none", "position", "background", "texture", "paraphrase"]
@@ -47,3 +49,30 @@ def check(cameras: Sequence[str], image_size: int, disruption: str) -> Disruptio
         if disruption == known:
             return known
     raise UserError(f"There is no disruption {disruption!r}; choose one of {', '.join(DISRUPTIONS)}.")
+
+
+@dataclass(frozen=True)
+class TabletopSettings(EnvConfig):
+    """The embedded MuJoCo simulator: a gripper over a table."""
+
+    task: str = "push"
+    """Which task to learn, or several joined by +, told apart by their sentences; `wmpo tasks` lists them."""
+    cameras: tuple[str, ...] = ("front",)
+    """Cameras that the policy sees, and that dreams show: front, wrist. The reward model watches the first one."""
+    image_size: int = 64
+    """Height and width of each camera, in pixels. [paper 256]"""
+    state: bool = True
+    """The policy feels the gripper's position and opening too, and the dream imagines them. [paper: no]"""
+    renderer: Literal["auto", "egl", "rays"] = "auto"
+    """egl: OpenGL without a screen; rays: MuJoCo's own ray casting, needs no graphics; auto: egl where it works."""
+
+    RANGES: ClassVar[Ranges] = {
+        "image_size": (8, 1024),
+    }
+
+    def check(self) -> None:
+        """Raises UserError for tasks and cameras that there are not."""
+        from wmpo.envs.tabletop.tasks import tasks_named  # which needs these settings itself
+
+        tasks_named(self.task)
+        check(self.cameras, self.image_size, "none")

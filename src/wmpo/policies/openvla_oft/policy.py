@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
 from wmpo.policies.openvla_oft import images, lora, networks
 from wmpo.policies.openvla_oft.config import BINS, OpenVLAOFTConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
+from wmpo.policies.settings import MiniVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, save_module
 from wmpo.types import Decision, Observation
 
@@ -98,7 +98,7 @@ class OpenVLAOFT(nn.Module):
         """The lowest and the highest action that it can choose, (D,) each."""
         return self.action_low, self.action_high
 
-    def prepare(self, config: PolicyConfig) -> None:
+    def prepare(self, config: MiniVLASettings) -> None:
         """Take the chunk of a recipe; no weight depends on its length, but what it was trained with is best."""
         self.chunk = config.chunk
         self.config = replace(self.config, chunk=config.chunk)

@@ -1,0 +1,172 @@
+"""Which class stands behind a family's name: of an environment, a policy, a world model or a reward model.
+
+A name is a family of this package, an entry point of an installed package, or module:Class. The last is imported only
+where a person has named it, in Python or on the command line (`allow`): what a file says is never imported by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wmpo.config import EnvConfig, PolicyConfig, Recipe, RewardConfig, WorldModelConfig
+from wmpo.errors import UserError, named
+from wmpo.io.files import read_json, write_json
+from wmpo.io.plain import from_plain, to_plain
+
+Config = TypeVar("Config", EnvConfig, PolicyConfig, WorldModelConfig, RewardConfig)
+MODEL_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Plug:
+    """One of the four things that a user may bring."""
+
+    words: str
+    group: str
+    """Of entry points."""
+    base: type
+    """Of the settings of all families."""
+    builtin: Mapping[str, tuple[str, str]]
+    """Family, or what a published checkpoint calls itself -> (class, its settings), each module:Name."""
+
+
+_FLOW_VLA = ("wmpo.policies.flow_vla:FlowVLA", "wmpo.policies.settings:FlowVLASettings")
+_OPENVLA = ("wmpo.policies.openvla_oft:OpenVLAOFT", "wmpo.config:PolicyConfig")
+PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
+    "env": Plug("environment", "wmpo.envs", EnvConfig, {
+        "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
+    }),
+    "policy": Plug("policy", "wmpo.policies", PolicyConfig, {
+        "minivla": ("wmpo.policies.minivla:MiniVLA", "wmpo.policies.settings:MiniVLASettings"),
+        "openvla": _OPENVLA, "openvla_oft": _OPENVLA, "pi0": _FLOW_VLA, "smolvla": _FLOW_VLA,
+    }),
+    "world_model": Plug("world model", "wmpo.world_models", WorldModelConfig, {
+        "video_diffusion": ("wmpo.world_models.video_diffusion:VideoDiffusionModel",
+                            "wmpo.world_models.settings:VideoDiffusionSettings"),
+    }),
+    "reward": Plug("reward model", "wmpo.reward_models", RewardConfig, {
+        "conv": ("wmpo.rewards.clip_classifier:ClipClassifier", "wmpo.rewards.settings:ConvSettings"),
+        "videomae": ("wmpo.rewards.videomae:VideoMAEClassifier", "wmpo.rewards.settings:VideoMAESettings"),
+    }),
+}  # fmt: skip
+_allowed: set[str] = set()
+
+
+def allow(family: str) -> None:
+    """Let files name this module:Class from now on, in this process."""
+    _allowed.add(family)
+
+
+def family_class(kind: str, family: str) -> Any:
+    """The class of a family; `kind` is a key of `PLUGS`. Raises UserError where there is none."""
+    return _import(kind, _names(kind, family)[0])
+
+
+def settings_class(kind: str, family: str) -> Any:
+    """The dataclass of a family's settings, without importing the built-in families themselves."""
+    own = _names(kind, family)[1]
+    if own:
+        return _import(kind, own)
+    plug, cls = PLUGS[kind], family_class(kind, family)
+    settings = getattr(cls, "Settings", plug.base)
+    if not (is_dataclass(settings) and issubclass(settings, plug.base)):
+        raise UserError(f"{family}.Settings must be a dataclass that extends wmpo.config.{plug.base.__name__}.")
+    return settings
+
+
+def _names(kind: str, family: str) -> tuple[str, str]:
+    plug = PLUGS[kind]
+    if ":" in family:
+        if family not in _allowed:
+            raise UserError(
+                f"{family!r} is a class of yours, which no file may name by itself: add --allow {family} if you trust it."
+            )
+        return family, ""
+    installed = {entry.name: (entry.value, "") for entry in entry_points(group=plug.group)}
+    return named(f"{plug.words} family", family, {**installed, **plug.builtin})
+
+
+def _import(kind: str, path: str) -> Any:
+    module, _, name = path.partition(":")
+    here = str(Path.cwd())
+    if path in _allowed and here not in sys.path:
+        sys.path.append(here)  # last: a file here never takes the place of an installed package
+    try:
+        found: Any = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"The {PLUGS[kind].words} {path} can't be imported: {error}.") from error
+    return found
+
+
+def complete(kind: str, config: Config) -> Config:
+    """The settings as those of their family; what the base doesn't know gets the family's defaults."""
+    cls = settings_class(kind, config.family)
+    if isinstance(config, cls):
+        return config
+    if type(config) is not PLUGS[kind].base:
+        raise UserError(
+            f"{kind}.family is {config.family}, but the settings are {type(config).__name__}, not {cls.__name__}."
+        )
+    return cls(**{field.name: getattr(config, field.name) for field in fields(config)})
+
+
+def of_family(kind: str, config: Config, family: str) -> Config:
+    """The settings of another family, which keeps what both know."""
+    if config.family == family:
+        return complete(kind, config)
+    cls = settings_class(kind, family)
+    shared = {field.name for field in fields(cls)} & {field.name for field in fields(PLUGS[kind].base)}
+    return cls(**{name: getattr(config, name) for name in shared} | {"family": family})
+
+
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with the settings of its four families."""
+    return _replace(recipe, {kind: complete(kind, getattr(recipe, kind)) for kind in PLUGS})
+
+
+def _replace(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
+    return Recipe(**{field.name: parts.get(field.name, getattr(recipe, field.name)) for field in fields(recipe)})
+
+
+def recipe_from_plain(data: object, where: str) -> Recipe:
+    """A recipe from the values of a JSON file. Raises UserError that names `where` and the setting."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where} holds no recipe.")
+    parts: dict[str, Any] = {}
+    rest = dict(data)
+    for kind, plug in PLUGS.items():
+        part = rest.pop(kind, {})
+        if not isinstance(part, dict):
+            raise UserError(f"{where}: {kind} must be an object.")
+        family = part.get("family", plug.base().family)
+        parts[kind] = from_plain(settings_class(kind, str(family)), part, f"{where}: {kind}")
+    base = from_plain(Recipe, {**to_plain(Recipe()), **rest}, where)
+    return _replace(base, parts)
+
+
+def saved_family(kind: str, folder: Path, default: str) -> str:
+    """What the config.json of a saved model says; LeRobot and transformers call it type and model_type."""
+    path = Path(folder) / MODEL_CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {PLUGS[kind].words}, since it has no {MODEL_CONFIG}: check the path.")
+    described = read_json(path)
+    if not isinstance(described, dict):
+        raise UserError(f"{path} describes no {PLUGS[kind].words}: it holds no JSON object.")
+    return str(described.get("family") or described.get("type") or described.get("model_type") or default)
+
+
+def save_model(family: str, model: Any, folder: Path) -> None:
+    """Save a model so that `saved_family` knows it again, whatever its own `save_pretrained` writes."""
+    model.save_pretrained(folder)
+    path = Path(folder) / MODEL_CONFIG
+    described = read_json(path) if path.is_file() else {}
+    if not isinstance(described, dict) or not {"family", "type", "model_type"} & described.keys():
+        write_json(path, {**(described if isinstance(described, dict) else {}), "family": family})

