@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
-from wmpo.grpo import distance, frozen_copy, play_groups, practise, update
+from wmpo.grpo import advantages, distance, frozen_copy, play_groups, practise, update
 from wmpo.rollout import rollout
 from wmpo.training.log import RunLog, read_metrics
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
@@ -212,7 +212,8 @@ def test_first_update_has_ratio_one_and_the_gradient_of_reinforce() -> None:
     optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
     before = policy.linear.weight.detach().clone()
     config = GRPOConfig(lr=lr, warmup=0, minibatches=1, grad_clip=1e9)
-    metrics = update(policy, optimizer, groups, config, torch.Generator())
+    advantage_E = advantages(groups, config, torch.Generator())
+    metrics = update(policy, optimizer, groups, advantage_E, config, torch.Generator())
     assert metrics["ratio_mean"] == pytest.approx(1.0) and metrics["clip_fraction"] == 0
     moved = (before - policy.linear.weight.detach()) / lr
 
@@ -242,7 +243,8 @@ def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro_batch: int
         config = replace(CONFIG, micro_batch=size, lr=0.1, advantage=advantage)
         groups = play_groups(Guess(), policy, STARTS, config, generator=generator, temperature=1.0)
         groups.rollout.mask[::3, :, 1:] = False
-        told.append(update(policy, torch.optim.SGD(policy.parameters(), lr=0.1), groups, config, generator))
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+        told.append(update(policy, optimizer, groups, advantages(groups, config, generator), config, generator))
         policies.append(policy.linear.weight.detach())
     assert len(groups.rollout) > 33
     torch.testing.assert_close(policies[0], policies[1], rtol=1e-5, atol=1e-6)
@@ -307,3 +309,24 @@ def test_a_frozen_copy_stays_and_shares_what_does_not_learn() -> None:
     with torch.no_grad():
         policy.linear.weight += 1
     assert kept.linear.weight.abs().max() == 0 and kept.linear.bias is policy.linear.bias
+
+
+def test_a_result_is_not_reused_for_another_policy_or_dream(tmp_path: Path) -> None:
+    def go(policy: Coin, config: GRPOConfig = CONFIG, dream: str = "aaaa", states: Sequence[int] = STARTS) -> None:
+        with RunLog(tmp_path, quiet=True) as log:
+            practise(
+                Guess(), policy, states, config, seed=5, generator=torch.Generator(), folder=tmp_path,
+                name="practice", log=log, depends={"world_model": dream},
+            )  # fmt: skip
+
+    config = replace(CONFIG, iterations=2)
+    go(Coin(), config)
+    go(Coin(), replace(config, micro_batch=3))  # changes nothing but rounding
+    with pytest.raises(UserError, match=r"practice was trained with lr = 0.2, not 0.1"):
+        go(Coin(), replace(config, lr=0.1))
+    with pytest.raises(UserError, match="world_model = aaaa, not bbbb"):
+        go(Coin(), config, "bbbb")
+    with pytest.raises(UserError, match=r"initial_states = \w{16}, not"):
+        go(Coin(), config, states=STARTS[1:])
+    with pytest.raises(UserError, match=r"policy = \w{16}, not \w{16}"):
+        go(Certain(), config)

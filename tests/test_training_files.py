@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import mmap
+import resource
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +25,8 @@ from wmpo.io.plain import from_plain, to_plain
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes import RECIPES
 from wmpo.training.checkpoint import (
+    digest_of,
+    digest_of_file,
     load_config,
     load_module,
     load_optimizer,
@@ -145,6 +150,58 @@ def test_module_round_trip_and_errors(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(UserError, match="does not exist"):
         load_module(tmp_path, Tied())
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    for value in (float("nan"), float("inf")):
+        save_tensors(tmp_path / "model.safetensors", {**Tied().state_dict(), "b.bias": torch.full((4,), value)})
+        with pytest.raises(UserError, match=r"'b.bias' holds NaN or infinite weights"):
+            load_module(tmp_path, Tied())
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"a": torch.ones(3)})
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.RLIM_INFINITY))  # this much may be written to a file
+    try:
+        with pytest.raises(UserError, match=r"model.safetensors can't be written .*is kept"):
+            save_tensors(path, {"a": torch.zeros(10**6)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, before)
+    assert load_tensors(path)[0]["a"].tolist() == [1, 1, 1] and list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_permission_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"a": torch.ones(3)})
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(UserError, match="can't be read: Permission denied") as caught:
+        load_tensors(path)
+    assert "delete" not in str(caught.value)
+
+
+def test_digests_tell_weights_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    one = Tied()
+    same = copy.deepcopy(one)
+    assert digest_of(one) == digest_of(same) and len(digest_of(one)) == 16
+    same.b.bias.data[0] += 1e-6
+    assert digest_of(one) != digest_of(same) != digest_of(nn.Linear(4, 4))
+    assert digest_of(nn.ParameterList([nn.Parameter(torch.ones(2, 3))])) != digest_of(
+        nn.ParameterList([nn.Parameter(torch.ones(3, 2))])
+    )
+    digest_of(nn.Linear(2, 2, dtype=torch.bfloat16))
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    assert digest_of_file(tmp_path / "a") != digest_of_file(tmp_path / "b")
+    with pytest.raises(UserError, match="can't be read"):
+        digest_of_file(tmp_path)
 
 
 def test_optimizer_round_trip(tmp_path: Path) -> None:

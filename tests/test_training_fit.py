@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
-from wmpo.training.fit import fit, is_done, learning_rate
+from wmpo.training.fit import fit, learning_rate
 from wmpo.training.log import RunLog, read_metrics
 
 torch.set_num_threads(1)
@@ -79,7 +79,7 @@ def test_resume_equals_uninterrupted(
     parts = tmp_path / "parts"
     with RunLog(parts, quiet=True) as log, pytest.raises(KeyboardInterrupt, match="after step 3"):
         fit(StopsAtThree(), sample, config, folder=parts, name="line", log=log)
-    assert not is_done(parts, "line")
+    assert not (parts / "line" / "model.safetensors").exists()
     seen = []
     resumed = train(parts, config, lambda step: seen.append(step) or sample(step))
     assert seen == [3, 4, 5]
@@ -237,3 +237,45 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     for name, tensor in one.state_dict().items():
         assert torch.allclose(tensor, two[name], atol=1e-6)
     assert not torch.equal(two["layer.weight"], Line().layer.weight)
+
+
+def test_a_result_is_not_reused_for_other_inputs(tmp_path: Path) -> None:
+    config = FitConfig(steps=3, warmup=1)
+    train(tmp_path, config, depends={"data": "aaaa"})
+    with pytest.raises(UserError, match=r"line was trained with data = aaaa, not bbbb; use another folder"):
+        train(tmp_path, config, depends={"data": "bbbb"})
+    with pytest.raises(UserError, match=r"trained with data = aaaa, not no data"):
+        train(tmp_path, config)
+    with pytest.raises(UserError, match=r"trained with weights = \w{16}, not \w{16}"), RunLog(tmp_path) as log:
+        other = Line()
+        other.layer.bias.data += 1
+        fit(other, sample, config, folder=tmp_path, name="line", log=log, depends={"data": "aaaa"})
+
+
+def test_a_checkpoint_is_not_continued_with_other_inputs(tmp_path: Path) -> None:
+    def broken(step: int) -> Tensor:
+        if step == 2:
+            raise RuntimeError
+        return sample(step)
+
+    with pytest.raises(RuntimeError):
+        train(tmp_path, FitConfig(steps=3), broken, checkpoint_seconds=0.0, depends={"data": "aaaa"})
+    with pytest.raises(UserError, match="data = aaaa, not bbbb"):
+        train(tmp_path, FitConfig(steps=3), depends={"data": "bbbb"})
+
+
+def test_what_is_logged_does_not_depend_on_checkpoints_or_stops(tmp_path: Path) -> None:
+    def broken(step: int) -> Tensor:
+        if step == 29:
+            raise RuntimeError
+        return sample(step)
+
+    config = FitConfig(steps=47, warmup=1)
+    train(tmp_path / "whole", config)
+    with pytest.raises(RuntimeError):
+        train(tmp_path / "parts", config, broken, checkpoint_seconds=0.0)
+    train(tmp_path / "parts", config, checkpoint_seconds=0.0)
+    whole, parts = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    assert [step for step, _ in whole["line/loss"]] == [20, 40, 47]
+    for name in ("line/loss", "line/error", "line/grad_norm", "line/lr"):
+        assert whole[name] == parts[name]

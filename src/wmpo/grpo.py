@@ -1,16 +1,16 @@
 """GRPO on any environment: a dream, or the real one.
 
 Per iteration: draw initial states, play a group of G rollouts from each with the current policy, drop groups that
-all fail or all succeed (and refill the batch), then a few clipped updates. Practice ends early where the policy has
-gone too far from where it began: a dream is right about what that policy did, and flatters what is new to it. What it
-hands on is a running mean of the iterations' policies, each of which is a noisy one.
+all fail or all succeed (and draw others in their place), then a few clipped updates. Practice ends early where the
+policy has gone too far from where it began: a dream is right about what that policy did, and flatters what is new to
+it. Its result is a running mean of the iterations' policies, each of which is a noisy one.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,32 +19,43 @@ from torch import Tensor, nn
 
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
+from wmpo.io.plain import to_plain
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, shuffle_within_groups
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
 from wmpo.training.checkpoint import (
+    digest_of,
+    digest_of_numbers,
     load_optimizer,
-    load_tensors,
     load_weights,
     optimizer_tensors,
-    save_tensors,
     with_prefix,
     without_prefix,
 )
-from wmpo.training.fit import step_seed, stop_requests
+from wmpo.training.fit import step_seed
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import accumulate_gradients
+from wmpo.training.resume import Checkpoints
+from wmpo.training.signals import stop_requests
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Informative groups of one iteration: rollouts of equal start lie side by side, G in a row."""
+    """Informative groups of one iteration: the G rollouts from one initial state are neighbours."""
 
     rollout: Rollout  # B*G episodes
     reward_BG: torch.Tensor  # noqa: N815
     success_rate: float  # over all groups played, informative or not
     played: int
     kept: int
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "success": self.success_rate,
+            "groups_played": self.played,
+            "groups_kept": self.kept,
+            "finish_step": float(self.rollout.finish_step.float().mean()) if self.kept else 0.0,
+        }
 
 
 def play_groups(
@@ -56,7 +67,7 @@ def play_groups(
     generator: torch.Generator,
     temperature: float,
 ) -> Groups:
-    """Play groups until `cfg.groups` of them are informative, or refills are used up. Raises nothing if none is."""
+    """Play groups until `cfg.groups` are informative, at most `1 + cfg.max_resamples` batches; none may be."""
     G = cfg.group_size
     parts: list[Rollout] = []
     rewards: list[torch.Tensor] = []
@@ -85,10 +96,19 @@ def play_groups(
     return Groups(Rollout.cat(parts), torch.cat(rewards), successes / (played * G), played, kept)
 
 
+def advantages(groups: Groups, cfg: GRPOConfig, generator: torch.Generator) -> Tensor:
+    """(E,) how much better each rollout did than the others of its group."""
+    reward_BG = groups.reward_BG
+    if cfg.shuffle_rewards:
+        reward_BG = shuffle_within_groups(reward_BG, generator)
+    return group_advantage(reward_BG, cfg.advantage).flatten()
+
+
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     groups: Groups,
+    advantage_E: Tensor,
     cfg: GRPOConfig,
     generator: torch.Generator,
     taken: int = 0,
@@ -97,52 +117,55 @@ def update(
 
     `taken` optimiser steps have been taken before, which places this call in the warm-up.
     """
-    batch = groups.rollout
-    reward_BG = groups.reward_BG
-    if cfg.shuffle_rewards:
-        reward_BG = shuffle_within_groups(reward_BG, generator)
-    advantage_E = group_advantage(reward_BG, cfg.advantage).flatten()
+    if not groups.kept:
+        return {}
     device = next(policy.parameters()).device
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def gradient(rows: Tensor) -> tuple[Sequence[Tensor | None], dict[str, float]]:
-        observation, trace, index = batch.decisions(rows)
-        old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
-        new = policy.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
-        full = old.clone().index_put(tuple(index.to(device).T), new)
-        loss, metrics = clipped_policy_loss(
-            full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio,
-            per_episode=cfg.advantage != "dr_grpo",
-        )  # fmt: skip
+        loss, metrics = policy_loss(policy, groups.rollout, advantage_E, rows, cfg, device)
         return torch.autograd.grad(loss, parameters, allow_unused=True), {**metrics, "loss": float(loss.detach())}
 
     sums: dict[str, float] = {}
-    order = torch.randperm(len(batch), generator=generator, device=generator.device).cpu()
-    steps = 0
-    for rows in order.chunk(cfg.minibatches):
+    order = torch.randperm(len(groups.rollout), generator=generator, device=generator.device).cpu()
+    minibatches = order.chunk(cfg.minibatches)
+    for step, rows in enumerate(minibatches, start=taken + 1):
         for group in optimizer.param_groups:
-            group["lr"] = cfg.lr * min(1.0, (taken + steps + 1) / max(cfg.warmup, 1))
+            group["lr"] = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
         parts = rows.split(cfg.micro_batch)
         weights = [len(part) / len(rows) for part in parts]
-        told = accumulate_gradients(parameters, gradient, weights, parts)
+        found = accumulate_gradients(parameters, gradient, weights, parts)
         norm = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
-        steps += 1
         sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
-        for weight, metrics in zip(weights, told, strict=True):
+        for weight, metrics in zip(weights, found, strict=True):
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + weight * value
-    return {name: value / max(steps, 1) for name, value in sums.items()}
+    return {name: value / len(minibatches) for name, value in sums.items()}
+
+
+def policy_loss(
+    policy: Policy, batch: Rollout, advantage_E: Tensor, rows: Tensor, cfg: GRPOConfig, device: torch.device
+) -> tuple[Tensor, dict[str, float]]:
+    """The clipped loss, and its metrics, of some episodes of a batch."""
+    observation, trace, index = batch.decisions(rows)
+    old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
+    new = policy.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
+    full = old.clone().index_put(tuple(index.to(device).T), new)
+    return clipped_policy_loss(
+        full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio,
+        per_episode=cfg.advantage != "dr_grpo",
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def distance(start: Policy, groups: Groups, cfg: GRPOConfig) -> float:
-    """KL(policy || start) in nats per chunk, estimated on the policy's own choices in the informative groups."""
-    batch, device = groups.rollout, next(start.parameters()).device
+def distance(begin: Policy, groups: Groups, cfg: GRPOConfig) -> float:
+    """KL(policy || begin) in nats per chunk, estimated on the policy's own choices in the informative groups."""
+    batch, device = groups.rollout, next(begin.parameters()).device
     found = []
     for rows in torch.arange(len(batch)).split(cfg.micro_batch):
         observation, trace, index = batch.decisions(rows)
-        before = start.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
+        before = begin.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
         now = batch.log_prob[rows][tuple(index.T)].to(device)
         found.append((now - before).flatten(1).sum(1))
     return float(torch.cat(found).mean())
@@ -160,73 +183,102 @@ def practise(
     name: str,
     log: RunLog,
     callback: Callable[[int, Policy], None] | None = None,
+    depends: Mapping[str, object] | None = None,
 ) -> Policy:
     """Improve `policy` in `env` by GRPO, in place; in the end its weights are the mean over the last iterations.
 
     `generator` is reseeded each iteration, so that a resumed run equals an uninterrupted one; an `env` that draws
     random numbers must draw them from the same generator. `callback(iteration, policy)` is called after each iteration,
-    to measure the policy that practises. Checkpoints: `folder/name`.
+    to measure the policy that practises. Files go to `folder/name`, see `Checkpoints`; `depends` names what else the
+    result follows from, such as digests of a dream: settings, seed, initial states and the policy are among it anyway.
     """
-    place = Path(folder) / name
-    finished, checkpoint = place / "model.safetensors", place / "checkpoint.safetensors"
-    if finished.exists():
-        load_weights(policy, load_tensors(finished)[0], finished)
+    learner, files = Learner(policy, cfg), checkpoints(Path(folder) / name, policy, initial_states, cfg, seed, depends)
+    if files.load_result(policy):
         return policy
-    start = frozen_copy(policy) if cfg.target_kl else None
-    parameters = trained_parameters(policy, cfg.freeze)
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True)
-    average = [parameter.detach().clone() for parameter in parameters] if cfg.ema else []
-    begin = 0
-    if checkpoint.exists():
-        tensors, facts = load_tensors(checkpoint)
-        load_weights(policy, without_prefix("policy", tensors), checkpoint)
-        load_optimizer(optimizer, without_prefix("optimizer", tensors), checkpoint)
-        average = [tensors[f"average.{i}"].to(own) for i, own in enumerate(average)]
-        begin = int(facts["iteration"])
+    begin = frozen_copy(policy) if cfg.target_kl else None
+    done = learner.resume(files)
     policy.eval()
     with log.progress(name, cfg.iterations) as bar, stop_requests() as stop:
-        bar.skip(begin)
-        for iteration in range(begin, cfg.iterations):
+        bar.skip(done)
+        for iteration in range(done, cfg.iterations):
             clock = time.monotonic()
             generator.manual_seed(step_seed(seed, iteration))
             groups = play_groups(env, policy, initial_states, cfg, generator=generator, temperature=cfg.temperature)
-            imagined = time.monotonic()
-            far = {} if start is None or not groups.kept else {"distance": distance(start, groups, cfg)}
-            if far and far["distance"] > cfg.target_kl:
-                nats = far["distance"]
-                log.info(f"{name}: ends after {iteration} iterations, {nats:.2f} nats per chunk away from its start")
+            played = time.monotonic()
+            far = distance(begin, groups, cfg) if begin is not None and groups.kept else None
+            if far is not None and far > cfg.target_kl:
+                log.info(f"{name}: ends after {iteration} iterations, {far:.2f} nats per chunk away from its beginning")
                 break
-            taken = iteration * cfg.minibatches
-            metrics = update(policy, optimizer, groups, cfg, generator, taken) if groups.kept else {}
-            if average:
-                # at first a plain mean, else the policy before practice would weigh for 1 / (1 - ema) iterations
-                torch._foreach_lerp_(average, [p.detach() for p in parameters], max(1 - cfg.ema, 1 / (iteration + 1)))
-            metrics |= far | {
-                "success": groups.success_rate,
-                "groups_played": groups.played,
-                "groups_kept": groups.kept,
-                "finish_step": float(groups.rollout.finish_step.float().mean()) if groups.kept else 0.0,
-                "seconds_playing": imagined - clock,
-                "seconds_updating": time.monotonic() - imagined,
-            }
+            advantage_E = advantages(groups, cfg, generator)
+            metrics = update(
+                policy, learner.optimizer, groups, advantage_E, cfg, generator, iteration * cfg.minibatches
+            )
+            learner.move_average(iteration)
+            metrics |= groups.metrics() | ({} if far is None else {"distance": far})
+            metrics |= {"seconds_playing": played - clock, "seconds_updating": time.monotonic() - played}
             log.scalars(iteration + 1, {f"{name}/{key}": value for key, value in metrics.items()})
             bar.update(1, f"success {groups.success_rate:.0%}")
             if callback is not None:
                 callback(iteration + 1, policy)
-            tensors = {
-                **with_prefix("policy", policy.state_dict()),
-                **with_prefix("optimizer", optimizer_tensors(optimizer)),
-                **{f"average.{i}": tensor for i, tensor in enumerate(average)},
-            }
-            save_tensors(checkpoint, tensors, {"iteration": iteration + 1})
+            files.save(iteration + 1, learner.tensors())
             if stop.is_set() and iteration + 1 < cfg.iterations:
                 raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
-    if average:
-        with torch.no_grad():
-            torch._foreach_copy_([*parameters], average)
-    save_tensors(finished, policy.state_dict())
-    checkpoint.unlink(missing_ok=True)
+    learner.take_average()
+    files.finish(policy)
     return policy
+
+
+def checkpoints(
+    folder: Path,
+    policy: Policy,
+    initial_states: Sequence[int],
+    cfg: GRPOConfig,
+    seed: int,
+    depends: Mapping[str, object] | None,
+) -> Checkpoints:
+    """The files of practice that begins with this policy. Micro-batches change no more than the last digits."""
+    settings = {key: value for key, value in to_plain(cfg).items() if key != "micro_batch"}
+    inputs = {"policy": digest_of(policy), "initial_states": digest_of_numbers(initial_states), **(depends or {})}
+    return Checkpoints(folder, {**settings, "seed": seed, **inputs})
+
+
+class Learner:
+    """All that practice changes: the policy, the optimiser's state, the running mean of policies."""
+
+    def __init__(self, policy: Policy, cfg: GRPOConfig) -> None:
+        self.policy, self.ema = policy, cfg.ema
+        self.parameters = trained_parameters(policy, cfg.freeze)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0, fused=True
+        )
+        self.average = [parameter.detach().clone() for parameter in self.parameters] if cfg.ema else []
+
+    def move_average(self, iteration: int) -> None:
+        if self.average:
+            # at first a plain mean, else the policy before practice would weigh for 1 / (1 - ema) iterations
+            weight = max(1 - self.ema, 1 / (iteration + 1))
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], weight)
+
+    @torch.no_grad()
+    def take_average(self) -> None:
+        if self.average:
+            torch._foreach_copy_([*self.parameters], self.average)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **with_prefix("policy", self.policy.state_dict()),
+            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
+            **{f"average.{i}": tensor for i, tensor in enumerate(self.average)},
+        }
+
+    def resume(self, files: Checkpoints) -> int:
+        """Go on from the checkpoint, where there is one; how many iterations it has seen."""
+        tensors, done = files.load()
+        if done:
+            load_weights(self.policy, without_prefix("policy", tensors), files.checkpoint)
+            load_optimizer(self.optimizer, without_prefix("optimizer", tensors), files.checkpoint)
+            self.average = [tensors[f"average.{i}"].to(own) for i, own in enumerate(self.average)]
+        return done
 
 
 def trained_parameters(policy: Policy, freeze: Sequence[str]) -> list[nn.Parameter]:

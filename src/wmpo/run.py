@@ -15,8 +15,9 @@ from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.protocols import Env
-from wmpo.training.fit import Batch, Network, fit, step_seed
+from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
+from wmpo.training.parallel import Batch
 
 
 class Purpose(IntEnum):

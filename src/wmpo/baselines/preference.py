@@ -17,7 +17,7 @@ from wmpo.data.records import EpisodeRecord
 from wmpo.errors import UserError
 from wmpo.losses.dpo import masked_sum, preference_loss
 from wmpo.protocols import ChoosesTokens, Policy
-from wmpo.training.fit import to_device
+from wmpo.training.parallel import to_device
 from wmpo.types import Observation
 
 ROWS = 512  # decisions per forward pass where no gradient is kept

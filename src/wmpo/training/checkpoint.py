@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,23 +33,57 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         # safetensors refuses memory that two names share (tied weights), so the second name gets its own copy
         stored[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    with atomic_path(Path(path)) as temporary:
-        save_file(stored, temporary, metadata={"facts": json.dumps(to_plain(dict(facts or {})))})
+    try:
+        with atomic_path(Path(path)) as temporary:
+            save_file(stored, temporary, metadata={"facts": json.dumps(to_plain(dict(facts or {})))})
+    except (SafetensorError, OSError) as error:  # safetensors has an error of its own for a full disk
+        raise UserError(f"{path} can't be written ({first_line(error)}); what was there before is kept.") from None
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts) as `save_tensors` stored them."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; train first, or give the folder of a finished run.")
     try:
+        with path.open("rb"):
+            pass  # whether it is there and may be read, which safetensors doesn't say
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} does not exist; train first, or give the folder of a finished run.") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}.") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        reason = first_line(error)
         raise UserError(f"{path} is truncated or no safetensors file ({reason}); delete it and run again.") from None
-    return tensors, facts
+    return tensors, facts if isinstance(facts, dict) else {}
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def digest_of(module: Trainable) -> str:
+    """What tells one set of weights from another: 16 hexadecimal digits from their names, kinds, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def digest_of_numbers(numbers: Sequence[int]) -> str:
+    """The same for whole numbers, such as those of initial states."""
+    return hashlib.sha256(",".join(map(str, numbers)).encode()).hexdigest()[:16]
+
+
+def digest_of_file(path: Path) -> str:
+    """The same for a file, from its content."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from None
 
 
 def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | Path) -> None:
@@ -62,6 +97,8 @@ def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | 
         if tensor.shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, but {type(module).__name__} needs {tuple(tensor.shape)}"
             raise UserError(f"{where}: {name!r} has shape {shapes}; it was trained with other settings.")
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{where}: {name!r} holds NaN or infinite weights; they are of no use, so train again.")
     module.load_state_dict(dict(tensors))
 
 

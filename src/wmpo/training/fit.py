@@ -4,20 +4,17 @@ A step is a pure function of (weights, optimiser state, step number): batches co
 numbers are seeded per step. That is why a resumed run equals an uninterrupted one, bit for bit.
 
 Small networks gain nothing from a second thread inside an operation, but nearly twice the speed from a second thread
-that works on the other half of the batch (`FitConfig.shares`).
+that works on the other half of the batch (`FitConfig.cpu_shards`).
 """
 
 from __future__ import annotations
 
-import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,26 +24,24 @@ from torch import Tensor, nn
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
-from wmpo.nn.muon import Muon, is_matrix
 from wmpo.protocols import Trainable
 from wmpo.training.checkpoint import (
-    WEIGHTS,
+    digest_of,
     load_optimizer,
-    load_tensors,
     load_weights,
     optimizer_tensors,
-    save_tensors,
     with_prefix,
     without_prefix,
 )
 from wmpo.training.log import RunLog
-from wmpo.training.parallel import accumulate_gradients, rows_of, split, weighted_sum
+from wmpo.training.optimiser import learning_rate, make_optimizer, move_average
+from wmpo.training.parallel import Batch, accumulate_gradients, rows_of, split, to_device, weighted_sum
 from wmpo.training.prefetch import prefetch
+from wmpo.training.resume import Checkpoints
+from wmpo.training.signals import stop_requests
 
 LOG_EVERY = 20
-CHECKPOINT = "checkpoint.safetensors"
 Network = TypeVar("Network", bound=Trainable)
-Batch = Any  # whatever the module's forward accepts: tensors in tuples, lists, mappings, dataclasses
 
 
 def fit(
@@ -59,16 +54,16 @@ def fit(
     log: RunLog,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    betas: tuple[float, float] = (0.9, 0.99),
-    precision: torch.dtype | None = None,
+    depends: Mapping[str, object] | None = None,
     checkpoint_seconds: float = 20.0,
 ) -> Network:
     """Train `module` in place and return it, in eval mode, with averaged weights where `config.ema` > 0.
 
     `module(batch, generator)` returns (scalar loss, {metric: scalar tensor}), means over the batch, and draws its
     random numbers from `generator`; `sample(step)` must depend on `step` alone and not draw from torch's global
-    generator. `precision` runs forward under autocast. Files go to `folder/name`: a checkpoint while training,
-    `model.safetensors` once done, after which a second call only loads it.
+    generator. Files go to `folder/name`, see `Checkpoints`; once it is done a second call only loads the result.
+    `depends` names what else the result follows from, such as a digest of the data: settings, seed and the weights
+    that `module` begins with are among it anyway. Raises UserError where the files were made from something else.
 
     Under torchrun every process draws its own batch, `sample(step * world + rank)`, and gradients are averaged:
     the effective batch is `world` times `config.batch_size`.
@@ -76,126 +71,155 @@ def fit(
     On Ctrl-C or SIGTERM the step in hand is finished and saved, then KeyboardInterrupt is raised.
     """
     device = torch.device(device)
-    place = Path(folder) / name
     module.to(device)
-    if is_done(folder, name):
-        tensors, facts = load_tensors(place / WEIGHTS)
-        _same_settings(facts, config, seed, place)
-        load_weights(module, tensors, place / WEIGHTS)
+    inputs = {**to_plain(config), "seed": seed, "weights": digest_of(module), **(depends or {})}
+    files = Checkpoints(Path(folder) / name, inputs)
+    if files.load_result(module):
         return module.eval()
-
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    average = _copy(module) if config.ema > 0 else {}
-    optimizer = _optimizer(module, config, betas, device)
-    begin = 0
-    if (place / CHECKPOINT).exists():
-        begin = _restore(place / CHECKPOINT, module, average, optimizer, config, seed)
-    elif world > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, src=0)
-
-    def save(step: int) -> None:
-        if rank == 0:
-            tensors = {
-                **with_prefix("module", module.state_dict()),
-                **with_prefix("average", average),
-                **with_prefix("optimizer", optimizer_tensors(optimizer)),
-            }
-            save_tensors(place / CHECKPOINT, tensors, {"step": step, "seed": seed, "config": to_plain(config)})
-
+    learner = Learner(module, config, device, seed)
+    tensors, saved = files.load()
+    if saved:
+        learner.restore(tensors, files.checkpoint)
+    window, saved_at = Window(name, tensors, device), time.monotonic()
+    batches = prefetch(lambda step: sample(step * learner.world + learner.rank), range(saved, config.steps))
     module.train()
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    shares = config.cpu_shards if device.type == "cpu" else 1
-
-    def gradients(batch: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
-        with torch.autocast(device.type, precision) if precision else nullcontext():
-            loss, metrics = module(batch, generator)
-        metrics = {key: value.detach() for key, value in {**metrics, "loss": loss}.items()}
-        return torch.autograd.grad(loss, parameters, allow_unused=True), metrics
-
-    pending: list[dict[str, Tensor]] = []
-    saved, saved_at, logged_at = begin, time.monotonic(), time.monotonic()
-    batches = prefetch(lambda step: sample(step * world + rank), range(begin, config.steps))
-    with (
-        closing(batches),
-        log.progress(name, config.steps) as bar,
-        stop_requests() as stop,
-    ):
-        bar.skip(begin)
-        for step, batch in zip(range(begin, config.steps), batches, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            parts = split(to_device(batch, device), shares) if shares > 1 else [to_device(batch, device)]
-            seeds = [step_seed(seed, step, rank, place) for place in range(len(parts))]
-            generators = [torch.Generator(device).manual_seed(number) for number in seeds]
-            sizes = [rows_of(part) for part in parts] if shares > 1 else [1]
-            weights = [size / sum(sizes) for size in sizes]
-            told = accumulate_gradients(parameters, gradients, weights, parts, generators)
-            metrics = {key: weighted_sum(weights, [found[key] for found in told]) for key in told[0]}
-            stopping = average_gradients(parameters, stop.is_set()) if world > 1 else stop.is_set()
-            norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-            optimizer.step()
-            if average:
-                _move_average(average, module, config.ema, step)
-            pending.append({**metrics, "grad_norm": norm})
-
+    with closing(batches), log.progress(name, config.steps) as bar, stop_requests() as stop:
+        bar.skip(saved)
+        for step, batch in zip(range(saved, config.steps), batches, strict=True):
+            metrics, stopping = learner.step(batch, step, stop)
+            window.add(metrics)
             last = step + 1 == config.steps
-            due = last or stopping or time.monotonic() - saved_at > checkpoint_seconds
-            if due or (step + 1) % LOG_EVERY == 0:
-                means = _check(pending, step, name, place, saved)
-                if rank == 0:
-                    speed = config.batch_size * world * len(pending) / (time.monotonic() - logged_at)
-                    means |= {"lr": learning_rate(config, step), "samples_per_second": speed}
+            due = not last and (stopping or time.monotonic() - saved_at > checkpoint_seconds)
+            if due or last or len(window) == LOG_EVERY:
+                window.check(step, saved, files.folder)
+            if last or len(window) == LOG_EVERY:
+                means = window.close(config.batch_size * learner.world) | {"lr": learning_rate(config, step)}
+                if learner.rank == 0:
                     log.scalars(step + 1, {f"{name}/{key}": value for key, value in means.items()})
-                bar.update(len(pending), f"loss {means['loss']:.4g}")
-                pending, logged_at = [], time.monotonic()
-            if due and not last:
-                save(step + 1)
+                bar.text = f"loss {means['loss']:.4g}"
+            bar.update(1)
+            if due:
+                if learner.rank == 0:
+                    files.save(step + 1, learner.tensors() | window.tensors())
                 saved, saved_at = step + 1, time.monotonic()
-            if stopping and not last:
-                raise KeyboardInterrupt(f"{name}: stopped after step {step + 1}; the same command continues there.")
-
-    if average:
-        module.load_state_dict(average)
-    if rank == 0:
-        save_tensors(place / WEIGHTS, module.state_dict(), _settings(config, seed))
-        (place / CHECKPOINT).unlink(missing_ok=True)
-    if world > 1:
-        dist.barrier()  # nobody looks for the result before it is there
+                if stopping:
+                    raise KeyboardInterrupt(f"{name}: stopped after step {saved}; the same command continues there.")
+    learner.finish(files)
     return module.eval()
 
 
-def is_done(folder: Path, name: str) -> bool:
-    """True when `fit` has finished under this name; a second call then only loads the weights."""
-    return (Path(folder) / name / WEIGHTS).exists()
+class Learner:
+    """All that a step of training changes: weights, their running mean, the optimiser's state."""
+
+    def __init__(self, module: Trainable, config: FitConfig, device: torch.device, seed: int) -> None:
+        self.module, self.config, self.device, self.seed = module, config, device, seed
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if self.world > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        own = module.state_dict() if config.ema > 0 else {}
+        self.average = {name: tensor.detach().clone() for name, tensor in own.items()}
+        self.optimizer = make_optimizer(module, config, device)
+
+    def step(self, batch: Batch, step: int, stop: threading.Event) -> tuple[dict[str, Tensor], bool]:
+        """(metrics, whether any process has been asked to stop) of one optimiser step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        metrics = self._find_gradients(to_device(batch, self.device), step)
+        stopping = average_gradients(self.parameters, stop.is_set()) if self.world > 1 else stop.is_set()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        self.optimizer.step()
+        if self.average:
+            move_average(self.average, self.module, self.config.ema, step)
+        return {**metrics, "grad_norm": norm}, stopping
+
+    def _find_gradients(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Give every parameter its gradient; what is computed depends on the shards, not on the cores."""
+
+        def gradients(part: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
+            loss, metrics = self.module(part, generator)
+            metrics = {key: value.detach() for key, value in {**metrics, "loss": loss}.items()}
+            return torch.autograd.grad(loss, self.parameters, allow_unused=True), metrics
+
+        shards = self.config.cpu_shards if self.device.type == "cpu" else 1
+        parts = split(batch, shards) if shards > 1 else [batch]
+        seeds = [step_seed(self.seed, step, self.rank, place) for place in range(len(parts))]
+        generators = [torch.Generator(self.device).manual_seed(number) for number in seeds]
+        sizes = [rows_of(part) for part in parts] if shards > 1 else [1]
+        weights = [size / sum(sizes) for size in sizes]
+        found = accumulate_gradients(self.parameters, gradients, weights, parts, generators)
+        return {key: weighted_sum(weights, [metrics[key] for metrics in found]) for key in found[0]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **with_prefix("module", self.module.state_dict()),
+            **with_prefix("average", self.average),
+            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], where: Path) -> None:
+        """Put back what `tensors` gave."""
+        load_weights(self.module, without_prefix("module", tensors), where)
+        for name, tensor in without_prefix("average", tensors).items():
+            self.average[name].copy_(tensor)
+        load_optimizer(self.optimizer, without_prefix("optimizer", tensors), where)
+
+    def finish(self, files: Checkpoints) -> None:
+        if self.average:
+            self.module.load_state_dict(self.average)
+        if self.rank == 0:
+            files.finish(self.module)
+        if self.world > 1:
+            dist.barrier()  # nobody looks for the result before it is there
 
 
-def learning_rate(config: FitConfig, step: int) -> float:
-    """Linear warm-up to `config.lr`, then a cosine down to a tenth of it at the last step."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    return config.lr * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+class Window:
+    """Metrics of the steps since the last line of the log.
+
+    What is logged must not depend on when a run was stopped: the checkpoint keeps a window that is not full.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self.name = name
+        kept = {key: values.to(device) for key, values in without_prefix("window", tensors).items()}
+        steps = len(kept["loss"]) if kept else 0
+        self.steps = [{key: values[i] for key, values in kept.items()} for i in range(steps)]
+        self.fresh, self.since = 0, time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        self.steps.append(metrics)
+        self.fresh += 1
+
+    def check(self, step: int, saved: int, folder: Path) -> None:
+        """Raises UserError where a loss or gradient was not finite; the checkpoint in `folder` is of step `saved`."""
+        sums = torch.stack([row["loss"] + row["grad_norm"] for row in self.steps]).float().cpu()
+        if not sums.isfinite().all():
+            bad = step - len(self) + 1 + int((~sums.isfinite()).nonzero()[0])
+            kept = f"the last checkpoint, of step {saved}, is in {folder}" if saved else "there is no checkpoint yet"
+            advice = "lower the learning rate or look for bad values in the data"
+            raise UserError(f"{self.name}: the loss or its gradient is not finite at step {bad}; {kept}; {advice}.")
+
+    def close(self, batch_size: int) -> dict[str, float]:
+        """Means over the window, and how fast it was; a new one begins."""
+        means = {key: float(self._column(key).mean()) for key in self.steps[0]}
+        means["samples_per_second"] = batch_size * self.fresh / (time.monotonic() - self.since)
+        self.steps, self.fresh, self.since = [], 0, time.monotonic()
+        return means
+
+    def tensors(self) -> dict[str, Tensor]:
+        return with_prefix("window", {key: self._column(key) for key in self.steps[0]}) if self.steps else {}
+
+    def _column(self, key: str) -> Tensor:
+        return torch.stack([row[key].float() for row in self.steps])
 
 
 def step_seed(*numbers: int) -> int:
     """A 32-bit seed from several numbers, without the correlations of seeds that lie close together."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move every tensor in nested tuples, lists, mappings and dataclasses; other values stay."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)})
-    return batch
 
 
 def average_gradients(parameters: list[nn.Parameter], stopping: bool = False) -> bool:
@@ -208,100 +232,3 @@ def average_gradients(parameters: list[nn.Parameter], stopping: bool = False) ->
         grad.copy_(flat[offset : offset + grad.numel()].view_as(grad) / dist.get_world_size())
         offset += grad.numel()
     return bool(flat[-1] > 0)
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that work in hand can be finished; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-
-    def handle(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _optimizer(
-    module: Trainable, config: FitConfig, betas: tuple[float, float], device: torch.device
-) -> torch.optim.AdamW:
-    """Decays matrices and kernels, but neither biases nor norms."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
-    matrices = [parameter for parameter in trained if kind is Muon and is_matrix(parameter)]
-    taken = set(matrices)
-    rest = [parameter for parameter in trained if parameter not in taken]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": config.weight_decay, "matrix": True},
-        {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    fused = device.type in ("cpu", "cuda")  # on a CPU the unfused one can cost more than the backward pass
-    return kind([group for group in groups if group["params"]], lr=config.lr, betas=betas, fused=fused)
-
-
-def _copy(module: Trainable) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def _move_average(average: dict[str, Tensor], module: Trainable, decay: float, step: int) -> None:
-    # early on a short memory, else the random initial weights would weigh for 1 / (1 - decay) steps
-    decay = min(decay, (1 + step) / (10 + step))
-    own = module.state_dict()
-    moving = [name for name, tensor in average.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([average[name] for name in moving], [own[name] for name in moving], 1 - decay)
-    for name, tensor in average.items():
-        if not tensor.is_floating_point():
-            tensor.copy_(own[name])
-
-
-def _check(pending: list[dict[str, Tensor]], step: int, name: str, place: Path, saved: int) -> dict[str, float]:
-    """Means of the metrics since the last look, which is also when non-finite losses are noticed."""
-    losses = torch.stack([values["loss"] + values["grad_norm"] for values in pending]).float().cpu()
-    if not losses.isfinite().all():
-        bad = step - len(pending) + 1 + int((~losses.isfinite()).nonzero()[0])
-        kept = f"the last checkpoint, of step {saved}, is in {place}" if saved else "there is no checkpoint yet"
-        advice = "lower the learning rate or look for bad values in the data"
-        raise UserError(f"{name}: the loss or its gradient is not finite at step {bad}; {kept}; {advice}.")
-    keys = pending[0].keys()
-    return {key: float(torch.stack([values[key].float() for values in pending]).mean()) for key in keys}
-
-
-def _restore(
-    path: Path,
-    module: Trainable,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    config: FitConfig,
-    seed: int,
-) -> int:
-    """Continue from a checkpoint; the number of steps it has taken."""
-    tensors, facts = load_tensors(path)
-    _same_settings(facts, config, seed, path)
-    load_weights(module, without_prefix("module", tensors), path)
-    for name, tensor in without_prefix("average", tensors).items():
-        average[name].copy_(tensor)
-    load_optimizer(optimizer, without_prefix("optimizer", tensors), path)
-    return int(facts["step"])
-
-
-def _settings(config: FitConfig, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "config": to_plain(config)}
-
-
-def _same_settings(facts: Mapping[str, Any], config: FitConfig, seed: int, place: Path) -> None:
-    """Weights trained under other settings must not pass for these."""
-    old = {**facts.get("config", {}), "seed": facts.get("seed")}
-    for key, value in {**to_plain(config), "seed": seed}.items():
-        if old.get(key) != value:
-            change = f"{key} = {old.get(key)}, not {value}"
-            raise UserError(f"{place} was trained with {change}; use another folder, or delete this one.")

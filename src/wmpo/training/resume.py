@@ -1,0 +1,61 @@
+"""The files of one training: how it goes on after a stop, and why its result can't pass for that of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from wmpo.errors import UserError
+from wmpo.io.plain import to_plain
+from wmpo.protocols import Trainable
+from wmpo.training.checkpoint import WEIGHTS, load_tensors, load_weights, save_tensors
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Checkpoints:
+    """`checkpoint.safetensors` in `folder` while a training goes on, `model.safetensors` once it has ended.
+
+    `depends` names all that the weights follow from: settings, seed, digests of inputs. It is stored with both files;
+    where they were made from something else, reading them raises a UserError that says what differs.
+    """
+
+    def __init__(self, folder: Path, depends: Mapping[str, object]) -> None:
+        self.folder = Path(folder)
+        self.depends: dict[str, object] = to_plain(depends)
+        self.result, self.checkpoint = self.folder / WEIGHTS, self.folder / CHECKPOINT
+
+    def load_result(self, module: Trainable) -> bool:
+        """Fill `module` with the finished weights; False where training hasn't ended."""
+        if not self.result.exists():
+            return False
+        load_weights(module, self._read(self.result)[0], self.result)
+        return True
+
+    def load(self) -> tuple[dict[str, Tensor], int]:
+        """(tensors, steps taken) of the checkpoint; ({}, 0) where there is none."""
+        return self._read(self.checkpoint) if self.checkpoint.exists() else ({}, 0)
+
+    def save(self, steps: int, tensors: Mapping[str, Tensor]) -> None:
+        save_tensors(self.checkpoint, tensors, {"step": steps, "depends": self.depends})
+
+    def finish(self, module: Trainable) -> None:
+        """Training has ended with these weights."""
+        save_tensors(self.result, module.state_dict(), {"depends": self.depends})
+        self.checkpoint.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], int]:
+        tensors, facts = load_tensors(path)
+        old = facts.get("depends")
+        if not isinstance(old, dict):
+            raise UserError(
+                f"{path} doesn't say what it was trained with: use another folder, or delete {self.folder}."
+            )
+        for key in {**self.depends, **old}:
+            was, now = (f"{key} = {side[key]}" if key in side else f"no {key}" for side in (old, self.depends))
+            if was != now:
+                now = now.removeprefix(f"{key} = ")
+                raise UserError(f"{self.folder} was trained with {was}, not {now}; use another folder, or delete it.")
+        return tensors, int(facts.get("step", 0))
