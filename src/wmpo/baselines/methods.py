@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from wmpo.algorithm import collect, demonstrations, evaluate_in_practice, evaluate_policy, imitate
+from wmpo.algorithm import collect, demonstrations, evaluate_in_practice, evaluate_policy, imitate, save_policy
 from wmpo.baselines.preference import Preference, PreferencePairs, rivals
 from wmpo.config import FitConfig, GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames
 from wmpo.errors import UserError
 from wmpo.grpo import practise
+from wmpo.policies import load_policy
 from wmpo.protocols import Env, Policy
 from wmpo.report.measure import outcomes
 from wmpo.report.results import BASE, Interactions, RunResult
@@ -55,12 +56,13 @@ class BaselineConfig:
 def improve(run: Run, method: str, cfg: BaselineConfig) -> RunResult:
     """What `optimise` does, with another method in place of practising in imagination."""
     demonstrations(run)
-    policy = imitate(run)
+    base = run.folder / "policies" / BASE  # not imitated anew: demonstrations may have been added since
+    policy = load_policy(base).to(run.device) if base.exists() else imitate(run)
     evaluate_policy(run, policy, BASE)
     for turn in range(1, run.recipe.rounds + 1):
         policy = METHODS[method](run, policy, turn, cfg)
         name = f"{method}_{turn}"
-        policy.save_pretrained(run.folder / "policies" / name)
+        save_policy(run, policy, name)
         evaluate_policy(run, policy, name)
     result, _ = outcomes(run)
     tried, practised = result.interactions["rollouts"], real_practice(run)
