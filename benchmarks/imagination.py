@@ -1,6 +1,6 @@
 """How fast the dream is: frames per second, the share of the machine's own matmul peak, and the ratio to the naive way.
 
-    python benchmarks/imagination.py RUN_FOLDER [--episodes 64] [--repeats 3] [--out results/imagination.json]
+    python benchmarks/imagination.py RUN_FOLDER [--episodes 64] [--repeats 3] [--out FILE]
 
 Naive means what the reference code does, with the same weights: every episode to the horizon, 30 Euler steps a
 chunk, every frame decoded, and all clips scored only when the video is complete. Both are measured in turns.

@@ -1,6 +1,6 @@
 """What `wmpo plan` foresees, beside what the same steps take when one core of this machine, or its GPU, does them.
 
-OMP_NUM_THREADS=1 python benchmarks/plan.py --out results/plan.json
+OMP_NUM_THREADS=1 python benchmarks/plan.py --out benchmarks/results/plan.json
 python benchmarks/plan.py --device cuda --recipes place --policies "SmolVLA" "OpenVLA-OFT, lora_rank 32, checkpointing"
 
 The same code goes through the steps twice: with tensors that have no numbers, and with tensors that have, while it is

@@ -1,6 +1,6 @@
 """What `wmpo plan` tells of policies of their published sizes: no weights are needed, since plans have no numbers.
 
-python benchmarks/sizes.py --out results/sizes.json
+python benchmarks/sizes.py --out benchmarks/results/sizes.json
 """
 
 from __future__ import annotations

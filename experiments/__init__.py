@@ -1,1 +1,4 @@
-"""The experiments of `wmpo bench`: `experiments` says what is compared, the rest runs it and writes it up."""
+"""This repository's paper: what was compared (`grids`), how it is run and stored, and the pages made of it.
+
+`python -m experiments NAME` runs an experiment, `python -m experiments.pages` writes what is made of stored results.
+"""

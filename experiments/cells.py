@@ -1,20 +1,20 @@
-"""A cell of a grid: one method at one setting, one task, one seed; and the file that holds what it measured."""
+"""A cell of a grid: one method at one setting, one task, one seed; and what was measured of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from experiments.store import flat, read_results
 from wmpo.baselines.methods import BaselineConfig
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.io.files import read_json
-from wmpo.io.plain import from_plain, to_plain
+from wmpo.io.plain import to_plain
 from wmpo.report.results import BASE, CONTROL, RunResult
 
 WMPO = "wmpo"  # the method itself, beside `wmpo.baselines.methods.METHODS`
@@ -31,7 +31,7 @@ class Cell:
     limited: bool = True
     """Whether it keeps to P real rollouts."""
     measures: tuple[str, ...] = ()
-    """What is measured beside success: see `experiments.play`."""
+    """What is measured beside success: see `experiments.run_cell`."""
 
     @property
     def budget(self) -> int:
@@ -59,11 +59,10 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def agree(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal wherever both have something."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return all(agree(one[key], other[key]) for key in one.keys() & other.keys())
-    return bool(one == other)
+def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two plain configurations are equal wherever both have a setting: code may have learned new ones since."""
+    mine, theirs = flat(one), flat(other)
+    return all(mine[name] == theirs[name] for name in mine.keys() & theirs.keys())
 
 
 def digest(plain: Any) -> str:
@@ -107,7 +106,7 @@ class CellResult(RunResult):
     method: str = ""
     budget: int = 0
     """P, of all rounds together; 0 for no limit."""
-    settings: BaselineConfig | None = None
+    settings: dict[str, Any] | None = None
     """What a baseline was set to beside the recipe; None for the method itself."""
     attempts: dict[str, list[int]] = field(default_factory=dict)
     """Policy -> per initial state, how often the gripper began to grasp the object (to push it, in pushing tasks)."""
@@ -132,37 +131,28 @@ class CellResult(RunResult):
 
     @staticmethod
     def of(cell: Cell, result: RunResult) -> CellResult:
-        settings = None if cell.method == WMPO else cell.settings
+        settings = None if cell.method == WMPO else to_plain(cell.settings)
         return CellResult(**vars(result), label=cell.label, method=cell.method, budget=cell.budget, settings=settings)
 
-    @staticmethod
-    def load(path: Path) -> CellResult:
-        result = from_plain(CellResult, read_json(path), str(path))
-        result.check(str(path))
-        return result
+
+def results_file(out: Path, experiment: str) -> Path:
+    return out / f"{experiment}.jsonl"
 
 
-def result_file(results: Path, cell: Cell) -> Path:
-    return results / f"{cell.id}.json"
+def read_cells(file: Path) -> dict[str, CellResult]:
+    """Cell's id -> what was measured."""
+    return read_results(file, CellResult)
 
 
-def result_of(cell: Cell, results: Path) -> CellResult | None:
-    """What has been measured with the cell's settings; those that are newer than the file are not compared.
-
-    Raises UserError where the file is damaged, or of another cell.
-    """
-    file = result_file(results, cell)
-    if not file.exists():
+def result_of(cell: Cell, stored: Mapping[str, CellResult]) -> CellResult | None:
+    """What has been measured with the cell's settings; those that are newer than the result are not compared."""
+    found = stored.get(cell.id)
+    if found is None or not agree(found.recipe, plain_recipe(cell.recipe)):
         return None
-    try:
-        found = CellResult.load(file)
-    except UserError as error:
-        raise UserError(f"{error} Move it away: its cell will be run again.") from None
-    its = (found.label, found.method, found.budget, found.task, found.seed)
-    if its != (cell.label, cell.method, cell.budget, cell.recipe.env.task, cell.recipe.seed):
-        label, _, budget, task, seed = its
-        raise UserError(
-            f"{file} is of another cell, {label} with P = {budget} on {task}, seed {seed}: move it where it belongs."
-        )
-    same = agree(found.recipe, plain_recipe(cell.recipe)) and found.settings in (None, cell.settings)
-    return found if same else None
+    return found if found.settings is None or agree(found.settings, to_plain(cell.settings)) else None
+
+
+def pending(cells: Sequence[Cell], file: Path) -> list[Cell]:
+    """The cells without a result, or with one of other settings."""
+    stored = read_cells(file)
+    return [cell for cell in cells if result_of(cell, stored) is None]

@@ -178,4 +178,4 @@ def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             ]
             rows.append([label, budget_told(budget), *values])
     head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %")
-    return f"## DreamDisagreement\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""
+    return f"## Two dreams of one episode\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""

@@ -5,19 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from docs import generate
 from experiments import pages
+from experiments.grids import EXPERIMENTS
 from wmpo.cli import COMMANDS
-from wmpo.config import Recipe
 from wmpo.recipes import ABOUT, RECIPES
-from wmpo.training.metrics import metrics_page
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "wmpo"
@@ -30,9 +27,10 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("evaluate", "grpo"),
     ("rollout", "imagination", "contracts", "run"),
     ("envs", "policies", "rewards", "world_models"),
-    ("data", "training"),
+    ("data", "training", "families"),
     ("losses", "nn"),
-    ("config", "protocols"),
+    ("protocols",),
+    ("config",),
     ("types", "io"),
     ("errors",),
 ]
@@ -79,23 +77,16 @@ def test_architecture_tells_the_same_order() -> None:
     assert [tuple(line.split(", ")) for line in order.strip().splitlines()] == ROWS
 
 
-def settings(config: Any) -> Iterator[str]:
-    for field in fields(config):
-        yield field.name
-        if is_dataclass(value := getattr(config, field.name)):
-            yield from settings(value)
-
-
 def test_every_setting_is_used() -> None:
     used = set()
     for path in modules():
-        if path.name != "config.py" and "recipes" not in path.parts:
+        if path.name not in ("config.py", "settings.py") and "recipes" not in path.parts:
             used |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert sorted(set(settings(Recipe())) - used) == []
+    assert sorted({part for name in generate.settings() for part in name.split(".")} - used) == []
 
 
 def test_every_setting_is_explained() -> None:
-    assert [name for name, _, _, text in pages.settings_rows(Recipe()) if not text and name != "name"] == []
+    assert [name for name, (_, _, text) in generate.settings().items() if not text and name != "name"] == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -116,42 +107,25 @@ def test_no_path_of_one_machine() -> None:
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/\w")
     found = []
     for path in tracked():
-        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".sh", ".json", ".txt", ""}:
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".sh", ".json", ".jsonl", ".txt", ""}:
             text = path.read_text(errors="ignore")
             found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in pattern.finditer(text)]
     assert found == []
 
 
-def planned(page: str) -> str:
-    table = pages.sizes_table(ROOT / "results" / "sizes.json", *pages.SIZES[page])
-    return pages.with_generated((ROOT / "docs" / page).read_text(), table)
-
-
 @pytest.mark.parametrize(
-    ("page", "text"),
-    [
-        ("metrics.md", metrics_page),
-        ("cli.md", pages.cli_page),
-        ("results.md", lambda: pages.results_page(ROOT / "results")),
-        (
-            "gpu.md",
-            lambda: pages.with_generated((ROOT / "docs/gpu.md").read_text(), pages.gpu_tables(ROOT / "results")),
-        ),
-        ("settings.md", lambda: pages.with_generated((ROOT / "docs/settings.md").read_text(), pages.settings_table())),
-        (
-            "../README.md",
-            lambda: pages.with_generated((ROOT / "README.md").read_text(), pages.summary_table(ROOT / "results")),
-        ),
-        *((page, partial(planned, page)) for page in pages.SIZES),
-    ],
+    ("command", "made"),
+    [("docs.generate", generate.pages), ("experiments.pages", pages.pages)],
+    ids=["docs", "results"],
 )
-def test_generated_pages_are_up_to_date(page: str, text: Any) -> None:
-    current = (ROOT / "docs" / page).read_text()
-    assert current == text(), "run: python -m experiments.pages"
+def test_generated_pages_are_up_to_date(command: str, made: Callable[[], dict[Path, str]]) -> None:
+    stale = [page.name for page, text in made().items() if page.read_text(encoding="utf-8") != text]
+    assert stale == [], f"run: python -m {command}"
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [page for folder in ("docs", "experiments/docs") for page in sorted((ROOT / folder).glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *pages]
 
 
 @pytest.mark.parametrize("page", documents(), ids=lambda path: path.name)
@@ -176,10 +150,9 @@ def test_commands_exist(page: Path) -> None:
         if command == "run" and argument:
             assert argument in (*RECIPES, "RECIPE"), argument
     for option in re.findall(r" --([a-z_]+\.[a-z_.]+)", text):
-        value: Any = Recipe()
-        for name in option.split("."):
-            assert hasattr(value, name), option
-            value = getattr(value, name)
+        assert any(name == option or name.startswith(f"{option}.") for name in generate.settings()), option
+    for name in re.findall(r"python -m experiments ([\w-]+)", text):
+        assert name in (*EXPERIMENTS, "NAME"), name
     for script in re.findall(r"\./([\w-]+\.sh)", text):
         assert (ROOT / script).stat().st_mode & 0o100, script
 

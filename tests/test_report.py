@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from experiments import pages
+from experiments.store import write_result
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.report import Clip, Media, Pair, ScoreCurve, sections, terminal_table, write_report
@@ -233,8 +234,8 @@ def test_the_success_of_each_task_is_shown(tmp_path: Path) -> None:
 
 
 def stored(result: RunResult, folder: Path) -> Path:
-    result.save(folder / "results" / "run.json")
-    return folder / "results"
+    write_result(folder / "runs.jsonl", "run", result)
+    return folder
 
 
 def test_bars_end_where_the_rates_are() -> None:

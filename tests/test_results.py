@@ -21,7 +21,7 @@ from wmpo.report.results import (
     RunResult,
     Stage,
     StateFidelity,
-    told_apart,
+    mixed_tasks,
 )
 from wmpo.training.log import RunLog
 
@@ -113,7 +113,7 @@ def test_each_task_by_hand(tmp_path: Path) -> None:
     assert made.policies["wmpo"].of_task("push") == PolicyResult([2, 3], [1, 0], [20, 40])
     assert made.summary().rates == result().summary().rates and made.summary().gains == result().summary().gains
     assert result().tasks == [] and result().summary().tasks == {}
-    assert told_apart(["a", "b", "a"]) == ["a", "b", "a"] and told_apart(["a", "a"]) == told_apart([]) == []
+    assert mixed_tasks(["a", "b", "a"]) == ["a", "b", "a"] and mixed_tasks(["a", "a"]) == mixed_tasks([]) == []
 
 
 def test_a_policy_whose_tasks_are_not_known_is_not_compared_task_by_task() -> None:
@@ -158,7 +158,7 @@ def test_logs_are_read(tmp_path: Path) -> None:
     [
         (("policies", "base", "success"), [1], "one outcome and one finish step"),
         (("policies", "base", "success"), [2, 0, 0, 0], "must be 0 or 1"),
-        (("policies", "base", "task"), ["push"], "the task of each start"),
+        (("policies", "base", "task"), ["push"], "the task of each initial state"),
         (("policies", "base", "success"), [0.5, 0, 0, 0], "must be a whole number"),
         (("format",), 99, "has format 99"),
         (("seed",), "x", "seed is 'x'"),

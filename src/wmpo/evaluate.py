@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 
 from wmpo.protocols import Env, Policy
-from wmpo.report.results import PolicyResult, told_apart
 from wmpo.rollout import rollout
 from wmpo.types import Episode
 
@@ -25,23 +24,12 @@ class Evaluation:
     steps: int
     """Real actions that the evaluation took."""
     task: list[str] = field(default_factory=list)
-    """Task of each initial_state."""
+    """Of each initial state."""
     episodes: list[Episode] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
         return sum(self.success) / len(self.success)
-
-    def result(self, temperature: float, disruption: str = "none") -> PolicyResult:
-        """For a result file."""
-        return PolicyResult(
-            initial_states=self.initial_states,
-            success=[int(success) for success in self.success],
-            finish_step=self.finish_step,
-            temperature=temperature,
-            disruption=disruption,
-            task=told_apart(self.task),
-        )
 
 
 def evaluate(
@@ -54,7 +42,10 @@ def evaluate(
     record: str | None = None,
     task: Callable[[int], str] = lambda initial_state: "",
 ) -> Evaluation:
-    """Play one episode from each initial_state, whose task `task` names; `record` keeps the episodes and names who acted."""
+    """Play one episode from each initial state; `task` names the task of each.
+
+    With `record`, the name of the policy, the episodes are kept.
+    """
     result = Evaluation([], [], [], 0)
     for begin in range(0, len(initial_states), BATCH):
         some = list(initial_states[begin : begin + BATCH])

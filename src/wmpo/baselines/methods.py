@@ -4,10 +4,11 @@ Each takes the base policy, improves it in place, and returns it; `improve` is t
 share the policy class, the demonstrations, the initial states and the evaluation with it, and use all P rollouts,
 where WMPO keeps some back to choose its threshold on.
 
-How they were tuned: by `wmpo bench tuning`, on two tasks and a seed that no other experiment uses; what it found is in
-experiments/docs/tuning.md, and the best of each is the default here. But for DPO, in its favour: beta 0.1 at lr 3e-5
-led its search by little, and then ruined policies of other seeds (experiments/docs/table1.md has both), so that it is
-held more closely to the base here. What suits them with ten times the rollouts is in experiments/docs/tuning-more.md.
+How they were tuned: by `python -m experiments tuning`, on two tasks and a seed that no other experiment uses; what it
+found is in experiments/docs/tuning.md, and the best of each is the default here. But for DPO, in its favour: beta 0.1
+at lr 3e-5 led its search by little, and then ruined policies of other seeds (experiments/docs/table1.md has both), so
+that it is held more closely to the base here. What suits them with ten times the rollouts is in
+experiments/docs/tuning-more.md.
 """
 
 from __future__ import annotations

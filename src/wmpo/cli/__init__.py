@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from wmpo.errors import UserError
@@ -25,7 +25,6 @@ COMMANDS: dict[str, Command] = {
     "run": Command("run", "RunCommand", "the whole loop, from nothing to a report; continues where it was stopped"),
     "evaluate": Command("evaluate", "EvaluateCommand", "measure policies of a run in the real environment"),
     "report": Command("run", "ReportCommand", "rewrite the report of a finished run"),
-    "bench": Command("bench", "BenchCommand", "run an experiment as a grid of cells, or write its page"),
     "plan": Command("plan", "PlanCommand", "how much memory and time the stages of a recipe will take"),
     "recipes": Command("lists", "RecipesCommand", "what `wmpo run` can run"),
     "tasks": Command("lists", "TasksCommand", "what the embedded simulator can ask of a policy"),
@@ -45,13 +44,19 @@ NO_FAULT_OF_OURS = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. Bad input: one sentence and 2. Stopped: one line and 130.
-    Nobody reads what it prints: 141, as for any program in a pipe."""
+    """Run one command; the exit status."""
     if args is None:
         args = sys.argv[1:]
         signal.signal(signal.SIGTERM, _stop)
+    given = list(args)
+    return exit_status(lambda: dispatch(given))
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """What `command` returns. Bad input: one sentence and 2. Stopped: one line and 130. Nobody reads what it prints:
+    141, as for any program in a pipe."""
     try:
-        status = dispatch(list(args))
+        status = command()
         print(end="", flush=True)
         return status
     except UserError as error:

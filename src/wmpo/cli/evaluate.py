@@ -42,7 +42,7 @@ class EvaluateCommand:
         from wmpo.data.initial_states import initial_states
         from wmpo.envs import make_env, task_names
         from wmpo.evaluate import evaluate
-        from wmpo.report.results import RunResult
+        from wmpo.report.results import PolicyResult, RunResult
         from wmpo.report.terminal import terminal_table
         from wmpo.training.log import RunLog
         from wmpo.training.parallel import use_one_thread
@@ -69,7 +69,7 @@ class EvaluateCommand:
                     measured = evaluate(
                         env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(env)
                     )
-                    result.policies[name] = measured.result(temperature, self.disruption)
+                    result.policies[name] = PolicyResult.of(measured, temperature, self.disruption)
                     result.save(file)
                 log.console.print(terminal_table(result))
                 log.info(f"Outcomes: {file}")

@@ -28,7 +28,7 @@ from wmpo.report.results import (
     RewardQuality,
     RunResult,
     StateFidelity,
-    told_apart,
+    mixed_tasks,
 )
 from wmpo.report.video import encode_png, filmstrip
 from wmpo.rollout import rollout
@@ -257,7 +257,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
             success=[int(episode.succeeded) for episode in episodes],
             finish_step=[episode.finish_step for episode in episodes],
             temperature=run.recipe.evaluate.temperature,
-            task=told_apart([episode.task for episode in episodes]),
+            task=mixed_tasks([episode.task for episode in episodes]),
         )
     shown = [record for record in run.store.records() if record.source == "expert"]
     tried = [record for record in run.store.records() if is_rollout(record)]

@@ -14,6 +14,7 @@ import torch
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
+from wmpo.evaluate import Evaluation
 from wmpo.io.files import read_json, write_json
 from wmpo.io.machine import cpu_model, memory_total_gb, usable_cores
 from wmpo.io.plain import from_plain, to_plain
@@ -59,11 +60,23 @@ class PolicyResult:
     """Real evaluation of one policy. Equal `initial_states` make two of them comparable pair by pair."""
 
     initial_states: list[int]
-    success: list[int]  # 0 or 1 per start
+    success: list[int]  # 0 or 1 per initial state
     finish_step: list[int]  # frame of the first success; the episode's length where there is none
     temperature: float = 0.0
     disruption: str = "none"
-    task: list[str] = field(default_factory=list)  # of each start; empty where all are of one
+    task: list[str] = field(default_factory=list)  # of each initial state; empty where all are of one
+
+    @staticmethod
+    def of(played: Evaluation, temperature: float, disruption: str = "none") -> PolicyResult:
+        """The outcomes of an evaluation, and the conditions that it was made under."""
+        return PolicyResult(
+            initial_states=played.initial_states,
+            success=[int(success) for success in played.success],
+            finish_step=played.finish_step,
+            temperature=temperature,
+            disruption=disruption,
+            task=mixed_tasks(played.task),
+        )
 
     def of_task(self, name: str) -> PolicyResult:
         """The part of it that is about one task."""
@@ -272,9 +285,9 @@ class RunResult:
         for name, policy in self.policies.items():
             lengths = {len(policy.initial_states), len(policy.success), len(policy.finish_step)}
             if len(lengths) != 1 or 0 in lengths:
-                raise UserError(f"{where}: {name} needs one outcome and one finish step for each start.")
+                raise UserError(f"{where}: {name} needs one outcome and one finish step for each initial state.")
             if len(policy.task) not in (0, len(policy.initial_states)):
-                raise UserError(f"{where}: {name} needs the task of each start, or of none.")
+                raise UserError(f"{where}: {name} needs the task of each initial state, or of none.")
             if not set(policy.success) <= {0, 1}:
                 raise UserError(f"{where}: outcomes of {name} must be 0 or 1.")
 
@@ -308,8 +321,8 @@ class Summary:
     """Task -> the same of its initial states alone; empty where there is only one."""
 
 
-def told_apart(task: Sequence[str]) -> list[str]:
-    """The task of each start, or nothing where all are of one."""
+def mixed_tasks(task: Sequence[str]) -> list[str]:
+    """The task of each initial state, or nothing where all are of one."""
     return list(task) if len(set(task)) > 1 else []
 
 

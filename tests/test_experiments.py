@@ -1,0 +1,605 @@
+"""Experiments: what a grid holds, that finished cells stay as they are, and pages whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import answers, pairs, tables, trust
+from experiments.__main__ import main
+from experiments.cells import Cell, CellResult, DreamDisagreement, changed, pending, read_cells, result_of
+from experiments.grids import EXPERIMENTS, Arm, Experiment
+from experiments.launch import run_grid
+from experiments.page import write_page
+from experiments.pages import comparison
+from experiments.run_cell import PARTS, doubt, hardlink, level_folder, part_of, run_cell
+from experiments.store import write_result
+from test_baselines import SETTINGS, TINY
+from wmpo.config import FitConfig, Recipe
+from wmpo.errors import UserError
+from wmpo.families import completed
+from wmpo.imagination import Replay
+from wmpo.recipes.checks import check_recipe
+from wmpo.report.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RunResult
+from wmpo.rewards.settings import ConvSettings
+from wmpo.world_models.settings import VideoDiffusionSettings
+
+TWO = Experiment(
+    title="Two",
+    about="Which is better?",
+    arms=(Arm("WMPO"), Arm("DPO", "dpo"), Arm("Bound", "upper_bound", limited=False)),
+    sections=(answers.beside, tables.success, tables.against, tables.budget_plot, tables.cost, trust.correlation),
+    tasks=("push", "place"),
+    budgets=(16, 64),
+    seeds=(3, 4),
+)
+
+
+# Grids
+
+
+def test_grid_is_the_product_and_what_has_no_budget_is_there_once() -> None:
+    cells = TWO.cells()
+    assert len(cells) == 2 * 2 * 2 * 2 + 2 * 2 == len({cell.id for cell in cells})
+    assert cells[0].id == "wmpo-push-P16-seed3" and cells[-1].id == "dpo-place-P64-seed4"
+    assert {cell.budget for cell in cells if cell.method == "upper_bound"} == {0}
+    assert all(cell.recipe.collect.episodes == cell.budget for cell in cells if cell.limited)
+    assert len(TWO.cells(tasks=["push"], seeds=[9])) == 5
+    assert [cell.id for cell in TWO.cells(smoke=True)] == ["wmpo-push-P32-seed3", "dpo-push-P32-seed3"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
+    for smoke in (False, True):
+        cells = EXPERIMENTS[name].cells(smoke=smoke)
+        assert cells and not any(cell.recipe.control for cell in cells)
+        assert len({cell.folder for cell in cells}) == len(cells), "two cells would train in one folder"
+        for cell in cells:
+            check_recipe(cell.recipe)
+    full = EXPERIMENTS[name]
+    assert name.startswith("tuning") or (len(full.tasks) >= 3 and len(full.seeds) >= 3)
+    assert all(cell.recipe.evaluate.episodes >= 200 for cell in full.cells())
+
+
+def test_changes_reach_their_setting_only() -> None:
+    recipe = changed(completed(Recipe()), {"world_model.align.steps": 7, "seed": 5})
+    assert recipe == replace(
+        completed(Recipe()),
+        seed=5,
+        world_model=replace(VideoDiffusionSettings(), align=replace(VideoDiffusionSettings().align, steps=7)),
+    )
+    assert changed(SETTINGS, {"online.lr": 0.5}).online == replace(SETTINGS.online, lr=0.5)
+    with pytest.raises(TypeError):
+        changed(Recipe(), {"grpo.nothing": 1})
+
+
+def test_levels_depend_on_their_part_of_the_recipe_only() -> None:
+    one = completed(Recipe(name="a"))
+    other = changed(one, {"grpo.lr": 1.0, "reward.stride": 1})
+    aligned = changed(one, {"world_model.align_fraction": 0.0})
+    more = changed(one, {"collect.episodes": 1280})
+    for level in ("base", "world", "rollouts"):
+        assert part_of(one, level) == part_of(other, level)
+    assert part_of(one, "dream") != part_of(other, "dream")
+    assert part_of(one, "world") == part_of(aligned, "world") == part_of(more, "world")
+    assert part_of(one, "dream") != part_of(aligned, "dream") != part_of(more, "dream")
+    assert part_of(one, "rollouts") != part_of(more, "rollouts")
+    for level in PARTS:  # folders differ exactly where recipes do
+        for two in (other, aligned, more):
+            same = part_of(one, level) == part_of(two, level)
+            assert (level_folder(one, level) == level_folder(two, level)) == same
+
+
+def test_cells_train_in_one_folder_whatever_else_they_measure() -> None:
+    cell = TWO.cells()[0]
+    assert replace(cell, label="x", measures=("attempts",)).folder == cell.folder
+    assert replace(cell, recipe=changed(cell.recipe, {"env.workers": 3})).folder == cell.folder
+    assert replace(cell, recipe=changed(cell.recipe, {"grpo.lr": 1.0})).folder != cell.folder
+    assert replace(cell, settings=SETTINGS).folder == cell.folder  # WMPO has no use for them
+    assert replace(cell, method="dpo", settings=SETTINGS).folder != replace(cell, method="dpo").folder
+
+
+def test_sharing_takes_what_is_missing(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    for place, text in (("x/one", "1"), ("recipe.json", "{}"), ("x/cache/big", "b"), ("x/.lock", ""), ("two", "2")):
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        (source / place).write_text(text)
+    target.mkdir()
+    (target / "two").write_text("own")
+    hardlink(source, target)
+    hardlink(source, target)
+    found = {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()}
+    found.pop("stages.json")
+    assert found == {"x/one": "1", "two": "own"}
+
+
+# Running
+
+
+def writer(folder: Path, cell: Cell, fail: str = "") -> list[str]:
+    """Notes that it ran, and adds the result made for it unless the cell is the one to fail."""
+    code = (
+        "import sys, pathlib; from experiments.cells import read_cells; from experiments.store import write_result\n"
+        "out, cell, fail = sys.argv[1:]; out = pathlib.Path(out)\n"
+        "out.joinpath('ran.txt').open('a').write(cell + '\\n')\n"
+        "sys.exit(3) if cell == fail else write_result(out / 'x.jsonl', cell, read_cells(out / 'made.jsonl')[cell])"
+    )
+    return [sys.executable, "-c", code, str(folder), cell.id, fail]
+
+
+def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
+    cells = TWO.cells(tasks=["push"], seeds=[3])
+    for cell in cells:
+        written(tmp_path / "made.jsonl", cell, [0], [1])
+    file = tmp_path / "x.jsonl"
+    said: list[str] = []
+
+    def run(fail: str = "") -> list[str]:
+        (tmp_path / "ran.txt").write_text("")
+        run_grid(
+            cells,
+            file,
+            tmp_path / "logs",
+            lambda cell: writer(tmp_path, cell, fail),
+            workers=2,
+            info=said.append,
+        )
+        return sorted((tmp_path / "ran.txt").read_text().split())
+
+    with pytest.raises(UserError, match="1 of 5 cells failed, the first one is dpo-push-P16-seed3"):
+        run(fail="dpo-push-P16-seed3")
+    assert [cell.id for cell in pending(cells, file)] == ["dpo-push-P16-seed3"]
+    assert run() == ["dpo-push-P16-seed3"]
+    assert run() == []
+    kept = [line for line in file.read_text().splitlines() if f'"{cells[0].id}"' not in line]
+    file.write_text("\n".join(kept))
+    assert run() == [cells[0].id]
+    assert said[-4:] == [
+        "4 of 5 cells are there; 1 to run, 2 at a time.",
+        f"What they print, stage by stage: {tmp_path / 'logs'}",
+        f"begun: {cells[0].id}",
+        f"done: {cells[0].id}; 0 waiting, 0 running",
+    ]
+
+
+def test_a_cell_from_nothing_and_again(tmp_path: Path) -> None:
+    """Base and rollouts are shared; the same cell elsewhere gives the same numbers."""
+    cell = Cell("Filtered BC", "filtered_bc", TINY, SETTINGS, measures=("disruptions", "attempts"))
+    first = run_cell(cell, tmp_path / "one")
+    assert list(first.policies)[:2] == ["base", "filtered_bc_1"] and first.final == "filtered_bc_1"
+    assert first.policies["base texture"].disruption == "texture"
+    assert {len(counts) for counts in first.attempts.values()} == {4}
+    assert first.interactions["rollouts"].episodes == 16
+    write_result(tmp_path / "x.jsonl", cell.id, first)
+    assert read_cells(tmp_path / "x.jsonl")[cell.id].policies == first.policies
+    assert len(list((tmp_path / "one").glob("push-seed0-*"))) == 3  # base, rollouts, the cell
+
+    again = run_cell(replace(cell, measures=()), tmp_path / "one")  # only read
+    assert again.policies == {name: first.policies[name] for name in ("base", "filtered_bc_1")}
+    elsewhere = run_cell(replace(cell, measures=()), tmp_path / "two")
+    assert elsewhere.policies == again.policies and elsewhere.interactions == again.interactions
+    weights = [tmp_path / where / cell.folder / "policies/filtered_bc_1/model.safetensors" for where in ("one", "two")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_wmpo_in_a_cell_with_trust(tmp_path: Path) -> None:
+    tiny = FitConfig(steps=3, batch_size=4, warmup=1)
+    recipe = replace(
+        TINY,
+        control=False,
+        world_model=VideoDiffusionSettings(width=8, depth=1, fit=tiny, align=tiny),
+        reward=ConvSettings(width=8, threshold="half", fit=tiny),
+        grpo=replace(TINY.grpo, iterations=1),
+    )
+    found = run_cell(Cell("WMPO", "wmpo", recipe, measures=("imagination",)), tmp_path)
+    assert found.final == "wmpo-1" and set(found.gaps) == {"base", "wmpo-1"}
+    assert found.gaps["wmpo-1"].imagined_episodes == 4
+    assert found.dream_calibration is not None and 0 <= found.dream_calibration <= 1
+    assert found.doubt is not None
+    plots: tables.Plots = {}
+    assert "| push | 2 |" in trust.correlation([found], "t", plots)
+    assert "Exploitation gap" in trust.exploitation([found], "t", plots)
+    assert "| WMPO | 16 |" in trust.verdicts([found], "t", plots)
+
+
+def test_doubt_by_hand() -> None:
+    def dreams(*best: float) -> Replay:
+        return Replay([], [np.array([np.nan, score]) for score in best])
+
+    # Verdicts of the first: success, success, failure, success. The second dream does not confirm the second success.
+    found = doubt(dreams(0.9, 0.8, 0.1, 0.7), dreams(0.8, 0.2, 0.1, 0.6), 0.5, torch.tensor([True, False, False, True]))
+    assert found.precision == pytest.approx(2 / 3) and found.precision_kept == 1.0
+    assert found.kept == pytest.approx(2 / 3)
+    assert found.auroc == 1.0  # the only wrong verdict is the one that differs most
+
+
+# Stored results
+
+
+def measured(cell: Cell, base: list[int], final: list[int], imagined: float = 0.5) -> CellResult:
+    """A cell with these outcomes."""
+    made = RunResult.begin(cell.recipe)
+    name = "wmpo-1" if cell.method == "wmpo" else f"{cell.method}_1"
+    initial_states = [1000 * cell.recipe.seed + i for i in range(len(base))]
+    made.policies["base"] = PolicyResult(initial_states, base, [10] * len(base))
+    made.policies[name] = PolicyResult(initial_states, final, [8] * len(base))
+    made.interactions["rollouts"] = Interactions(episodes=len(base), steps=0)
+    made.gaps[name] = Gap(imagined, len(base), sum(final) / len(final), len(base))
+    return CellResult.of(cell, made)
+
+
+def written(file: Path, cell: Cell, base: list[int], final: list[int], imagined: float = 0.5) -> None:
+    write_result(file, cell.id, measured(cell, base, final, imagined))
+
+
+def test_results_come_back_as_they_were_stored(tmp_path: Path) -> None:
+    """Whatever states, steps, curves and settings: every number is the same afterwards."""
+    file = tmp_path / "x.jsonl"
+    one, other = (next(cell for cell in TWO.cells(["push"], [3]) if cell.method == name) for name in ("wmpo", "dpo"))
+    first, second = measured(one, [0, 1], [1, 1]), measured(other, [0, 1], [1, 1])
+    first.policies["odd"] = PolicyResult([7, 2, 3, 9], [1, 0, 1, 1], [300, 5, 0, 65535], task=["a", "b", "a", "b"])
+    first.policies["two"] = PolicyResult([7, 2], [1, 0], [1, 5])
+    first.attempts = {"two": [0, 999]}
+    first.curves = {"practice-1": {"a": [(10, 0.1), (20, 1 / 3)], "b": [(1, 0.5)], "c": [(1, 2.0), (2, 3.0), (9, 4.0)]}}
+    second.recipe["of_old"] = {"setting": [1, 2]}
+    del second.recipe["grpo"]
+    for result, name in ((first, "first"), (second, "second"), (first, "first")):
+        write_result(file, name, result)
+    assert read_cells(file) == {"first": first, "second": second}
+    assert len(file.read_text().splitlines()) == 3
+    span = json.loads(file.read_text().splitlines()[1])["policies"]["base"]["initial_states"]
+    assert span == [3000, 2] and read_cells(tmp_path / "none.jsonl") == {}
+
+
+def test_cells_that_finish_at_once_are_all_stored(tmp_path: Path) -> None:
+    result = measured(TWO.cells()[0], [0, 1], [1, 1])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_result(tmp_path / "x.jsonl", f"cell {i}", result), range(24)))
+    assert len(read_cells(tmp_path / "x.jsonl")) == 24
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"name": "x", "lacks": [], "differs": {}}'])
+def test_a_damaged_line_is_named(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    write_result(file, "one", measured(TWO.cells()[0], [0, 1], [1, 1]))
+    intact = file.read_text()
+    file.write_text(f"{intact}{damage}\n")
+    with pytest.raises(UserError, match=r"x\.jsonl, line 3, is damaged: delete the line"):
+        read_cells(file)
+    file.write_text(intact.replace('"success":"01"', '"success":"0x"'))
+    with pytest.raises(UserError, match="line 2, is damaged"):
+        read_cells(file)
+    file.write_text(damage)
+    with pytest.raises(UserError, match="line 1, is damaged: restore it"):
+        read_cells(file)
+
+
+def test_a_cell_needs_its_base_and_a_policy_that_learned(tmp_path: Path) -> None:
+    cell = TWO.cells()[0]
+    result = measured(cell, [0, 1], [1, 1])
+    for name in ("base", "wmpo-1"):
+        with pytest.raises(UserError, match="it needs the outcomes of base"):
+            write_result(tmp_path / "x.jsonl", cell.id, replace(result, policies={name: result.policies[name]}))
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+# Pages
+
+
+def test_page_from_known_outcomes(tmp_path: Path) -> None:
+    cells = TWO.cells(seeds=[3])
+    by_id = {cell.id: cell for cell in cells}
+    base, file = [1, 0, 0, 0], tmp_path / "two.jsonl"
+    for task, gained in (("push", [1, 1, 1, 0]), ("place", [1, 1, 0, 0])):
+        written(file, by_id[f"wmpo-{task}-P16-seed3"], base, gained, imagined=0.9)
+        written(file, by_id[f"dpo-{task}-P16-seed3"], base, [0, 1, 0, 0], imagined=0.3)
+    page = write_page(TWO, "two", cells, file, tmp_path / "docs")
+    text = page.read_text()
+    assert (
+        "4 of 10 cells have been run. Missing, or measured with other settings: Bound (2), WMPO (2), DPO (2)." in text
+    )
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    (base_row,) = [row for row in rows if row.startswith("| Base")]
+    # the mean of two equal rates is known sqrt(2) times as well: 25.0 - 20.4 / sqrt(2), 25.0 + 44.9 / sqrt(2)
+    assert base_row.startswith("| Base | 0 | 3 | 25.0 (4.6 to 69.9) | 25.0 (4.6 to 69.9) | 25.0 (10.5 to 56.8) |")
+    wmpo = next(row for row in rows if row.startswith("| WMPO | 16"))
+    # push: 2 of 4 gained; 2.5 and 0.5 of 6: 1/3 +- 1.96 sqrt((1/2 - 1/9) / 6); place: 1 gained: 1/6 +- 0.442
+    assert "75.0 (30.1 to 95.4), +50.0 (−16.6 to 83.2)" in wmpo
+    assert "50.0 (15.0 to 85.0), +25.0 (−27.6 to 60.9)" in wmpo
+    # their mean: 3/8 - sqrt(0.666^2 + 0.526^2) / 2, 3/8 + sqrt(0.332^2 + 0.359^2) / 2; one seed says nothing of seeds
+    assert "| 62.5 (" in wmpo and wmpo.endswith("), +37.5 (−4.9 to 62.0) |") and "gain over seeds" not in text
+    assert "P = 16: **WMPO gains +37.5 (−4.9 to 62.0)** points over its base on push, place (seed 3). It is " in text
+    assert (
+        "**As asked for, of tasks push, place and seeds 3 only.**" in text and "| Bound | `upper_bound` | – |" in text
+    )
+    beside = next(row for row in rows if row.startswith("| DPO | 16 | 3 | push, place"))
+    assert "+37.5" in beside and beside.endswith("| no; – |")
+    # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
+    assert "| push | 2 | 1.00 (-1.00 to 1.00) | 1.00 | 10.0 |" in text
+    plots = sorted((tmp_path / "docs").glob("*.svg"))
+    assert [plot.name for plot in plots] == ["two-budget.svg", "two-scatter.svg"]
+    for plot in plots:
+        assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+        assert f"({plot.name})" in text
+
+
+def test_what_was_measured_with_other_settings_is_left_out(tmp_path: Path) -> None:
+    wmpo, dpo = (next(cell for cell in TWO.cells(["push"], [3]) if cell.method == method) for method in ("wmpo", "dpo"))
+    file = tmp_path / "two.jsonl"
+    written(file, wmpo, [0, 1], [1, 1])
+    written(file, dpo, [0, 1], [1, 1])
+    assert result_of(dpo, read_cells(file)) is not None
+    other = replace(wmpo, recipe=changed(wmpo.recipe, {"grpo.lr": 0.5}))
+    stale = [other, replace(dpo, settings=changed(dpo.settings, {"beta": 9.0}))]
+    assert pending([*stale, dpo, wmpo], file) == stale
+    text = write_page(TWO, "two", [*stale, dpo, wmpo], file, tmp_path / "docs").read_text()
+    assert "2 of 4 cells have been run. Missing, or measured with other settings: WMPO (1), DPO (1)." in text
+
+
+def test_dreams_beside_those_of_the_same_cells() -> None:
+    cells = [cell for cell in TWO.cells(seeds=[3]) if cell.budget == 16]
+    results = []
+    for cell in cells:
+        result = measured(cell, [0, 1], [1, 1], imagined=0.9 if cell.recipe.env.task == "push" else 0.5)
+        result.fidelity = [
+            Fidelity(8, psnr=20, ssim=1, frechet=0, still_psnr=9, still_ssim=0, still_frechet=1, episodes=4)
+        ]
+        result.agreement = Agreement(accuracy=0.75, precision=1, recall=0.5, f1=0.5, episodes=4, successes=2)
+        if (result.label, result.task) != ("DPO", "place"):
+            results.append(result)
+    ours, other = tables.dream_quality(results, "x", {}).splitlines()[-2:]
+    assert ours == "| WMPO | 16 | 2 | 20.00 | 75.00 | 0.50 | -30.00 |"
+    assert other == "| DPO | 16 | 1 | 20.00 (20.00) | 75.00 (75.00) | 0.50 (0.50) | -10.00 (-10.00) |"
+
+
+def test_answers_name_who_is_better_and_who_worse() -> None:
+    cells = {cell.method: cell for cell in TWO.cells(["push"], [3]) if cell.budget in (0, 16)}
+    better = replace(cells["dpo"], label="Better")
+    base, none, half, whole = [0] * 8, [0] * 8, [1, 1, 1, 1, 0, 0, 0, 0], [1] * 8
+    made = ((cells["wmpo"], half), (cells["dpo"], none), (better, whole))
+    results = [measured(cell, base, final) for cell, final in made]
+    told = answers.beside(results, "x", {})
+    better_and_worse = (
+        "It is better over states, with one seed, than DPO (+50.0); worse over states, with one seed, than "
+    )
+    assert told.splitlines()[-1].endswith(f"on push (seed 3). {better_and_worse}Better (−50.0).")
+    best = answers.chosen(results, "x", {}).splitlines()[2:]
+    assert [line.split(",")[0] for line in best] == [
+        "- Best of its method: **WMPO**",
+        "- Best of its method: **Better**",
+    ]
+    alone = answers.beside([measured(cells["upper_bound"], base, whole)], "x", {})
+    assert alone.endswith(
+        "- P = no limit: **Bound gains +100.0 (48.4 to 100.0)** points over its base on push (seed 3)."
+    )
+
+
+def test_answers_tell_where_and_how_surely() -> None:
+    """The first gains on both seeds, by 100 and 25 points over DPO: two seeds so unlike leave room for chance."""
+    cells = [cell for cell in TWO.cells(["push", "place"]) if cell.budget == 16 and cell.method in ("wmpo", "dpo")]
+    results = []
+    for cell in cells:
+        final = [1] * 8 if cell.recipe.seed == 3 else [1, 1, 0, 0, 0, 0, 0, 0]
+        results.append(measured(cell, [0] * 8, final if cell.method == "wmpo" else [0] * 8))
+    told = answers.beside(results, "x", {})
+    assert told.endswith("It is better over states, though not beyond chance over seeds, than DPO (+62.5).")
+    even = [r if (r.method, r.task) != ("dpo", "place") else replace(r, policies=results[0].policies) for r in results]
+    assert "than DPO (+50.0; not on place)" in answers.beside(
+        [r for r in even if r.seed == 3 or r.method == "wmpo"], "x", {}
+    )
+    some = [result for result in results if (result.method, result.task, result.seed) != ("dpo", "place", 4)]
+    assert (
+        "It is on push, place (seeds push 3, 4; place 3) better over states, with one seed, than DPO"
+        in answers.beside(some, "x", {})
+    )
+    alike = [replace(r, seed=r.seed + more) for r in results for more in range(0, 8, 2)]  # eight seeds, like these two
+    assert "It is better than DPO (+62.5)." in answers.beside(alike, "x", {})
+    many = [replace(r, label=f"{r.label} {i}") for r in results if r.method == "dpo" for i in range(6)]
+    assert "By chance one in 20" in answers.beside([r for r in results if r.method == "wmpo"] + many, "x", {})
+
+
+def test_answers_about_rounds_and_dreams_and_disruptions() -> None:
+    (cell,) = [cell for cell in TWO.cells(["push"], [3]) if cell.id == "wmpo-push-P16-seed3"]
+    result = measured(cell, [0] * 4, [1] * 4, imagined=0.9)
+    result.gaps["base"] = Gap(0.1, 4, 0.25, 4)
+    result.doubt = DreamDisagreement(auroc=0.5, precision=0.6, precision_kept=0.7, kept=0.9)
+    told = answers.dreams_trusted([result], "x", {})
+    assert "over 2 policies (Pearson): 1.00 on push; 1.00 over all tasks. They are 12.5 points apart" in told
+    assert (
+        "- WMPO on push (seed 3): of an imagined gain of +80.0 points, +75.0 is real; the gap is −15.0 before" in told
+    )
+    assert "practice and −10.0 after it." in told and "by +10.0 points" in told
+    more = [result, replace(result, seed=4, gaps={**result.gaps, "base": Gap(0.5, 4, 0.25, 4)})]
+    few = answers.dreams_trusted([*more, replace(result, label="Few")], "x", {})
+    assert "Few on push (seed 3): of an imagined gain of +80.0 points" in few
+    assert "WMPO there: of an imagined gain of +80.0 points" in few
+    assert "WMPO on push (seeds 3, 4): of an imagined gain of +60.0 points" in few
+    result.policies["base dark"] = replace(result.policies["base"], disruption="dark")
+    result.policies["wmpo-1 dark"] = replace(result.policies["base"], success=[1, 1, 0, 0], disruption="dark")
+    dark = answers.under_disruption([result], "x", {})
+    assert "- Dark: of a base of 0.0 (" in dark and "the gains are WMPO +50.0 (" in dark
+    assert tables.disruptions([result, replace(result, label="Other")], "x", {}).endswith(
+        "| +0.0 (−32.7 to 32.7) | – | no; – |"
+    )
+    result.policies["wmpo-1 dark"] = result.policies["base dark"]
+    assert "- Dark: the base and all methods fail, in at least 95 %" in answers.under_disruption([result], "x", {})
+    result.policies["wmpo-2"] = result.policies["base"]
+    rounds = answers.round_by_round([result], "x", {})
+    assert "on push (seed 3): +100.0 (16.8 to 100.0), then +0.0 (−32.7 to 32.7) over the base, round by round" in rounds
+    assert "round 2 changes success on push by −100.0 (−100.0 to −16.8)." in rounds
+    result.attempts = {"base": [1, 1, 1, 2], "wmpo-2": [2, 2, 1, 0]}
+    assert "push: the share of failed first attempts that succeed later, in %: Base 0.0 (" in answers.trying_again(
+        [result], "x", {}
+    )
+
+
+def test_growth_by_hand() -> None:
+    cells = [cell for cell in TWO.cells(tasks=["push"], seeds=[3]) if cell.method == "wmpo"]
+    finals = ([1, 1, 0, 0], [1, 1, 1, 0])
+    results = [measured(cell, [0, 0, 0, 0], final) for cell, final in zip(cells, finals, strict=True)]
+    told = answers.more_of_them(results, "x", {})
+    assert told.splitlines()[-1] == "- WMPO's success with P = 64 minus that with 16: +25.0 (−27.6 to 60.9)."
+    assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | 3 | push | +25.0 (")
+
+
+def test_seeds_by_hand() -> None:
+    cells = [cell for cell in TWO.cells(seeds=[3, 4]) if cell.method == "wmpo" and cell.budget == 16]
+    some = [cell for cell in cells if (cell.recipe.env.task, cell.recipe.seed) != ("place", 4)]
+    finals = {"push": [1, 1, 0, 0], "place": [1, 0, 0, 0]}
+    results = [measured(cell, [0, 0, 0, 0], finals[cell.recipe.env.task]) for cell in some]
+    row = tables.seeds(results, "x", {}).splitlines()[-1]
+    assert len(cells) == 4 and row.startswith("| WMPO | 16 | +37.5 (") and row.endswith(" | – |")
+
+
+def test_interval_over_seeds_by_hand() -> None:
+    def pair(seed: int, after: list[int]) -> pairs.Pair:
+        zero = PolicyResult([1, 2], [0, 0], [9, 9])
+        return pairs.Pair("push", seed, zero, PolicyResult([1, 2], after, [9, 9]))
+
+    found = pairs.gain_over_seeds([pair(0, [1, 0]), pair(1, [1, 1]), pair(2, [0, 0])])
+    assert found.value == 0.5
+    assert found.high == pytest.approx(0.5 + 4.3027 * 0.5 / math.sqrt(3), abs=1e-3)  # Student's t, 2 degrees
+
+
+def test_other_initial_states_are_not_paired() -> None:
+    one, other = TWO.cells(tasks=["push"], seeds=[3, 4])[:2]
+    results = [measured(cell, [0, 0], [1, 1]) for cell in (one, other)]
+    assert pairs.contrasted(results[:1], results[1:]) == []
+    assert len(pairs.contrasted(results, results)) == 2
+
+
+def test_attempts_by_hand() -> None:
+    cell = TWO.cells()[0]
+    made = RunResult.begin(cell.recipe)
+    made.policies["base"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 40, 40])
+    made.policies["wmpo-1"] = PolicyResult([1, 2, 3, 4], [1, 1, 1, 0], [9, 9, 18, 40])
+    result = CellResult.of(cell, made)
+    result.attempts = {"base": [1, 2, 1, 0], "wmpo-1": [1, 2, 3, 4]}
+    base, wmpo = tables.attempts([result], "x", {}).splitlines()[-2:]
+    # Base: the second state needed two attempts, the third failed after one; the fourth was never tried.
+    assert base.startswith("| push | Base | 0 | 2 | 50.0 (9.5 to 90.5) | 1.00 | 100.0 % |")
+    assert wmpo.startswith("| push | WMPO | 16 | 3 | 66.7") and wmpo.endswith(
+        "| 2.50 | 80.0 % | 2 of 3 |"
+    )  # 12 of 15 frames
+
+
+def test_rounds_by_hand() -> None:
+    cell = replace(TWO.cells()[0], recipe=changed(TWO.cells()[0].recipe, {"rounds": 2}))
+    made = RunResult.begin(cell.recipe)
+    for name, success in (("base", [1, 1, 0, 0]), ("wmpo-1", [1, 0, 1, 1]), ("wmpo-2", [1, 1, 1, 1])):
+        made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4)
+    first, second = tables.rounds([CellResult.of(cell, made)], "x", {}).splitlines()[4:6]
+    assert first.startswith("| WMPO | 16 | 1 | 75.0 (30.1 to 95.4) | +25.0") and first.endswith(
+        "| 50.0 (9.5 to 90.5) |"
+    )
+    assert second.startswith("| WMPO | 32 | 2 | 100.0 (51.0 to 100.0) | +25.0") and second.endswith(
+        "| 0.0 (0.0 to 65.8) |"
+    )
+    assert second.split("|")[6].strip().startswith("+50.0")
+
+
+def test_old_tasks_by_hand() -> None:
+    recipe = changed(TINY, {"env.task": "place+stack"})
+    made = RunResult.begin(recipe)
+    told = ["place", "stack", "place", "stack"]
+    for name, success in (("base", [0, 1, 0, 1]), ("wmpo-1", [1, 1, 0, 1]), ("wmpo-2", [1, 0, 1, 1])):
+        made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4, task=told)
+    result = CellResult.of(Cell("WMPO", "wmpo", recipe), made)
+    practised, old = tables.old_tasks([result], "x", {}).splitlines()[-2:]
+    assert practised.startswith("| WMPO | place | yes | 0.0 (") and "+50.0" in practised and "+100.0" in practised
+    assert old.startswith("| WMPO | stack | no | 100.0 (") and "+0.0" in old and "−50.0" in old
+    assert tables.old_tasks([replace(result, policies={"base": PolicyResult([1], [1], [9])})], "x", {}) == ""
+
+
+def test_only_the_first_of_several_tasks_is_practised() -> None:
+    (recipe,) = {cell.recipe.collect.task for cell in EXPERIMENTS["lifelong"].cells(tasks=["place+stack"])}
+    assert recipe == "place"
+    assert {cell.recipe.collect.task for cell in EXPERIMENTS["lifelong"].cells(tasks=["place"])} == {""}
+
+
+def test_methods_are_compared_where_all_of_them_have_been_run() -> None:
+    cells = {cell.id: cell for cell in TWO.cells(seeds=[3])}
+    assert comparison([], 16) == ""
+    results = [
+        measured(cells[name], [0, 0, 0, 0], final)
+        for name, final in (
+            ("dpo-push-P16-seed3", [1, 0, 0, 0]),
+            ("wmpo-push-P16-seed3", [1, 1, 0, 0]),
+            ("wmpo-place-P16-seed3", [1, 1, 1, 1]),  # of which DPO has no cell
+            ("wmpo-push-P64-seed3", [1, 1, 1, 1]),  # more rollouts
+        )
+    ]
+    text = comparison(results, 16)
+    assert (
+        "mean gain over push; seeds 3." in text
+        and "WMPO gains +50.0 (−16.6 to 83.2) more from 64 than from 16." in text
+    )
+    wmpo, dpo = text.splitlines()[-2:]
+    assert wmpo == "| WMPO | +50.0 (−16.6 to 83.2) | – | +100.0 (16.8 to 100.0) | – |"
+    assert dpo.startswith("| DPO | +25.0 (") and dpo.endswith("| – | – | – |")
+    results.append(measured(cells["dpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 0]))
+    results.append(measured(cells["bound-push-Pinf-seed3"], [0, 0, 0, 0], [0, 1, 1, 1]))
+    text = comparison(results, 16)
+    assert "Bound gains +75.0 (" in text and " from 4." in text and "| +75.0 (" in text.splitlines()[-1]
+
+
+def test_settings_go_with_a_budget() -> None:
+    arm = Arm("WMPO", at={64: {"rounds": 4, "grpo.iterations": 2}})
+    few, many = replace(TWO, arms=(arm,)).cells(tasks=["push"], seeds=[3])
+    assert (few.budget, few.recipe.collect.episodes, few.recipe.rounds) == (16, 16, 1)
+    assert (many.budget, many.recipe.collect.episodes, many.recipe.rounds) == (64, 16, 4)
+    assert many.recipe.grpo.iterations == 2 != few.recipe.grpo.iterations
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["tabel1"], "did you mean table1?"),
+        (["zzz"], "table1, more-rollouts"),
+        (["table1", "--workers", "0"], "at least 1"),
+        (["table1", "--tasks", "fly"], "There is no task 'fly'"),
+        (["table1", "--seeds", "-1"], "0 or more"),
+        (["table1", "--cell", "x"], "There is no cell 'x'"),
+        (["table1", "--report"], "No cell of table1 has been run"),
+        (["table1", "--report", "--smoke"], "run python -m experiments table1 --smoke first"),
+        (["table1", "--report", "--list"], "give one of them"),
+        (["table1", "--runs", "/proc/none"], "/proc/none can't be a folder"),
+    ],
+)
+def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([*args, "--out", str(tmp_path), "--docs", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["lifelong", "--list", "--smoke", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == ["to", "run", "wmpo-place-P96-seed0"]  # of three rounds
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke_of_every_experiment(name: str, shared: Path) -> None:
+    """From the command to the page; runs are shared, so that the first one makes most of what the others need."""
+    folders = [f"--{key}={shared / key}" for key in ("out", "runs", "docs")]
+    assert main([name, "--smoke", *folders]) == 0
+    assert main([name, "--smoke", "--report", *folders]) == 0
+    page = (shared / "docs" / f"{name}-smoke.md").read_text()
+    assert f"# {EXPERIMENTS[name].title}" in page and "Missing" not in page
