@@ -178,7 +178,7 @@ def policies_of(run: Run, result: CellResult) -> dict[str, Any]:
 def known(file: Path | None, kind: type[Found], measure: Callable[[], Found]) -> Found:
     """Read from `file` where it is there; else measured, and kept in it. Without a file only measured."""
     if file is not None and file.exists():
-        return from_plain(kind, read_json(file), str(file))
+        return from_plain(kind, read_json(file), str(file), null_is_nan=True)
     found = measure()
     if file is not None:
         write_json(file, to_plain(found))

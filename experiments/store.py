@@ -41,7 +41,7 @@ def read_results(path: Path, kind: type[Result]) -> dict[str, Result]:
     """Name -> result, in the order of the file; nothing where there is no file. A damaged line is a UserError."""
     found = {}
     for name, record in _read(path)[1].items():
-        result = from_plain(kind, record, f"{path}, {name}")
+        result = from_plain(kind, record, f"{path}, {name}", null_is_nan=True)
         result.check(f"{path}, {name}")
         found[name] = result
     return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo.data import cache as cache_module
+from wmpo.data import video
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips, _jitter
 from wmpo.data.store import EpisodeStore
@@ -208,16 +210,16 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "BLOCK", 3)  # several blocks per part
+    monkeypatch.setattr(video, "BLOCK_BYTES", 3 * (3 * 16 * 24))  # several blocks per part
     store = make_store(tmp_path, [make_episode(0, 4), make_episode(1, 5)])
     decoded: list[int] = []
-    frames = EpisodeStore.frames
+    blocks = video.Video.blocks
 
-    def counted(self: EpisodeStore, part: int, camera: str):
-        decoded.append(part)
-        return frames(self, part, camera)
+    def counted(self: video.Video) -> Iterator[np.ndarray]:
+        decoded.append(int(self.path.stem.removeprefix("file-")))
+        return blocks(self)
 
-    monkeypatch.setattr(EpisodeStore, "frames", counted)
+    monkeypatch.setattr(video.Video, "blocks", counted)
 
     def check(cache: FrameCache, numbers: list[int], lengths: list[int], expected: list[int]) -> None:
         images = [make_episode(i, n).images["front"] for i, n in zip(numbers, lengths, strict=True)]
@@ -244,8 +246,7 @@ def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for path in folder.iterdir():
         path.unlink()
     check(FrameCache(store), *everything)
-    video = tmp_path / "videos/observation.images.front/chunk-000/file-000.mp4"
-    os.utime(video, (1, 1))  # another file by the same name
+    os.utime(tmp_path / "videos/observation.images.front/chunk-000/file-000.mp4", (1, 1))  # another file by the same name
     check(FrameCache(store), *everything)
 
 

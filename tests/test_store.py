@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from episodes_by_hand import SPEC, assert_same, make_episode, make_store
-from wmpo.data import files, layout
+from wmpo.data import layout
 from wmpo.data.cache import FrameCache
 from wmpo.data.initial_states import SPLITS, held_out, initial_states, split_of
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import lossy
 from wmpo.errors import UserError
+from wmpo.io import files
 from wmpo.types import EnvSpec
 
 
@@ -130,7 +131,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.
         assert found == {path for part in range(2) for path in layout.part_paths(store.root, part, spec)}
     else:
         pytest.fail("an append should not take 20 replacements")
-    assert moment == 2 * 3 + 3  # data, video and episodes of two parts; tasks, statistics, info
+    assert moment == 2 * 3 + 2  # data, video and episodes of two parts; statistics, info; there is no new task
     assert len(EpisodeStore.open(store.root)) == 4
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import hashlib
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +19,12 @@ from torch import Tensor
 from wmpo.data import layout
 from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
-from wmpo.data.video import take
 from wmpo.errors import UserError
+from wmpo.io.files import file_lock
 
-BLOCK = 256
-"""Frames decoded at a time: bounds the memory of building."""
+CACHE = "WMPO_CACHE"
+"""Environment variable: a folder for the decoded frames of all stores."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Statistics(NamedTuple):
@@ -35,8 +39,9 @@ class Statistics(NamedTuple):
 class FrameCache:
     """All frames of a store, decoded, with its vectors beside them.
 
-    The frames lie in `<store>/cache/<camera>.rgb`. What is missing after an append is decoded when the cache is next
-    opened; a cache that is absent, cut short, or of other files is built anew. It may be deleted at any time.
+    The frames lie in `<store>/cache/<camera>.rgb`, or where `cache_folder` says. What is missing after an append is
+    decoded when the cache is next opened; a cache that is absent, cut short, or of other files is built anew. It may be
+    deleted at any time.
     """
 
     images: dict[str, np.ndarray]
@@ -60,7 +65,7 @@ class FrameCache:
         if not len(store):
             raise UserError(f"The episode store in {store.root} is empty: collect episodes first.")
         self.store = store
-        self.folder = store.root / "cache"
+        self.folder = cache_folder(store.root)
         self.refresh()
 
     def __len__(self) -> int:
@@ -68,11 +73,15 @@ class FrameCache:
 
     def refresh(self) -> None:
         """Take in what was appended to the store; samplers made before keep what they saw."""
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self.images = {name: self._frames(name) for name in self.store.spec.cameras}
-        self._read_vectors()
+        self._read_vectors()  # first, since they are quickly checked
+        try:
+            with file_lock(self.folder / ".lock"):
+                self.images = {name: self._frames(name) for name in self.store.spec.cameras}
+        except OSError as error:
+            raise UserError(
+                f"The decoded frames of {self.store.root} can't be kept in {self.folder}: {error.strerror}; look for "
+                f"space and permissions, or name another folder in {CACHE}."
+            ) from error
 
     def frames_of(self, episodes: np.ndarray, actions_only: bool = False) -> np.ndarray:
         """Numbers of all frames of some episodes, in order; `actions_only` leaves out each episode's last frame."""
@@ -101,18 +110,23 @@ class FrameCache:
         frame_bytes = 3 * size[0] * size[1]
         path = self.folder / f"{camera}.rgb"
         about = self.folder / f"{camera}.json"
-        sources = [_fingerprint(layout.video_path(store.root, part, camera)) for part in range(store.parts)]
+        videos = [store.video(part, camera) for part in range(store.parts)]
+        sources = [_fingerprint(video.path) for video in videos]
         known = _known(about, sources)
         ready = sum(store.part_frames[:known])
         if known and (not path.exists() or path.stat().st_size < ready * frame_bytes):
             known = ready = 0
         if known < store.parts:
+            missing = (store.total_frames - ready) * frame_bytes
+            if missing > shutil.disk_usage(self.folder).free:
+                raise OSError(errno.ENOSPC, f"{missing / 1e9:.1f} GB are needed")
             # Others may have the old file mapped: one that is built anew gets a new file, one that grows keeps its.
             target = path if known else path.with_suffix(".tmp")
             with target.open("r+b" if known else "wb") as file:
                 file.seek(ready * frame_bytes)
-                for part in range(known, store.parts):
-                    self._decode(part, camera, file)
+                for video in videos[known:]:
+                    for block in video.blocks():
+                        file.write(np.ascontiguousarray(block.transpose(0, 3, 1, 2)).data)
                 file.flush()
                 os.fsync(file.fileno())
             if target != path:
@@ -123,27 +137,13 @@ class FrameCache:
             os.replace(fresh, about)
         return np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
 
-    def _decode(self, part: int, camera: str, file: Any) -> None:
-        frames = self.store.frames(part, camera)
-        path = layout.video_path(self.store.root, part, camera)
-        left = self.store.part_frames[part]
-        while left:
-            block = take(frames, min(BLOCK, left), path)
-            file.write(np.ascontiguousarray(block.transpose(0, 3, 1, 2)).data)
-            left -= len(block)
-
     def _read_vectors(self) -> None:
         store = self.store
 
-        def whole(name: str) -> np.ndarray:
-            return np.concatenate([store.columns(part, name) for part in range(store.parts)])
-
-        frames = store.total_frames
-        self.action = whole(layout.ACTION).reshape(frames, -1)
-        self.label = whole(layout.LABEL).reshape(frames, -1)
-        has_state = store.spec.state_dim > 0
-        self.state = whole(layout.STATE).reshape(frames, -1) if has_state else np.zeros((frames, 0), np.float32)
-        self.success = whole("success").astype(bool)
+        names = [layout.ACTION, layout.LABEL, "success"] + [layout.STATE] * bool(store.spec.state_dim)
+        parts = [[store.columns(part, name) for name in names] for part in range(store.parts)]
+        self.action, self.label, self.success, *state = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self.state = state[0] if state else np.zeros((store.total_frames, 0), np.float32)
         self.first = np.array([record.first_frame for record in store.records()], dtype=np.int64)
         self.length = np.array([record.length for record in store.records()], dtype=np.int64)
         self.instruction = np.array([record.instruction for record in store.records()], dtype=object)
@@ -159,9 +159,37 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def _known(about: Path, sources: list[list[int]]) -> int:
-    """How many of the parts are in the cache already; 0 if it was made of other files."""
+    """How many of the parts are in the cache already, from the first on; where small parts were merged, those before.
+
+    0 if it was made of other files.
+    """
     try:
         cached = json.loads(about.read_text())
-        return len(cached) if cached == sources[: len(cached)] else 0
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(cached, sources, strict=False))))
     except (OSError, ValueError, TypeError):
         return 0
+
+
+def cache_folder(store: Path) -> Path:
+    """Where the decoded frames of a store lie: in it; elsewhere where that can't be written, or `WMPO_CACHE` is set."""
+    elsewhere = os.environ.get(CACHE)
+    if not elsewhere:
+        try:
+            folder = store / "cache"
+            folder.mkdir(exist_ok=True)
+            (folder / ".lock").touch()
+            return folder
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise UserError(f"{folder} can't be made: {error.strerror}.") from None
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wmpo"
+    place = hashlib.sha256(os.fsencode(store.resolve())).hexdigest()[:16]
+    folder = (Path(elsewhere) if elsewhere else user) / f"{store.resolve().name[:50]}-{place}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except OSError as error:
+        raise UserError(
+            f"{store} can't be written, nor can {folder}, to keep its decoded frames ({error.strerror}): name a "
+            f"folder in {CACHE}."
+        ) from None

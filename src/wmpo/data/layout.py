@@ -6,15 +6,12 @@ One *part* is one parquet file of frames, one of episodes and one mp4 per camera
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from wmpo.data.video import Codec
 from wmpo.types import EnvSpec, Episode
 
 VERSION = "v3.0"
@@ -55,77 +52,6 @@ def part_paths(root: Path, part: int, spec: EnvSpec) -> list[Path]:
     """Every file of a part."""
     videos = [video_path(root, part, camera) for camera in spec.cameras]
     return [data_path(root, part), episodes_path(root, part), *videos]
-
-
-def _features(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
-    def vector(size: int, stem: str) -> dict[str, Any]:
-        return {"dtype": "float32", "shape": [size], "names": [f"{stem}_{i}" for i in range(size)]}
-
-    def scalar(dtype: str) -> dict[str, Any]:
-        return {"dtype": dtype, "shape": [1], "names": None}
-
-    features: dict[str, Any] = {}
-    for camera, (height, width) in spec.cameras.items():
-        features[video_key(camera)] = {
-            "dtype": "video",
-            "shape": [height, width, 3],
-            "names": ["height", "width", "channels"],
-            "info": {
-                "video.height": height,
-                "video.width": width,
-                "video.codec": "h264",
-                "video.pix_fmt": codec.stored,
-                "video.is_depth_map": False,
-                "video.fps": spec.fps,
-                "video.channels": 3,
-                "has_audio": False,
-            },
-        }
-    if spec.state_dim:
-        features[STATE] = vector(spec.state_dim, "state")
-    features[ACTION] = vector(spec.action_dim, "action")
-    features[LABEL] = vector(spec.action_dim, "action")
-    features["success"] = scalar("bool")
-    features["next.reward"] = scalar("float32")
-    features["next.success"] = scalar("bool")
-    features["next.done"] = scalar("bool")
-    features[PADDED] = scalar("bool")
-    features["timestamp"] = scalar("float32")
-    for name in ("frame_index", "episode_index", "index", "task_index"):
-        features[name] = scalar("int64")
-    return features
-
-
-def new_info(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
-    """meta/info.json of an empty store. The key "wmpo" is ours; LeRobot reads over it."""
-    return {
-        "codebase_version": VERSION,
-        "robot_type": None,
-        "total_episodes": 0,
-        "total_frames": 0,
-        "total_tasks": 0,
-        "chunks_size": FILES_PER_CHUNK,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "fps": spec.fps,
-        "splits": {},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-        "features": _features(spec, codec),
-        "wmpo": {"horizon": spec.horizon, "state_dim": spec.state_dim, "codec": asdict(codec)},
-    }
-
-
-def spec_of(info: Mapping[str, Any]) -> EnvSpec:
-    features = info["features"]
-    prefix = video_key("")
-    cameras = {
-        key.removeprefix(prefix): (value["shape"][0], value["shape"][1])
-        for key, value in features.items()
-        if key.startswith(prefix)
-    }
-    own = info["wmpo"]
-    return EnvSpec(cameras, own["state_dim"], features[ACTION]["shape"][0], own["horizon"], info["fps"])
 
 
 def _column(values: np.ndarray) -> pa.Array:
@@ -185,11 +111,3 @@ def tasks_table(tasks: Sequence[str]) -> pa.Table:
         "__index_level_0__": pa.array(tasks, pa.string()),
     }
     return pa.table(columns).replace_schema_metadata({"pandas": json.dumps(about)})
-
-
-def array_of(table: pa.Table, name: str) -> np.ndarray:
-    """A column as (rows,) or (rows, D)."""
-    column = table[name].combine_chunks()
-    if isinstance(column, pa.FixedSizeListArray):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return column.to_numpy(zero_copy_only=False)

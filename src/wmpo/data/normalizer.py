@@ -193,3 +193,11 @@ def _state_units(states: np.ndarray) -> dict[str, np.ndarray]:
         "state_mean": states.mean(0),
         "state_std": np.where(std <= SAME * np.maximum(largest, 1), np.maximum(largest, 1), unit),
     }
+
+
+def spread_ratio(one: np.ndarray, other: np.ndarray) -> float:
+    """How many times more the rows (N, D) of `one` spread than those of `other`: the median over the dimensions that
+    vary in both, 1 where none does. Far from 1 where the units differ."""
+    spreads = np.stack([np.quantile(rows, 0.99, axis=0) - np.quantile(rows, 0.01, axis=0) for rows in (one, other)])
+    vary = (spreads > 0).all(0)
+    return float(np.median(spreads[0, vary] / spreads[1, vary])) if vary.any() else 1.0

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from wmpo.data import layout
-from wmpo.data.files import read_table
 from wmpo.data.initial_states import split_of
-from wmpo.data.stats import Stats, image_stats, vector_stats
-from wmpo.errors import UserError
+from wmpo.data.stats import NAMES, Stats, image_stats, vector_stats
+from wmpo.data.tables import column, damaged, read_table
 from wmpo.types import EnvSpec, Episode
 
 
@@ -28,10 +28,11 @@ class EpisodeRecord:
     first_frame: int
     """Number of frame 0 in the store."""
     part: int
-    """Which files hold it."""
+    """Which of the store's parts holds it, counted from 0."""
     offset: int
     """Number of frame 0 in those files."""
     initial_state: int
+    """Negative where it is unknown."""
     source: str
     task: str
     instruction: str
@@ -46,7 +47,8 @@ class EpisodeRecord:
 
 def episode_stats(episode: Episode, spec: EnvSpec) -> dict[str, Stats]:
     """Feature -> its statistics over the episode."""
-    stats = {layout.ACTION: vector_stats(episode.actions)}
+    labels = episode.actions if episode.labels is None else episode.labels
+    stats = {layout.ACTION: vector_stats(episode.actions), layout.LABEL: vector_stats(labels)}
     if spec.state_dim:
         stats[layout.STATE] = vector_stats(episode.state)
     return stats | {layout.video_key(camera): image_stats(episode.images[camera]) for camera in spec.cameras}
@@ -55,67 +57,115 @@ def episode_stats(episode: Episode, spec: EnvSpec) -> dict[str, Stats]:
 def episode_row(
     episode: Episode, stats: Mapping[str, Stats], spec: EnvSpec, *, index: int, part: int, first_frame: int, offset: int
 ) -> dict[str, Any]:
-    """The episode's row; `index`, `part`, `first_frame` and `offset` are those of its record."""
-    chunk, file = divmod(part, layout.FILES_PER_CHUNK)
+    """The episode's row; `index`, `first_frame` and `offset` are those of its record, `part` is its files' number."""
     frames = episode.length + 1
     row: dict[str, Any] = {
         "episode_index": index,
         "tasks": [episode.instruction],
         "length": frames,
-        "data/chunk_index": chunk,
-        "data/file_index": file,
         "dataset_from_index": first_frame,
         "dataset_to_index": first_frame + frames,
-        "meta/episodes/chunk_index": chunk,
-        "meta/episodes/file_index": file,
         "wmpo/start": episode.initial_state,
         "wmpo/source": episode.source,
         "wmpo/task": episode.task,
         "wmpo/success": episode.succeeded,
         "wmpo/labelled": episode.labels is not None,
         "wmpo/meta": json.dumps(episode.meta, sort_keys=True),
+        **place_of(spec, part, offset, frames),
     }
-    for camera in spec.cameras:
-        key = layout.video_key(camera)
-        row[f"videos/{key}/chunk_index"] = chunk
-        row[f"videos/{key}/file_index"] = file
-        row[f"videos/{key}/from_timestamp"] = offset / spec.fps
-        row[f"videos/{key}/to_timestamp"] = (offset + frames) / spec.fps
     for key, values in stats.items():
-        row |= {f"stats/{key}/{name}": value.tolist() for name, value in values.items()}
+        if key != layout.LABEL:  # not one of LeRobot's columns
+            row |= {f"stats/{key}/{name}": value.tolist() for name, value in values.items()}
     return row
 
 
-def read_records(root: Path, part: int) -> list[EpisodeRecord]:
-    """A part's episodes, in order."""
-    path = layout.episodes_path(root, part)
+def place_of(spec: EnvSpec, part: int, offset: int, frames: int) -> dict[str, Any]:
+    """The columns that say where an episode lies: in the files with this number, from frame `offset` on."""
+    chunk, file = divmod(part, layout.FILES_PER_CHUNK)
+    place: dict[str, Any] = {}
+    for kind in ("data", "meta/episodes", *(f"videos/{layout.video_key(camera)}" for camera in spec.cameras)):
+        place |= {f"{kind}/chunk_index": chunk, f"{kind}/file_index": file}
+        if kind.startswith("videos"):
+            place[f"{kind}/from_timestamp"] = offset / spec.fps
+            place[f"{kind}/to_timestamp"] = (offset + frames) / spec.fps
+    return place
+
+
+NUMBERS = ("episode_index", "length", "dataset_from_index", "dataset_to_index", "wmpo/start")
+TEXTS = ("wmpo/source", "wmpo/task", "wmpo/meta")
+TRUTHS = ("wmpo/success", "wmpo/labelled")
+
+
+def read_records(root: Path, file: int, part: int, index: int, first_frame: int) -> list[EpisodeRecord]:
+    """The episodes in the files of this number, in order; the first must be the store's episode `index`, from its frame
+    `first_frame` on."""
+    path = layout.episodes_path(root, file)
     table = read_table(path)
-    own = [name for name in table.column_names if not name.startswith(("stats/", "videos/"))]
-    rows = table.select(own).to_pylist()
-    if not rows:
-        raise UserError(f"The file {path} is empty: restore it from a copy.")
-    return [
-        EpisodeRecord(
-            index=row["episode_index"],
-            length=row["length"] - 1,
-            first_frame=row["dataset_from_index"],
-            part=part,
-            offset=row["dataset_from_index"] - rows[0]["dataset_from_index"],
-            initial_state=row["wmpo/start"],
-            source=row["wmpo/source"],
-            task=row["wmpo/task"],
-            instruction=row["tasks"][0],
-            succeeded=row["wmpo/success"],
-            labelled=row["wmpo/labelled"],
-            meta=json.loads(row["wmpo/meta"]),
+    if not len(table):
+        raise damaged(path, "is empty")
+    kinds = {**dict.fromkeys(NUMBERS, "whole numbers"), **dict.fromkeys(TEXTS, "text")}
+    kinds |= dict.fromkeys(TRUTHS, "truth values")
+    columns = {name: column(table, name, kind, path).to_pylist() for name, kind in kinds.items()}
+    sentences = _sentences(table, path)
+    records = []
+    frame = first_frame
+    for n in range(len(table)):
+        row = {name: values[n] for name, values in columns.items()}
+        frames, until = row["length"], row["dataset_to_index"]
+        if (row["episode_index"], row["dataset_from_index"], until) != (index + n, frame, frame + frames) or frames < 2:
+            raise damaged(path, f"does not go on with episode {index + n} at frame {frame} in row {n}")
+        records.append(
+            EpisodeRecord(
+                index=index + n,
+                length=frames - 1,
+                first_frame=frame,
+                part=part,
+                offset=frame - first_frame,
+                initial_state=row["wmpo/start"],
+                source=row["wmpo/source"],
+                task=row["wmpo/task"],
+                instruction=sentences[n],
+                succeeded=row["wmpo/success"],
+                labelled=row["wmpo/labelled"],
+                meta=_meta(row["wmpo/meta"], path),
+            )
         )
-        for row in rows
-    ]
+        frame = until
+    return records
 
 
-def read_stats(root: Path, part: int, keys: Sequence[str]) -> Iterator[dict[str, Stats]]:
+def _sentences(table: pa.Table, path: Path) -> list[str]:
+    """One of each episode; the format has room for more."""
+    if "tasks" not in table.column_names:
+        raise damaged(path, "lacks the column 'tasks'")
+    lists = table["tasks"].to_pylist()
+    if not all(isinstance(row, list) and row and isinstance(row[0], str) for row in lists):
+        raise damaged(path, "has episodes without a sentence in the column 'tasks'")
+    return [row[0] for row in lists]
+
+
+def _meta(text: str, path: Path) -> dict[str, str]:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
+        raise damaged(path, "has something else than facts in the column 'wmpo/meta'")
+    return meta
+
+
+def read_stats(root: Path, file: int, keys: Sequence[str]) -> Iterator[dict[str, Stats]]:
     """Statistics of these features, episode by episode."""
-    table = read_table(layout.episodes_path(root, part))
-    own = {key: [name for name in table.column_names if name.startswith(f"stats/{key}/")] for key in keys}
-    for row in table.select([name for names in own.values() for name in names]).to_pylist():
-        yield {key: {n.removeprefix(f"stats/{key}/"): np.array(row[n]) for n in names} for key, names in own.items()}
+    path = layout.episodes_path(root, file)
+    table = read_table(path)
+    names = {key: [f"stats/{key}/{name}" for name in NAMES] for key in keys}
+    if missing := [name for own in names.values() for name in own if name not in table.column_names]:
+        raise damaged(path, f"lacks the column {missing[0]!r}")
+    try:
+        for row in table.select([name for own in names.values() for name in own]).to_pylist():
+            yield {
+                key: {name.rpartition("/")[2]: np.array(row[name], dtype=np.float64) for name in own}
+                for key, own in names.items()
+            }
+    except (ValueError, TypeError):
+        raise damaged(path, "has something else than numbers among its statistics") from None

@@ -9,6 +9,8 @@ import numpy as np
 Stats = dict[str, np.ndarray]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
+NAMES = ("min", "max", "mean", "std", *QUANTILES, "count")
+
 
 def vector_stats(rows: np.ndarray) -> Stats:
     """Exact statistics of (rows, D), each (D,); std is the population's."""

@@ -3,19 +3,18 @@
 Each `append` writes new files beside the old ones under temporary names, puts them in place, and then
 replaces meta/info.json: that replacement is the commit. Whatever stops the program before it leaves the store as
 it was; what was left behind is removed by the next append.
+
+Episodes may be appended one by one: what an append costs does not grow with the store. Each makes a part of its own;
+once there are `MERGE` small ones at the end, they are merged.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +22,20 @@ import pyarrow.parquet as pq
 
 from wmpo.data import layout
 from wmpo.data.checks import check_episode
-from wmpo.data.files import json_writer, read_table, replace_file
-from wmpo.data.records import EpisodeRecord, episode_row, episode_stats, read_records, read_stats
+from wmpo.data.info import Info, check_spec, new_info, read_info
+from wmpo.data.parts import merge_parts, read_frames, split_by_length, write_part
+from wmpo.data.records import EpisodeRecord, episode_stats, read_records, read_stats
 from wmpo.data.stats import Stats, merge_stats, vector_stats
-from wmpo.data.video import LOSSLESS, Codec, read_video, take, write_video
+from wmpo.data.tables import damaged, read_tasks
+from wmpo.data.video import LOSSLESS, Codec, Video
 from wmpo.errors import UserError
+from wmpo.io.files import atomic_path, file_lock, write_json
 from wmpo.types import EnvSpec, Episode
+
+MERGE = 32
+"""Parts with fewer episodes than this, and shorter than a quarter of the longest, are merged when there are as many."""
+GROWTH = 8
+"""Quantiles are exact again whenever the store has grown by one part in so many; in between they are averaged."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,12 @@ class EpisodeStore:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._columns: tuple[int, pa.Table] | None = None
-        self._reload()
+        self.spec: EnvSpec
+        self._cameras: tuple[str, ...] = ()
+        self._frames: tuple[int, dict[str, np.ndarray]] | None = None
+        self._stats: dict[str, Stats] | None = None  # None: not known yet, or somebody else has appended since
+        self._exact = 0  # frames that the quantiles are exact of
+        self._read(read_info(self.root))
 
     @classmethod
     def create(cls, root: str | Path, spec: EnvSpec, codec: Codec = LOSSLESS) -> EpisodeStore:
@@ -57,11 +68,15 @@ class EpisodeStore:
         root = Path(root)
         if (root / layout.INFO).exists():
             raise UserError(f"There is already an episode store in {root}: open it, or choose another folder.")
-        if not spec.cameras:
-            raise UserError("An episode store needs at least one camera: name one in the environment's spec.")
-        replace_file(root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table([]), path))
-        replace_file(root / layout.STATS, json_writer({}))
-        replace_file(root / layout.INFO, json_writer(layout.new_info(spec, codec)))
+        check_spec(spec, str(root))
+        if codec.pixels == "yuv420p" and any(side % 2 for size in spec.cameras.values() for side in size):
+            raise UserError(f"{root}: this codec takes images of even sides only: use LOSSLESS, or other images.")
+        try:
+            _write_tasks(root, [])
+            write_json(root / layout.STATS, {})
+            write_json(root / layout.INFO, new_info(spec, codec))
+        except OSError as error:
+            raise UserError(f"No episode store can be made in {root}: {error.strerror}.") from error
         return cls(root)
 
     @classmethod
@@ -71,7 +86,8 @@ class EpisodeStore:
 
     @classmethod
     def open_or_create(cls, root: str | Path, spec: EnvSpec, codec: Codec = LOSSLESS) -> EpisodeStore:
-        """The store in a folder, new if there is none; it must be of the same environment."""
+        """The store in a folder, new if there is none; it must be of the same environment. Cameras come in the order of
+        `spec`."""
         if not (Path(root) / layout.INFO).exists():
             return cls.create(root, spec, codec)
         store = cls(root)
@@ -81,7 +97,18 @@ class EpisodeStore:
                 f"The episode store in {root} holds another environment ({store.spec}) than the one asked for "
                 f"({wanted}): choose another folder, or the settings that it was collected with."
             )
-        return store
+        return store.with_cameras(tuple(spec.cameras))
+
+    def with_cameras(self, names: Sequence[str]) -> EpisodeStore:
+        """This store, with its cameras in this order."""
+        if sorted(names) != sorted(self.spec.cameras):
+            raise UserError(f"{self.root} has the cameras {', '.join(self.spec.cameras)}, not {', '.join(names)}.")
+        self._cameras = tuple(names)
+        self.spec = self._in_order(self.spec)
+        return self
+
+    def _in_order(self, spec: EnvSpec) -> EnvSpec:
+        return replace(spec, cameras={name: spec.cameras[name] for name in self._cameras or spec.cameras})
 
     def __len__(self) -> int:
         return len(self._records)
@@ -103,16 +130,18 @@ class EpisodeStore:
             group = list(rows)
             if wanted.isdisjoint(row.index for row in group):
                 continue
-            videos = {name: self._video(part, name) for name in self.spec.cameras}
+            videos = {name: self.video(part, name) for name in self.spec.cameras}
+            shown = {name: video.frames() for name, video in videos.items()}
             for row in group:
-                images = {name: self._take(frames, row, name) for name, frames in videos.items()}
+                images = {name: video.take(shown[name], row.length + 1) for name, video in videos.items()}
                 if row.index in wanted:
                     yield self._episode(row, images)
 
     def episode(self, index: int) -> Episode:
         """One episode, frames and all."""
         row = self._record(index)
-        images = {name: self._take(self._video(row.part, name, row.offset), row, name) for name in self.spec.cameras}
+        videos = {name: self.video(row.part, name) for name in self.spec.cameras}
+        images = {name: video.take(video.frames(row.offset), row.length + 1) for name, video in videos.items()}
         return self._episode(row, images)
 
     def _record(self, index: int) -> EpisodeRecord:
@@ -153,19 +182,17 @@ class EpisodeStore:
         return len(self.part_frames)
 
     def columns(self, part: int, name: str) -> np.ndarray:
-        """A column of a part's frames, (rows,) or (rows, D): "action", "observation.state", "success" ..."""
-        if self._columns is None or self._columns[0] != part:
-            self._columns = (part, read_table(layout.data_path(self.root, part)))
-        rows = self.part_frames[part]
-        values = layout.array_of(self._columns[1], name)
-        if len(values) != rows:
-            path = layout.data_path(self.root, part)
-            raise UserError(f"The file {path} has {len(values)} rows in place of {rows}: restore it from a copy.")
-        return values
+        """A column of a part's frames: "action", "label.action", "observation.state" as (rows, dimensions) float32,
+        "success" as (rows,) bool. Raises UserError where the part is damaged."""
+        if self._frames is None or self._frames[0] != part:
+            records = [record for record in self._records if record.part == part]
+            self._frames = (part, read_frames(self.root, self.files[part], records, self.spec))
+        return self._frames[1][name]
 
-    def frames(self, part: int, camera: str) -> Iterator[np.ndarray]:
-        """All frames (H, W, 3) of a part, in order."""
-        return self._video(part, camera)
+    def video(self, part: int, camera: str) -> Video:
+        """All frames of a part, as a camera shows them."""
+        path = layout.video_path(self.root, self.files[part], camera)
+        return Video(path, self.spec.cameras[camera], self.spec.fps, self.part_frames[part])
 
     def append(self, episodes: Sequence[Episode]) -> None:
         """Store episodes for good: all of them, or none when anything goes wrong."""
@@ -174,7 +201,7 @@ class EpisodeStore:
         for place, episode in enumerate(episodes):
             check_episode(episode, self.spec, f"Episode {place} of those to be stored in {self.root}")
         try:
-            with self._locked():
+            with file_lock(self.root / ".lock"):
                 self._append(episodes)
         except OSError as error:
             raise UserError(
@@ -183,164 +210,139 @@ class EpisodeStore:
             ) from error
 
     def _append(self, episodes: Sequence[Episode]) -> None:
-        self._reload()
-        self._remove_leftovers()
+        info = read_info(self.root)
+        if info.content != self._info.content:
+            self._read(info)
+            self._stats = None
+        old, self._stats = self._stats, None  # unknown, should anything go wrong
+        if old is None:
+            self._remove_leftovers()
         tasks = list(self._tasks)
         tasks += [text for text in dict.fromkeys(item.instruction for item in episodes) if text not in tasks]
-        index, frame, part = len(self._records), self.total_frames, self.parts
-        image_parts = self._image_stats()
-        for group in _groups(episodes, self.spec.fps * layout.PART_SECONDS):
-            rows = self._write_part(group, part, index, frame, tasks, image_parts)
-            index, frame, part = index + len(group), frame + rows, part + 1
-        info = dict(self._info)
-        info.update(total_episodes=index, total_frames=frame, total_tasks=len(tasks), splits={"train": f"0:{index}"})
+        index, frame = len(self), self.total_frames
+        files = list(self.files)
+        stats = [episode_stats(episode, self.spec) for episode in episodes]
+        lengths = [episode.length + 1 for episode in episodes]
+        for run in split_by_length(lengths, self.spec.fps * layout.PART_SECONDS):
+            files.append(files[-1] + 1 if files else 0)
+            some = slice(run.start, run.stop)
+            place = {"index": index + run.start, "first_frame": frame + sum(lengths[: run.start])}
+            write_part(
+                self.root, files[-1], episodes[some], stats[some], self.spec, self._info.own.codec, tasks=tasks, **place
+            )
         # Both files may run ahead of the commit: more tasks than needed, statistics of episodes to come.
-        replace_file(self.root / layout.TASKS, lambda path: pq.write_table(layout.tasks_table(tasks), path))
-        replace_file(self.root / layout.STATS, json_writer(self._all_stats(part, image_parts)))
-        replace_file(self.root / layout.INFO, json_writer(info))
-        self._reload()
+        if tasks != self._tasks or old is None:
+            _write_tasks(self.root, tasks)
+        grown = self._grown_stats(old, stats, files)
+        content = {key: {name: value.tolist() for name, value in values.items()} for key, values in grown.items()}
+        write_json(self.root / layout.STATS, content)
+        self._commit(index + len(episodes), frame + sum(lengths), len(tasks), files)
+        self._stats = grown
+        self._merge_small()
 
-    def _write_part(
-        self,
-        episodes: Sequence[Episode],
-        part: int,
-        index: int,
-        frame: int,
-        tasks: list[str],
-        image_parts: dict[str, list[Stats]],
-    ) -> int:
-        """Write one set of files; the number of frames in it. Adds to `image_parts`."""
-        table = layout.frames_table(episodes, self.spec, index, frame, tasks)
-        rows = []
-        offset = 0
-        for number, episode in enumerate(episodes, start=index):
-            stats = episode_stats(episode, self.spec)
-            for key, entries in image_parts.items():
-                entries.append(stats[key])
-            place = {"index": number, "part": part, "first_frame": frame + offset, "offset": offset}
-            rows.append(episode_row(episode, stats, self.spec, **place))
-            offset += episode.length + 1
-        replace_file(layout.data_path(self.root, part), lambda path: pq.write_table(table, path))
-        for camera in self.spec.cameras:
-            shots = (episode.images[camera] for episode in episodes)
-            target = layout.video_path(self.root, part, camera)
-            replace_file(target, lambda path, shots=shots: write_video(path, shots, self.spec.fps, self.codec))  # type: ignore[misc]
-        replace_file(
-            layout.episodes_path(self.root, part), lambda path: pq.write_table(pa.Table.from_pylist(rows), path)
-        )
-        return offset
+    def _commit(self, episodes: int, frames: int, tasks: int, files: list[int]) -> None:
+        write_json(self.root / layout.INFO, self._info.grown(episodes, frames, tasks, files))
+        self._read(read_info(self.root))
 
-    def _reload(self) -> None:
-        """Read what is committed."""
-        path = self.root / layout.INFO
+    def _merge_small(self) -> None:
+        """Of episodes that were appended one by one, thousands of files would be left. Where it fails they stay."""
+        limit = self.spec.fps * layout.PART_SECONDS
+        counts = Counter(record.part for record in self._records)
+        small = [counts[part] < MERGE and frames < limit / 4 for part, frames in enumerate(self.part_frames)]
+        begin = next((part + 1 for part in reversed(range(self.parts)) if not small[part]), 0)
+        if self.parts - begin < MERGE:
+            return
+        fresh: list[int] = []
         try:
-            self._info: dict[str, Any] = json.loads(path.read_text())
-            self.spec = layout.spec_of(self._info)
-            self.codec = Codec(**self._info["wmpo"]["codec"])
-        except FileNotFoundError:
-            raise UserError(f"There is no episode store in {self.root}: check the path, or collect episodes.") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"The file {path} is damaged or not of an episode store: restore it from a copy.") from None
-        self._records: list[EpisodeRecord] = []
-        self._columns = None
-        total = self._info["total_episodes"]
-        part = 0
-        while len(self._records) < total:
-            self._records += read_records(self.root, part)
+            for run in split_by_length(self.part_frames[begin:], limit):
+                fresh.append(self.files[-1] + 1 + len(fresh))
+                merge_parts(self.root, [self.files[begin + part] for part in run], fresh[-1], self.spec)
+        except (OSError, ValueError):
+            return self._remove_leftovers()
+        self._commit(len(self), self.total_frames, len(self._tasks), self.files[:begin] + fresh)
+        self._remove_leftovers()
+
+    def _read(self, info: Info) -> None:
+        """Read what is committed; of parts that are known already, nothing."""
+        known = getattr(self, "files", [])
+        files = list(range(info.episodes)) if info.own.files is None else list(info.own.files)
+        same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(known, files, strict=False))))
+        records = [record for record in getattr(self, "_records", []) if record.part < same]
+        self._tasks = read_tasks(self.root)
+        frame = records[-1].first_frame + records[-1].length + 1 if records else 0
+        part = same
+        while len(records) < info.episodes and part < len(files):
+            records += read_records(self.root, files[part], part, len(records), frame)
+            frame = records[-1].first_frame + records[-1].length + 1
             part += 1
+        if (len(records), frame) != (info.episodes, info.frames) or (info.own.files and part < len(files)):
+            raise damaged(
+                self.root / layout.INFO,
+                f"counts {info.episodes} episodes of {info.frames} frames where there are {len(records)} of {frame}",
+            )
+        self._info, self._records, self.files, self._frames = info, records, files[:part], None
+        self.spec = self._in_order(info.spec)
         self.part_frames = [0] * part
-        for row in self._records:
-            self.part_frames[row.part] += row.length + 1
-        if len(self._records) != total:
-            raise UserError(f"The files in {self.root}/meta/episodes hold more than the {total} episodes of {path}.")
-        self._tasks = read_table(self.root / layout.TASKS)["__index_level_0__"].to_pylist()
-
-    def _video(self, part: int, camera: str, first: int = 0) -> Iterator[np.ndarray]:
-        path = layout.video_path(self.root, part, camera)
-        return read_video(path, self.spec.cameras[camera], self.spec.fps, first)
-
-    def _take(self, frames: Iterator[np.ndarray], row: EpisodeRecord, camera: str) -> np.ndarray:
-        return take(frames, row.length + 1, layout.video_path(self.root, row.part, camera))
+        for record in records:
+            self.part_frames[record.part] += record.length + 1
 
     def _episode(self, row: EpisodeRecord, images: dict[str, np.ndarray]) -> Episode:
-        rows = slice(row.offset, row.offset + row.length + 1)
-        vectors = self._vectors(row)
-        state = vectors.get(layout.STATE, np.zeros((row.length + 1, 0), np.float32))
+        def values(name: str, frames: int) -> np.ndarray:
+            return self.columns(row.part, name)[row.offset : row.offset + frames].copy()
+
+        T = row.length
         return Episode(
             images=images,
-            state=state,
-            actions=vectors[layout.ACTION],
-            success=self.columns(row.part, "success")[rows].astype(bool),
+            state=values(layout.STATE, T + 1) if self.spec.state_dim else np.zeros((T + 1, 0), np.float32),
+            actions=values(layout.ACTION, T),
+            success=values("success", T + 1),
             instruction=row.instruction,
             initial_state=row.initial_state,
             task=row.task,
             source=row.source,
             meta=dict(row.meta),
-            labels=vectors[layout.LABEL] if row.labelled else None,
+            labels=values(layout.LABEL, T) if row.labelled else None,
         )
 
-    def _vectors(self, row: EpisodeRecord) -> dict[str, np.ndarray]:
-        """Actions and labels (T, D), states (T+1, S)."""
-        rows = slice(row.offset, row.offset + row.length)
-        names = [layout.ACTION, layout.LABEL]
-        found = {name: _matrix(self.columns(row.part, name))[rows].copy() for name in names}
-        if self.spec.state_dim:
-            found[layout.STATE] = _matrix(self.columns(row.part, layout.STATE))[rows.start : rows.stop + 1].copy()
-        return found
+    def _grown_stats(
+        self, old: dict[str, Stats] | None, new: Sequence[dict[str, Stats]], files: Sequence[int]
+    ) -> dict[str, Stats]:
+        """Of all features over the old episodes and the new ones, whose files are written already."""
+        images = [layout.video_key(camera) for camera in self.spec.cameras]
+        before = [old] if old else [row for file in self.files for row in read_stats(self.root, file, images)]
+        stats = {key: merge_stats([entry[key] for entry in (*before, *new)]) for key in (old or images)}
+        frames = int(stats[images[0]]["count"][0])
+        if old is None or (frames - self._exact) * GROWTH >= frames:
+            stats |= self._exact_stats([key for key in new[0] if key not in images], files)
+            self._exact = frames
+        return stats
 
-    def _image_stats(self) -> dict[str, list[Stats]]:
-        """Per camera, the statistics of each stored episode."""
-        keys = [layout.video_key(camera) for camera in self.spec.cameras]
-        episodes = [stats for part in range(self.parts) for stats in read_stats(self.root, part, keys)]
-        return {key: [stats[key] for stats in episodes] for key in keys}
-
-    def _all_stats(self, parts: int, images: dict[str, list[Stats]]) -> dict[str, dict[str, Any]]:
-        """meta/stats.json over all parts, the new ones too. Rows that only repeat the last action don't count."""
-        stats = {key: merge_stats(entries) for key, entries in images.items()}
-        names = [layout.ACTION, layout.LABEL] + [layout.STATE] * bool(self.spec.state_dim)
-        gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for part in range(parts):
-            table = read_table(layout.data_path(self.root, part), [*names, layout.PADDED])
-            real = ~layout.array_of(table, layout.PADDED).astype(bool)
-            for name in names:
-                values = _matrix(layout.array_of(table, name))
-                gathered[name].append(values if name == layout.STATE else values[real])
-        stats.update({name: vector_stats(np.concatenate(values)) for name, values in gathered.items()})
-        return {key: {name: value.tolist() for name, value in values.items()} for key, values in stats.items()}
+    def _exact_stats(self, names: Sequence[str], files: Sequence[int]) -> dict[str, Stats]:
+        """Of vectors, over all files. Rows that only repeat the last action don't count."""
+        tables = [pq.ParquetFile(layout.data_path(self.root, file)).read([*names, layout.PADDED]) for file in files]
+        table = pa.concat_tables(tables)
+        real = ~table[layout.PADDED].to_numpy()
+        stats = {}
+        for name in names:
+            column = table[name].combine_chunks()
+            flat = column.flatten() if isinstance(column, pa.FixedSizeListArray) else column
+            rows = flat.to_numpy().reshape(len(table), -1)
+            stats[name] = vector_stats(rows if name == layout.STATE else rows[real])
+        return stats
 
     def _remove_leftovers(self) -> None:
-        """Files of an append that was cut short: LeRobot reads every parquet file that it finds."""
-        kept = {path for part in range(self.parts) for path in layout.part_paths(self.root, part, self.spec)}
+        """Files of an append that was cut short, or that were merged: LeRobot reads every parquet file it finds."""
+        kept = {path for file in self.files for path in layout.part_paths(self.root, file, self.spec)}
         for folder in ("data", "meta/episodes", "videos"):
-            for path in (self.root / folder).rglob("file-*"):
+            for path in (self.root / folder).rglob("*file-*"):
                 if path not in kept:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time, also between processes."""
-        with (self.root / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+
+def _write_tasks(root: Path, tasks: Sequence[str]) -> None:
+    with atomic_path(root / layout.TASKS) as path:
+        pq.write_table(layout.tasks_table(tasks), path)
 
 
 def _numbers(spec: EnvSpec) -> tuple[int, int, int, int]:
     return spec.state_dim, spec.action_dim, spec.horizon, spec.fps
-
-
-def _matrix(values: np.ndarray) -> np.ndarray:
-    """(rows, D) also where D is 1."""
-    return values.reshape(len(values), -1)
-
-
-def _groups(episodes: Sequence[Episode], limit: int) -> Iterator[list[Episode]]:
-    """Runs of episodes of at most `limit` frames, or of one longer episode."""
-    group: list[Episode] = []
-    frames = 0
-    for episode in episodes:
-        if group and frames + episode.length + 1 > limit:
-            yield group
-            group, frames = [], 0
-        group.append(episode)
-        frames += episode.length + 1
-    yield group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -11,15 +11,27 @@ from typing import cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, named
+
+ENCODERS = {
+    "libx264rgb": ("rgb24", "gbrp", {"qp", "preset"}),
+    "libx264": ("yuv420p", "yuv420p", {"crf", "preset"}),
+}
+"""Encoder -> the pixel format that it takes, the one in the file, and its options: nothing else reaches FFmpeg."""
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+STORED = "h264"
+"""What both encoders make, as FFmpeg calls it."""
+BLOCK_BYTES = 1 << 26
+"""Decoded frames that are held at a time."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How frames are compressed."""
+    """How frames are compressed. Raises UserError for what is not in `ENCODERS`."""
 
     name: str = "libx264rgb"
     """Encoder, as FFmpeg calls it."""
@@ -27,11 +39,28 @@ class Codec:
     """Pixel format that it is fed with."""
     stored: str = "gbrp"
     """Pixel format in the file."""
-    options: dict[str, str] = field(default_factory=lambda: {"qp": "0", "preset": "ultrafast"})
+    options: Mapping[str, str] = field(default_factory=lambda: {"qp": "0", "preset": "ultrafast"})
     lossless: bool = True
     """Frames come back bit for bit."""
     keyframe_interval: int = 20
     """Frames; every episode begins with a key frame in any case."""
+
+    def __post_init__(self) -> None:
+        pixels, stored, known = named("video encoder", self.name, ENCODERS)
+        options = dict(self.options)
+        strength = options.pop("qp", options.pop("crf", "0"))
+        if (self.pixels, self.stored) != (pixels, stored) or not self.options.keys() <= known:
+            raise UserError(f"The encoder {self.name} takes {pixels}, gives {stored} and has the options {known}.")
+        if not (strength.isascii() and strength.isdigit() and int(strength[:3]) <= 51):
+            raise UserError(
+                f"The strength of video compression is {strength[:40]!r}: choose a whole number of 0 to 51."
+            )
+        if (preset := options.get("preset", "medium")) not in PRESETS:
+            raise UserError(
+                f"There is no preset {preset[:40]!r} of video compression: choose one of {', '.join(PRESETS)}."
+            )
+        if not 1 <= self.keyframe_interval <= 1000:
+            raise UserError(f"Key frames every {self.keyframe_interval} frames: choose 1 to 1000.")
 
 
 LOSSLESS = Codec()
@@ -69,34 +98,70 @@ def write_video(path: Path, episodes: Iterable[np.ndarray], fps: int, codec: Cod
             container.mux(stream.encode())
 
 
-def read_video(path: Path, size: tuple[int, int], fps: int, first: int = 0) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 from number `first` on; size is (H, W) in pixels."""
-    to_rgb = VideoReformatter()  # one for all frames: setting it up costs ten times a small frame
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            if (stream.height, stream.width) != tuple(size):
-                raise UserError(
-                    f"The video {path} shows {stream.height}x{stream.width} pixels where its store says "
-                    f"{size[0]}x{size[1]}: restore the file from a copy."
-                )
-            tick = cast(Fraction, stream.time_base)
-            if first:
-                container.seek(round(first / fps / tick), stream=stream)
-            for frame in container.decode(stream):
-                # Seeking stops at the key frame before.
-                if round(cast(int, frame.pts) * tick * fps) >= first:
-                    yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
-    except FileNotFoundError:
-        raise UserError(f"The video {path} is missing: restore it from a copy of the store.") from None
-    except (av.error.FFmpegError, IndexError):
-        raise UserError(f"The video {path} is damaged or truncated: restore it from a copy of the store.") from None
+@dataclass(frozen=True)
+class Video:
+    """A file of `count` frames of (H, W) pixels at `fps` Hz, as its store describes it."""
+
+    path: Path
+    size: tuple[int, int]
+    fps: int
+    count: int
+
+    def frames(self, first: int = 0) -> Iterator[np.ndarray]:
+        """Frames (H, W, 3) uint8 from number `first` on. Raises UserError where the file holds anything else."""
+        try:
+            # Of any other format, e.g. a list of other files, nothing is opened.
+            with av.open(str(self.path), format="mp4") as container:
+                yield from self._decode(container, first)
+        except FileNotFoundError:
+            raise UserError(f"The video {self.path} is missing: restore it from a copy of the store.") from None
+        except PermissionError:
+            raise UserError(f"The video {self.path} can't be read: look for its permissions.") from None
+        except (av.error.FFmpegError, OSError, IndexError):
+            raise self._wrong("is damaged or truncated") from None
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All frames in arrays (n, H, W, 3) of bounded size."""
+        frames = self.frames()
+        at_once = max(1, BLOCK_BYTES // (3 * self.size[0] * self.size[1]))
+        for begin in range(0, self.count, at_once):
+            yield self.take(frames, min(at_once, self.count - begin))
+
+    def take(self, frames: Iterator[np.ndarray], count: int) -> np.ndarray:
+        """The next `count` of this file's frames as one array (count, H, W, 3)."""
+        block = list(itertools.islice(frames, count))
+        if len(block) != count:
+            raise self._wrong("ends too early")
+        return np.stack(block)
+
+    def _decode(self, container: InputContainer, first: int) -> Iterator[np.ndarray]:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        if stream.codec_context.name != STORED:
+            raise self._wrong(f"is {stream.codec_context.name} where its store has {STORED}")
+        if (stream.height, stream.width) != self.size:
+            raise self._wrong(f"shows {stream.height}x{stream.width} pixels where its store says {_by(self.size)}")
+        if stream.frames != self.count:
+            raise self._wrong(f"has {stream.frames} frames where its store says {self.count}")
+        to_rgb = VideoReformatter()  # one for all frames: setting it up costs ten times a small frame
+        tick = cast(Fraction, stream.time_base)
+        if first:
+            container.seek(round(first / self.fps / tick), stream=stream)
+        expected = first
+        for frame in container.decode(stream):
+            number = round((frame.pts or 0) * tick * self.fps)
+            if number < first:  # seeking stops at the key frame before
+                continue
+            if number != expected:
+                raise self._wrong(f"shows frame {expected} at another time than {self.fps} frames a second would")
+            if (frame.height, frame.width) != self.size:
+                raise self._wrong(f"changes its size to {frame.height}x{frame.width} pixels")
+            expected += 1
+            yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
+
+    def _wrong(self, what: str) -> UserError:
+        return UserError(f"The video {self.path} {what}: restore it from a copy of the store.")
 
 
-def take(frames: Iterator[np.ndarray], count: int, path: Path) -> np.ndarray:
-    """The next `count` frames as one array (count, H, W, 3)."""
-    block = list(itertools.islice(frames, count))
-    if len(block) != count:
-        raise UserError(f"The video {path} ends too early: restore it from a copy of the store.")
-    return np.stack(block)
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

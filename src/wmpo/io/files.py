@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from wmpo.errors import UserError
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 def _flush(path: Path) -> None:
@@ -76,14 +82,46 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises UserError where there is none, or where it can't be read."""
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file: remove it, or give another path.")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is no text in UTF-8.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged or incomplete: it is no JSON from line {error.lineno} on.") from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits; thousands of brackets
+        raise UserError(f"{path} is damaged: it holds numbers or brackets beyond all measure.") from None
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that the file at `path` stands for; it ends with the process, whatever ends that.
+
+    Some network disks know no locks: there it keeps out processes of this machine only. With `wait` False, raises
+    BlockingIOError where another process holds it.
+    """
+    mode = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, mode)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        else:
+            yield
+            return
+    folder = Path(tempfile.gettempdir()) / f"wmpo-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()).open("a") as file:
+        fcntl.flock(file, mode)
+        yield
 
 
 def _no_nan(data: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,11 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_plain(cls: type[T], data: Any, where: str) -> T:
-    """The dataclass `cls` from `to_plain`'s output. `where` names the source in error messages."""
+def from_plain(cls: type[T], data: Any, where: str, null_is_nan: bool = False) -> T:
+    """The dataclass `cls` from `to_plain`'s output. `where` names the source in error messages.
+
+    Numbers must be finite; `null_is_nan`: or null, which `write_json` stores for NaN. Raises UserError.
+    """
     if not isinstance(data, Mapping):
         raise UserError(f"{where} should hold the fields of {cls.__name__}, but holds {_kind(data)}.")
     hints = typing.get_type_hints(cls)
@@ -38,18 +42,21 @@ def from_plain(cls: type[T], data: Any, where: str) -> T:
     values = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+            values[name] = _convert(hints[name], data[name], f"{where}: {name}", null_is_nan)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where} lacks the field {name!r} of {cls.__name__}.")
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, null_is_nan: bool) -> Any:
+    def convert(hint: Any, value: Any, where: str) -> Any:
+        return _convert(hint, value, where, null_is_nan)
+
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_plain(hint, value, where)
+        return from_plain(hint, value, where, null_is_nan)
     if origin is Literal:
         if value not in arguments:
             raise UserError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
@@ -57,24 +64,26 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(argument for argument in arguments if argument is not type(None)), value, where)
+        return convert(next(argument for argument in arguments if argument is not type(None)), value, where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _expect(value, Mapping, where, "an object")
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple:
         _expect(value, (list, tuple), where, "a list")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(value) != len(arguments):
             raise UserError(f"{where} has {len(value)} items; it must have {len(arguments)}.")
         pairs = zip(arguments, value, strict=True)
-        return tuple(_convert(argument, item, f"{where}[{i}]") for i, (argument, item) in enumerate(pairs))
+        return tuple(convert(argument, item, f"{where}[{i}]") for i, (argument, item) in enumerate(pairs))
     if isinstance(origin, type) and issubclass(origin, Sequence):
         _expect(value, (list, tuple), where, "a list")
-        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hint is float and value is None:
-        return math.nan  # JSON has no NaN; `write_json` stores null for it
+        return [convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hint is float and value is None and null_is_nan:
+        return math.nan
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:  # NaN, infinity, and whole numbers that no float holds
+            raise UserError(f"{where} is {_kind(value)}; it must be a finite number.")
         return float(value)
     if hint is int and isinstance(value, bool):
         raise UserError(f"{where} is {value!r}; it must be a whole number.")

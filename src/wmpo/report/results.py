@@ -277,7 +277,7 @@ class RunResult:
         data = read_json(path)
         if isinstance(data, Mapping) and data.get("format") != FORMAT:
             raise UserError(f"{path} has format {data.get('format')!r}; this version of wmpo reads {FORMAT}.")
-        result = from_plain(RunResult, data, str(path))
+        result = from_plain(RunResult, data, str(path), null_is_nan=True)
         result.check(str(path))
         return result
 

@@ -1,0 +1,207 @@
+"""meta/info.json: what it says of a new store, and what it may say of one that is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wmpo.data import layout
+from wmpo.data.video import STORED, Codec
+from wmpo.errors import UserError
+from wmpo.io.files import read_json
+from wmpo.io.plain import from_plain
+from wmpo.types import EnvSpec
+
+CAMERA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Names of cameras become names of folders."""
+SIDE, DIMENSIONS, HORIZON, FPS = 8192, 4096, 1_000_000, 1000
+"""Largest sizes: pixels of a side; of state and action; actions of an episode; Hz."""
+EPISODES, FRAMES = 10**8, 10**10
+EMPTY_TOTALS = {"total_episodes": 0, "total_frames": 0, "total_tasks": 0}
+
+
+@dataclass(frozen=True)
+class Own:
+    """What only wmpo needs to know; the key "wmpo" of info.json, which LeRobot reads over."""
+
+    horizon: int
+    state_dim: int
+    codec: Codec
+    files: tuple[int, ...] | None = None
+    """Numbers of the files that count, in order; None: 0, 1, 2 and so on."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """A store's info.json, read and found plausible."""
+
+    spec: EnvSpec
+    own: Own
+    episodes: int
+    frames: int
+    content: dict[str, Any]
+
+    def grown(self, episodes: int, frames: int, tasks: int, files: list[int]) -> dict[str, Any]:
+        """The content once the store has grown."""
+        own = {**self.content["wmpo"], "files": files}
+        totals = {"total_episodes": episodes, "total_frames": frames, "total_tasks": tasks}
+        return {**self.content, **totals, "splits": {"train": f"0:{episodes}"}, "wmpo": own}
+
+
+def read_info(root: Path) -> Info:
+    """Raises UserError where there is no store that wmpo can read, and says what there is."""
+    path = root / layout.INFO
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{root} can't be opened: {error.strerror}.") from None
+    if not exists:
+        raise UserError(f"There is no episode store in {root}: check the path, or collect episodes.")
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("features"), dict):
+        raise UserError(f"The file {path} is damaged or not of an episode store: restore it from a copy.")
+    version = content.get("codebase_version")
+    if "wmpo" not in content:
+        raise UserError(
+            f"{root} is a LeRobot data set ({str(version)[:20]}) that wmpo did not write: it doesn't say which frames "
+            "show success, and importing is not supported yet; read its episodes with LeRobot and store them with "
+            "EpisodeStore.append, see docs/data.md."
+        )
+    if version != layout.VERSION or content.get("chunks_size") != layout.FILES_PER_CHUNK:
+        raise UserError(
+            f"{path} is of format {str(version)[:20]} with {str(content.get('chunks_size'))[:20]} files to a folder, "
+            f"but wmpo reads {layout.VERSION} with {layout.FILES_PER_CHUNK}: restore it from a copy."
+        )
+    own = from_plain(Own, content["wmpo"], f"{path}: wmpo")
+    fps = _whole(content, "fps", path, 1, FPS)
+    spec = EnvSpec(_cameras(content, path, fps), own.state_dim, _width(content, layout.ACTION, path), own.horizon, fps)
+    check_spec(spec, str(path))
+    for name, size in ((layout.LABEL, spec.action_dim), (layout.STATE, spec.state_dim)):
+        if size and (found := _width(content, name, path)) != size:
+            raise UserError(f"{path}: {name} has {found} dimensions in place of {size}: restore it from a copy.")
+    episodes, frames = (
+        _whole(content, "total_episodes", path, 0, EPISODES),
+        _whole(content, "total_frames", path, 0, FRAMES),
+    )
+    files = own.files
+    if files is not None and (list(files) != sorted({n for n in files if 0 <= n < EPISODES}) or len(files) > episodes):
+        raise UserError(f"{path}: the numbers of its files are out of order: restore it from a copy.")
+    return Info(spec, own, episodes, frames, content)
+
+
+def check_spec(spec: EnvSpec, where: str) -> None:
+    """Raise UserError where a store of such an environment makes no sense, or would lie outside of its folder."""
+    if not spec.cameras:
+        raise UserError(f"{where}: an episode store needs at least one camera: name one in the environment's spec.")
+    for name, size in spec.cameras.items():
+        if not CAMERA.fullmatch(name) or ".." in name:
+            raise UserError(
+                f"{where}: a camera is called {name[:100]!r}: use letters, digits, and _ - . between them, since the "
+                "name becomes a folder's."
+            )
+        if not all(1 <= side <= SIDE for side in size):
+            raise UserError(f"{where}: camera {name!r} has {size[0]}x{size[1]} pixels: choose sides of 1 to {SIDE}.")
+    ranges = {
+        "state_dim": (spec.state_dim, 0, DIMENSIONS),
+        "action_dim": (spec.action_dim, 1, DIMENSIONS),
+        "horizon": (spec.horizon, 1, HORIZON),
+        "fps": (spec.fps, 1, FPS),
+    }
+    for name, (value, least, most) in ranges.items():
+        if not least <= value <= most:
+            raise UserError(f"{where}: {name} is {value}; it must be from {least} to {most}.")
+
+
+def new_info(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
+    """meta/info.json of an empty store."""
+    return {
+        "codebase_version": layout.VERSION,
+        "robot_type": None,
+        **EMPTY_TOTALS,
+        "chunks_size": layout.FILES_PER_CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": spec.fps,
+        "splits": {},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": _features(spec, codec),
+        "wmpo": {"horizon": spec.horizon, "state_dim": spec.state_dim, "codec": asdict(codec), "files": []},
+    }
+
+
+def _features(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
+    def vector(size: int, stem: str) -> dict[str, Any]:
+        return {"dtype": "float32", "shape": [size], "names": [f"{stem}_{i}" for i in range(size)]}
+
+    def scalar(dtype: str) -> dict[str, Any]:
+        return {"dtype": dtype, "shape": [1], "names": None}
+
+    features: dict[str, Any] = {}
+    for camera, (height, width) in spec.cameras.items():
+        features[layout.video_key(camera)] = {
+            "dtype": "video",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": STORED,
+                "video.pix_fmt": codec.stored,
+                "video.is_depth_map": False,
+                "video.fps": spec.fps,
+                "video.channels": 3,
+                "has_audio": False,
+            },
+        }
+    if spec.state_dim:
+        features[layout.STATE] = vector(spec.state_dim, "state")
+    features[layout.ACTION] = vector(spec.action_dim, "action")
+    features[layout.LABEL] = vector(spec.action_dim, "action")
+    features["success"] = scalar("bool")
+    features["next.reward"] = scalar("float32")
+    features["next.success"] = scalar("bool")
+    features["next.done"] = scalar("bool")
+    features[layout.PADDED] = scalar("bool")
+    features["timestamp"] = scalar("float32")
+    for name in ("frame_index", "episode_index", "index", "task_index"):
+        features[name] = scalar("int64")
+    return features
+
+
+def _cameras(content: Mapping[str, Any], path: Path, fps: int) -> dict[str, tuple[int, int]]:
+    """Camera -> (height, width)."""
+    prefix = layout.video_key("")
+    cameras = {}
+    for key in content["features"]:
+        if key.startswith(prefix):
+            height, width, channels = _shape(content, key, path, 3)
+            facts = content["features"][key].get("info")
+            if channels != 3 or not isinstance(facts, dict) or facts.get("video.fps", fps) != fps:
+                raise UserError(
+                    f"{path}: {key} has no 3 channels of {fps} Hz as the store has: restore it from a copy."
+                )
+            cameras[key.removeprefix(prefix)] = (height, width)
+    return cameras
+
+
+def _width(content: Mapping[str, Any], name: str, path: Path) -> int:
+    return _shape(content, name, path, 1)[0]
+
+
+def _shape(content: Mapping[str, Any], name: str, path: Path, sizes: int) -> list[int]:
+    feature = content["features"].get(name)
+    shape = feature.get("shape") if isinstance(feature, dict) else None
+    if not isinstance(shape, list) or len(shape) != sizes or not all(type(side) is int for side in shape):
+        raise UserError(f"{path}: the feature {name!r} has no shape of {sizes} whole numbers: restore it from a copy.")
+    return shape
+
+
+def _whole(content: Mapping[str, Any], name: str, path: Path, least: int, most: int) -> int:
+    value = content.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise UserError(f"{path}: {name} is {repr(value)[:40]}; it must be a whole number from {least} to {most}.")
+    return value

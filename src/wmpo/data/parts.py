@@ -1,0 +1,145 @@
+"""The files of one part: written with new episodes, read and checked, and many small ones merged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wmpo.data import layout
+from wmpo.data.normalizer import spread_ratio
+from wmpo.data.records import EpisodeRecord, episode_row, place_of
+from wmpo.data.stats import Stats
+from wmpo.data.tables import check_equal, column, damaged, read_table, vector
+from wmpo.data.video import Codec, write_video
+from wmpo.io.files import atomic_path
+from wmpo.types import EnvSpec, Episode
+
+OTHER_UNITS = 30.0
+"""Labels that spread so many times more, or less, than actions are in other units."""
+
+
+def split_by_length(frames: Sequence[int], limit: int) -> Iterator[range]:
+    """Runs of episodes, or parts, of at most `limit` frames together, or of one longer one."""
+    begin = total = 0
+    for n, count in enumerate(frames):
+        if n > begin and total + count > limit:
+            yield range(begin, n)
+            begin, total = n, 0
+        total += count
+    yield range(begin, len(frames))
+
+
+def write_part(
+    root: Path,
+    file: int,
+    episodes: Sequence[Episode],
+    stats: Sequence[dict[str, Stats]],
+    spec: EnvSpec,
+    codec: Codec,
+    *,
+    index: int,
+    first_frame: int,
+    tasks: list[str],
+) -> None:
+    """Files of this number. `index` and `first_frame` number the first episode and its first frame in the store."""
+    rows = []
+    offset = 0
+    for number, (episode, own) in enumerate(zip(episodes, stats, strict=True), start=index):
+        place = {"index": number, "part": file, "first_frame": first_frame + offset, "offset": offset}
+        rows.append(episode_row(episode, own, spec, **place))
+        offset += episode.length + 1
+    _write_table(layout.data_path(root, file), layout.frames_table(episodes, spec, index, first_frame, tasks))
+    for camera in spec.cameras:
+        with atomic_path(layout.video_path(root, file, camera)) as path:
+            write_video(path, (episode.images[camera] for episode in episodes), spec.fps, codec)
+    _write_table(layout.episodes_path(root, file), pa.Table.from_pylist(rows))
+
+
+def read_frames(root: Path, file: int, records: Sequence[EpisodeRecord], spec: EnvSpec) -> dict[str, np.ndarray]:
+    """Column -> (rows,) or (rows, D) of the part that holds these episodes, all checked against what is known of them.
+
+    Raises UserError where the columns are not what `layout.frames_table` wrote.
+    """
+    path = layout.data_path(root, file)
+    counts = np.array([record.length + 1 for record in records])
+    starts = np.cumsum(counts) - counts
+    rows = int(counts.sum())
+    numbers = ("episode_index", "frame_index", "index")
+    vectors = {layout.ACTION: spec.action_dim, layout.LABEL: spec.action_dim}
+    if spec.state_dim:
+        vectors[layout.STATE] = spec.state_dim
+    table = read_table(path, [*vectors, "success", *numbers, "timestamp"], rows)
+    frame = np.arange(rows) - np.repeat(starts, counts)
+    wanted = {
+        "episode_index": np.repeat([record.index for record in records], counts),
+        "frame_index": frame,
+        "index": np.arange(rows) + records[0].first_frame,
+    }
+    for name, values in wanted.items():
+        check_equal(column(table, name, "whole numbers", path).to_numpy(), values, name, path)
+    times = column(table, "timestamp", "numbers", path).to_numpy()
+    check_equal(times, frame / spec.fps, "timestamp", path, tolerance=1e-6 * rows / spec.fps + 1e-4)
+    found = {name: vector(table, name, width, path) for name, width in vectors.items()}
+    success = column(table, "success", "truth values", path).to_numpy(zero_copy_only=False)
+    succeeded = np.array([record.succeeded for record in records])
+    check_equal(np.logical_or.reduceat(success, starts).astype(int), succeeded.astype(int), "success by episode", path)
+    labelled = np.repeat([record.labelled for record in records], counts)
+    if not np.array_equal(found[layout.LABEL][~labelled], found[layout.ACTION][~labelled]):
+        raise damaged(path, "has other labels than actions in an episode without labels")
+    if not 1 / OTHER_UNITS < spread_ratio(found[layout.LABEL], found[layout.ACTION]) < OTHER_UNITS:
+        raise damaged(path, "has labels in other units than its actions")
+    return {**found, "success": success}
+
+
+def merge_parts(root: Path, files: Sequence[int], into: int, spec: EnvSpec) -> None:
+    """One part of several, in order; the old files stay. Videos are joined as they are, not encoded again."""
+    tables = [read_table(layout.data_path(root, file)) for file in files]
+    rows = [read_table(layout.episodes_path(root, file)).to_pylist() for file in files]
+    offset = 0
+    for row in (merged := [row for part in rows for row in part]):
+        row |= place_of(spec, into, offset, row["length"])
+        offset += row["length"]
+    _write_table(layout.data_path(root, into), pa.concat_tables(tables))
+    lengths = [sum(row["length"] for row in part) for part in rows]
+    for camera in spec.cameras:
+        with atomic_path(layout.video_path(root, into, camera)) as path:
+            _join([layout.video_path(root, file, camera) for file in files], lengths, spec.fps, path)
+    _write_table(layout.episodes_path(root, into), pa.Table.from_pylist(merged))
+
+
+def _join(videos: Sequence[Path], lengths: Sequence[int], fps: int, target: Path) -> None:
+    """Videos of these numbers of frames, one after the other. Raises ValueError where their encoders differ."""
+    with av.open(str(target), "w", format="mp4") as joined:
+        stream: av.VideoStream | None = None
+        header: bytes | None = None
+        tick = Fraction(1)
+        before = 0
+        for video, length in zip(videos, lengths, strict=True):
+            with av.open(str(video), format="mp4") as container:
+                source = container.streams.video[0]
+                if stream is None:
+                    stream = joined.add_stream_from_template(source)
+                    stream.time_base = source.time_base
+                    header = source.codec_context.extradata
+                    tick = cast(Fraction, source.time_base)
+                elif (source.codec_context.extradata, source.time_base) != (header, tick):
+                    raise ValueError(f"{video} was made by another encoder")
+                shift = round(before / fps / tick)
+                for packet in container.demux(source):
+                    if packet.dts is not None:  # the last packet is an empty one
+                        packet.pts, packet.dts = cast(int, packet.pts) + shift, packet.dts + shift
+                        packet.stream = stream
+                        joined.mux(packet)
+            before += length
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
