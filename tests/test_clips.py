@@ -246,7 +246,7 @@ def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for path in folder.iterdir():
         path.unlink()
     check(FrameCache(store), *everything)
-    os.utime(tmp_path / "videos/observation.images.front/chunk-000/file-000.mp4", (1, 1))  # another file by the same name
+    os.utime(store.video(0, "front").path, (1, 1))  # another file by the same name
     check(FrameCache(store), *everything)
 
 
