@@ -6,6 +6,7 @@ import copy
 import json
 import mmap
 import resource
+import shutil
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from wmpo.config import FitConfig
@@ -38,6 +40,7 @@ from wmpo.training.checkpoint import (
 from wmpo.training.log import RunLog, clock, read_metrics, read_stages, repair_lines
 from wmpo.training.metrics import METRICS, meaning, metrics_page
 from wmpo.training.prefetch import prefetch
+from wmpo.training.resume import Checkpoints
 
 
 def test_atomic_write_keeps_the_old_file_when_the_new_one_fails(tmp_path: Path) -> None:
@@ -73,6 +76,14 @@ def test_json(tmp_path: Path) -> None:
         read_json(tmp_path / "b.json")
     with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "c.json")
+    for content, complaint in (
+        (b"[" * 100_000, "beyond all measure"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "beyond all measure"),
+        (b"\xff\xfe", "no text in UTF-8"),
+    ):
+        (tmp_path / "d.json").write_bytes(content)
+        with pytest.raises(UserError, match=complaint):
+            read_json(tmp_path / "d.json")
 
 
 def test_dataclasses_survive_json() -> None:
@@ -244,6 +255,31 @@ def test_log_survives_a_cut_line(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_odd_lines_and_odd_stages_are_skipped(tmp_path: Path) -> None:
+    odd = [b"null", b"[]", b"\xff\xfe", b'{"a": 1}', b'{"step": "1", "a": 1}', b'{"step": 1, "a": "x", "b": null}',
+           b'{"step": true, "a": 1}', b"[" * 100_000, b'{"step": 1, "a": ' + b"9" * 5000 + b"}"]  # fmt: skip
+    good = [b'{"step": 1, "time": 0, "loss": 2.0}', b'{"step": 2, "loss": 1.0}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], *odd, good[1]]) + b"\n")
+    assert read_metrics(tmp_path) == {"loss": [(1, 2.0), (2, 1.0)]}
+    with RunLog(tmp_path, quiet=True) as log:
+        for text in (b"null", b"\xff\xfe", b"[1]", b'{"collect": null, "imitate": {"seconds": "x"}}', b"[" * 100_000):
+            (tmp_path / "stages.json").write_bytes(text)
+            assert read_stages(tmp_path).get("imitate", {}) == {}
+            with log.stage("collect"):
+                pass
+            assert read_stages(tmp_path)["collect"]["sessions"] == 1  # healed
+
+
+def test_a_folder_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with RunLog(folder, quiet=True) as log, pytest.raises(UserError, match="has been removed"), log.stage("collect"):
+        shutil.rmtree(folder)
+        log.scalars(1, {"a": 1.0})
+    with pytest.raises(UserError, match="has been removed"):
+        Checkpoints(folder / "policy", {}).save(1, {})
+    assert not folder.exists()
+
+
 def test_repair_lines_of_one_cut_line(tmp_path: Path) -> None:
     (tmp_path / "m").write_text('{"st')
     repair_lines(tmp_path / "m")
@@ -278,6 +314,29 @@ def test_progress_in_a_file_says_a_line_when_asked_to(tmp_path: Path, monkeypatc
         bar.skip(4)
         bar.update(3, "loss 1.5")
     assert capsys.readouterr().out.startswith("reward: 7/10, ")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_markup_in_a_path_is_text(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wmpo.training.log.PLAIN_SECONDS", 0.0)
+    log = RunLog(tmp_path)
+    log.console = Console(force_terminal=terminal, width=100)
+    log.info("in x[/b]y")
+    with log.progress("a[/b]", 10) as bar:
+        bar.update(3, "loss [/c]")
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("x[/b]y", "a[/b]", "[/c]"))
+
+
+def test_a_closed_standard_output_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmpo.training.log.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stdout", None)
+    log = RunLog(tmp_path)
+    log.info("hello")
+    with log.progress("a", 10) as bar:
+        bar.update()
 
 
 def test_clock() -> None:

@@ -224,7 +224,7 @@ def practise(
             if stop.is_set() and iteration + 1 < cfg.iterations:
                 raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
     learner.take_average()
-    files.finish(policy)
+    files.finish(policy, cfg.iterations)
     return policy
 
 

@@ -169,7 +169,7 @@ class Learner:
         if self.average:
             self.module.load_state_dict(self.average)
         if self.rank == 0:
-            files.finish(self.module)
+            files.finish(self.module, self.config.steps)
         if self.world > 1:
             dist.barrier()  # nobody looks for the result before it is there
 

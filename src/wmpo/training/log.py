@@ -1,13 +1,14 @@
-"""What a run says about itself: scalars to TensorBoard and JSONL, live progress, time and memory per stage."""
+"""What a run records about itself: scalars to TensorBoard and JSONL, live progress, time and memory per stage."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from wmpo.io.files import write_json
+from wmpo.errors import UserError
+from wmpo.io.files import read_json, write_json
 from wmpo.io.machine import memory_mb
 
 PLAIN_SECONDS = 10.0
@@ -28,7 +30,7 @@ class ProgressBar:
         self.name, self.total, self.done, self.text = name, total, 0, ""
         self._console, self._live = console, live
         self._task = live.add_task(name, total=total, text="") if live else None
-        self._began = self._told = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._base = 0
 
     def update(self, advance: int = 1, text: str = "") -> None:
@@ -36,8 +38,8 @@ class ProgressBar:
         self.text = text or self.text
         if self._live is not None and self._task is not None:
             self._live.update(self._task, advance=advance, text=self.text)
-        elif time.monotonic() - self._told >= PLAIN_SECONDS:
-            self._tell()
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._print()
 
     def skip(self, done: int) -> None:
         """Work that an earlier run has done already: it does not count towards the speed."""
@@ -45,14 +47,15 @@ class ProgressBar:
         if self._live is not None and self._task is not None:
             self._live.reset(self._task, completed=done, total=self.total, text=self.text)
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        seconds = self._told - self._began
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._began
         fresh = self.done - self._base
         left = ""
         if fresh > 0 and self.done < self.total:
             left = f", {clock(seconds / fresh * (self.total - self.done))} left"
-        self._console.print(f"{self.name}: {self.done}/{self.total}{left}  {self.text}".rstrip(), highlight=False)
+        line = f"{self.name}: {self.done}/{self.total}{left}  {self.text}".rstrip()
+        self._console.print(line, highlight=False, markup=False)
 
 
 class RunLog:
@@ -62,7 +65,7 @@ class RunLog:
         self.folder = Path(folder)
         self.quiet = quiet
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.console = Console(quiet=quiet)
+        self.console = Console(quiet=quiet, file=sys.stdout or open(os.devnull, "w"))  # noqa: SIM115
         self._writer: Any = None
         self._lock = threading.Lock()
         self._live: Progress | None = None
@@ -70,14 +73,19 @@ class RunLog:
 
     def info(self, text: str) -> None:
         """One line on the terminal."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)  # a path may hold [/b]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named numbers at a step; METRICS says what each name means."""
         plain = {name: float(value) for name, value in values.items()}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **plain})
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.folder} has been removed while it was in use; run the same command again."
+            ) from None
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every command logs
 
@@ -92,11 +100,11 @@ class RunLog:
             yield ProgressBar(name, total, self.console, self._live)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         with Progress(*columns, console=self.console) as self._live:
             try:
@@ -122,7 +130,9 @@ class RunLog:
                 "peak_gpu_memory_mb": round(max(before.get("peak_gpu_memory_mb", 0.0), gpu_peak_mb()), 1),
                 "sessions": before.get("sessions", 0) + 1,
             }
-            write_json(self.folder / "stages.json", stages)
+            with suppress(OSError):  # a full disk, or a folder that is gone: no reason to lose the work itself
+                if self.folder.is_dir():
+                    write_json(self.folder / "stages.json", stages)
 
         def sample() -> None:
             nonlocal peak
@@ -158,27 +168,41 @@ class RunLog:
 
 
 def read_stages(folder: Path) -> dict[str, dict[str, float]]:
-    """Stage -> seconds, peak_memory_mb, peak_gpu_memory_mb, initial_states. Empty where nothing was recorded."""
+    """Stage -> seconds, peak_memory_mb, peak_gpu_memory_mb, sessions. What is missing or damaged is left out."""
     try:
-        return dict(json.loads((Path(folder) / "stages.json").read_text()))
-    except (OSError, json.JSONDecodeError):
+        found = read_json(Path(folder) / "stages.json")
+    except UserError:
         return {}
+    stages = found.items() if isinstance(found, dict) else []
+    return {
+        name: {key: value for key, value in record.items() if is_number(value)}
+        for name, record in stages
+        if isinstance(record, dict)
+    }
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Metric -> (step, value) in order of steps. Steps that a resumed run took twice count once, as taken last."""
+    """Metric -> (step, value) in order of steps. Steps that a resumed run took twice count once, as taken last.
+
+    Lines that can't be read, such as one that a kill cut off, are skipped.
+    """
     path = Path(folder) / "metrics.jsonl"
     found: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # the line that a kill cut off
+        except (ValueError, RecursionError):
             continue
-        step = record.pop("step")
-        record.pop("time", None)
+        if not isinstance(record, dict) or type(step := record.pop("step", None)) is not int:
+            continue
         for name, value in record.items():
-            found.setdefault(name, {})[step] = value
+            if name != "time" and is_number(value):
+                found.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def repair_lines(path: Path) -> None:

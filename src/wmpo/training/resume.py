@@ -39,12 +39,17 @@ class Checkpoints:
         return self._read(self.checkpoint) if self.checkpoint.exists() else ({}, 0)
 
     def save(self, steps: int, tensors: Mapping[str, Tensor]) -> None:
-        save_tensors(self.checkpoint, tensors, {"step": steps, "depends": self.depends})
+        self._write(self.checkpoint, tensors, steps)
 
-    def finish(self, module: Trainable) -> None:
+    def finish(self, module: Trainable, steps: int) -> None:
         """Training has ended with these weights."""
-        save_tensors(self.result, module.state_dict(), {"depends": self.depends})
+        self._write(self.result, module.state_dict(), steps)
         self.checkpoint.unlink(missing_ok=True)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], steps: int) -> None:
+        if not self.folder.parent.is_dir():
+            raise UserError(f"{self.folder.parent} has been removed while it was in use; run the same command again.")
+        save_tensors(path, tensors, {"step": steps, "depends": self.depends})
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], int]:
         tensors, facts = load_tensors(path)
