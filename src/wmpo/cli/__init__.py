@@ -45,11 +45,17 @@ NO_FAULT_OF_OURS = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    if args is None:
-        args = sys.argv[1:]
-        signal.signal(signal.SIGTERM, _stop)
-    given = list(args)
-    return exit_status(lambda: dispatch(given))
+    if args is not None:
+        given = list(args)
+        return exit_status(lambda: dispatch(given))
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return exit_status(lambda: dispatch(sys.argv[1:]))
+    except KeyboardInterrupt:  # asked again while answering the first time
+        return 130
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # Python would let them kill it while it winds up
+            signal.signal(number, signal.SIG_IGN)
 
 
 def exit_status(command: Callable[[], int]) -> int:
@@ -155,5 +161,6 @@ def complain(text: str, status: int) -> int:
 
 
 def _stop(*_: object) -> None:
-    """Being asked to end is as good as Ctrl-C."""
+    """Being asked to end is as good as Ctrl-C; asked once more, the end is on its way already."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -26,6 +26,4 @@ def stop_requests() -> Iterator[threading.Event]:
         yield stop
     finally:
         for number, handler in previous.items():
-            # A program that has no handler of its own would die of another SIGTERM while it cleans up.
-            default = handler is signal.SIG_DFL and stop.is_set()
-            signal.signal(number, signal.default_int_handler if default else handler)
+            signal.signal(number, handler)
