@@ -102,7 +102,8 @@ def rivals(records: Sequence[EpisodeRecord]) -> dict[int, list[int]]:
     failures = [record for record in records if not record.succeeded]
     from_start: dict[int, list[int]] = {}
     for record in failures:
-        from_start.setdefault(record.initial_state, []).append(record.index)
+        if record.initial_state >= 0:  # else unknown
+            from_start.setdefault(record.initial_state, []).append(record.index)
     everyone = [record.index for record in failures]
     found = {record.index: from_start.get(record.initial_state, everyone) for record in records if record.succeeded}
     return found if failures else {}

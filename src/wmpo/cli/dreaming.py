@@ -36,9 +36,10 @@ class WorldModelCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import align_world_model, build_world, pretrain_world_model, video_clips
-        from wmpo.cli.opening import open_stage, same_shape
+        from wmpo.cli.opening import open_stage
         from wmpo.data.cache import FrameCache
         from wmpo.data.clips import VideoClips
+        from wmpo.data.compatibility import comparable
         from wmpo.data.store import EpisodeStore
         from wmpo.families import save_model
 
@@ -56,8 +57,7 @@ class WorldModelCommand:
                 pretrain_world_model(run, model, general)
                 if self.align_data is not None:
                     store = EpisodeStore.open(self.align_data)
-                    same_shape(store, run.store)
-                    align_world_model(run, model, general, clips(store))
+                    align_world_model(run, model, general, clips(comparable(store, run.store)))
             save_model(self.world_model.family, model, self.out / "model")
             run.log.info(f"World model: {self.out / 'model'}")
 
@@ -178,12 +178,11 @@ class PractiseCommand:
 
 def split(cache: FrameCache, share: float) -> tuple[list[int], list[int]]:
     """Episodes to learn from, and those kept out: never one initial state on both sides."""
-    from wmpo.data.initial_states import held_out
+    from wmpo.data.initial_states import hold_out
+    from wmpo.data.records import initial_states_of
 
-    sides: tuple[list[int], list[int]] = ([], [])
-    for record in cache.store.records():
-        sides[held_out(record.initial_state, share)].append(record.index)
-    return sides
+    kept = hold_out(initial_states_of(cache.store.records()), share)
+    return [n for n, out in enumerate(kept) if not out], [n for n, out in enumerate(kept) if out]
 
 
 def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:
@@ -191,11 +190,12 @@ def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:
     import numpy as np
     import torch
 
+    from wmpo.data.records import initial_states_of
     from wmpo.types import Observation
 
     number_of: dict[int, int] = {}
-    for record in cache.store.records():
-        number_of.setdefault(record.initial_state, record.index)
+    for index, number in enumerate(initial_states_of(cache.store.records())):
+        number_of.setdefault(number, index)
     numbers = list(number_of)[:most]
     episodes = [number_of[initial_state] for initial_state in numbers]
     frames = cache.first[episodes]

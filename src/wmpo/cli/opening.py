@@ -93,15 +93,6 @@ class Unreachable:
         """Nothing to close."""
 
 
-def same_shape(one: EpisodeStore, other: EpisodeStore) -> None:
-    """Two stores that are learned from together must show and accept the same."""
-    if (one.spec.cameras, one.spec.action_dim) != (other.spec.cameras, other.spec.action_dim):
-        raise UserError(
-            f"{one.root} has {dict(one.spec.cameras)} and {one.spec.action_dim} action dimensions, but {other.root} "
-            f"has {dict(other.spec.cameras)} and {other.spec.action_dim}: collect both with the same settings."
-        )
-
-
 def load_recipe(folder: Path) -> Recipe:
     """The recipe of the run in `folder`."""
     if not folder.is_dir():

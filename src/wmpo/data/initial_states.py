@@ -10,6 +10,8 @@ Numbers of one call are consecutive, which lets `held_out` cut exact shares.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wmpo.errors import UserError
 
 SPLITS: tuple[str, ...] = ("demonstrate", "collect", "practise", "evaluate", "watch")
@@ -23,20 +25,26 @@ INDEX_BITS = 16
 def initial_states(split: str, seed: int, n: int, round: int = 0) -> list[int]:
     """The first n initial-state numbers of a split, in [0, 2^32).
 
-    Different splits and different rounds never share a number. Seeds count modulo 256: seeds 0 and 256
-    meet the same initial states. Asking for more numbers keeps the earlier ones.
+    Different splits, rounds and seeds never share a number. Asking for more numbers keeps the earlier ones.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split '{split}': choose one of {', '.join(SPLITS)}.")
-    if not 0 <= n <= 1 << INDEX_BITS:
-        raise UserError(f"{n} initial states asked of split '{split}': choose between 0 and {1 << INDEX_BITS}.")
-    if not 0 <= round < 1 << ROUND_BITS:
-        raise UserError(f"Round {round} has no initial states: rounds go from 0 to {(1 << ROUND_BITS) - 1}.")
+    check_numbers(seed, n, round, f"split '{split}'")
     first = SPLITS.index(split)
     first = (first << ROUND_BITS) + round
-    first = (first << SEED_BITS) + seed % (1 << SEED_BITS)
+    first = (first << SEED_BITS) + seed
     first <<= INDEX_BITS
     return list(range(first, first + n))
+
+
+def check_numbers(seed: int, n: int, round: int, what: str) -> None:
+    """Raise UserError where `seed`, `n` initial states or `round` don't fit into the numbers; `what` asks for them."""
+    if not 0 <= seed < 1 << SEED_BITS:
+        raise UserError(f"Seed {seed} has no initial states of its own: choose one from 0 to {(1 << SEED_BITS) - 1}.")
+    if not 0 <= n <= 1 << INDEX_BITS:
+        raise UserError(f"{n} initial states asked of {what}: choose between 0 and {1 << INDEX_BITS}.")
+    if not 0 <= round < 1 << ROUND_BITS:
+        raise UserError(f"Round {round} has no initial states: rounds go from 0 to {(1 << ROUND_BITS) - 1}.")
 
 
 def split_of(initial_state: int) -> str:
@@ -53,3 +61,17 @@ def held_out(initial_state: int, share: float) -> bool:
     """
     index = initial_state % (1 << INDEX_BITS)
     return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
+
+
+def hold_out(numbers: Sequence[int], share: float) -> list[bool]:
+    """Which of some episodes, by their initial states, are kept out of training when `share` in [0, 1] of them is.
+
+    As `held_out` says of each number, -1 - i counting as i. Where that leaves a side empty though `share` asks for both,
+    the places of the numbers in their order decide.
+    """
+    plain = [number if number >= 0 else -1 - number for number in numbers]
+    sides = [held_out(number, share) for number in plain]
+    if 0 < share < 1 and len(set(sides)) < 2:
+        rank = {number: place for place, number in enumerate(sorted(set(plain)))}
+        sides = [held_out(rank[number], share) for number in plain]
+    return sides

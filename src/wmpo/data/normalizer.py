@@ -20,6 +20,7 @@ MODES = ("quantiles", "min_max", "identity")
 REACH = 3.0  # a normalised action beyond this is far outside: for a Gaussian, 7 standard deviations
 RARE = 1 / 2000  # share of far actions from which on they count as meant, not as glitches of a sensor
 SAME = 1e-6  # differences that are this small beside the values are rounding
+OTHER_UNITS = 30.0  # what spreads so many times more, or less, is in other units: degrees are 57 times radians
 STATE_SHARE, STATE_LEAST = 0.01, 1e-3  # least unit of a state: beside its largest value, and in its own units
 
 

@@ -13,16 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
-from wmpo.data.normalizer import spread_ratio
+from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
 from wmpo.data.records import EpisodeRecord, episode_row, place_of
 from wmpo.data.stats import Stats
 from wmpo.data.tables import check_equal, column, damaged, read_table, vector
 from wmpo.data.video import Codec, write_video
 from wmpo.io.files import atomic_path
 from wmpo.types import EnvSpec, Episode
-
-OTHER_UNITS = 30.0
-"""Labels that spread so many times more, or less, than actions are in other units."""
 
 
 def split_by_length(frames: Sequence[int], limit: int) -> Iterator[range]:

@@ -45,6 +45,15 @@ class EpisodeRecord:
         return split_of(self.initial_state)
 
 
+def initial_states_of(records: Sequence[EpisodeRecord]) -> list[int]:
+    """The initial state of each episode: its number, or -1 - index where that is unknown, so that it equals no other.
+
+    One number for all says nothing, and counts as unknown.
+    """
+    unknown = len(records) > 1 and len({record.initial_state for record in records}) == 1
+    return [-1 - r.index if unknown or r.initial_state < 0 else r.initial_state for r in records]
+
+
 def episode_stats(episode: Episode, spec: EnvSpec) -> dict[str, Stats]:
     """Feature -> its statistics over the episode."""
     labels = episode.actions if episode.labels is None else episode.labels

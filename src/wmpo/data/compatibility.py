@@ -1,0 +1,53 @@
+"""Stores that are learned from together must come from one robot, one camera rig and one set of units."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wmpo.data import layout
+from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
+from wmpo.data.store import EpisodeStore
+from wmpo.errors import UserError
+
+LOOK_AT = 20_000
+"""Actions that are compared, from the first on."""
+
+
+def comparable(other: EpisodeStore, first: EpisodeStore) -> EpisodeStore:
+    """`other`, with its cameras in the order of `first`, so that the judge always sees the same one.
+
+    Raises UserError where they differ in cameras or their sizes, in dimensions, in frames per second, or in the units
+    of their actions.
+    """
+    differences = {
+        "shows the cameras": [_cameras(store) for store in (first, other)],
+        "has so many frames a second": [f"{store.spec.fps}" for store in (first, other)],
+        "has so many state dimensions": [f"{store.spec.state_dim}" for store in (first, other)],
+        "has so many action dimensions": [f"{store.spec.action_dim}" for store in (first, other)],
+    }
+    for what, (mine, theirs) in differences.items():
+        if mine != theirs:
+            raise UserError(
+                f"{first.root} {what}: {mine}; but {other.root}: {theirs}: collect both with the same settings."
+            )
+    ratio = spread_ratio(_actions(other), _actions(first)) if len(first) and len(other) else 1.0
+    if not 1 / OTHER_UNITS < ratio < OTHER_UNITS:
+        raise UserError(
+            f"The actions of {other.root} spread {ratio:.3g} times as far as those of {first.root}: bring both to "
+            "the same units."
+        )
+    return other.with_cameras(tuple(first.spec.cameras))
+
+
+def _cameras(store: EpisodeStore) -> str:
+    return ", ".join(f"{name} of {size[0]}x{size[1]}" for name, size in sorted(store.spec.cameras.items()))
+
+
+def _actions(store: EpisodeStore) -> np.ndarray:
+    """(N, D), at least of the first part."""
+    parts = []
+    for part in range(store.parts):
+        parts.append(store.columns(part, layout.ACTION))
+        if sum(map(len, parts)) >= LOOK_AT:
+            break
+    return np.concatenate(parts)
