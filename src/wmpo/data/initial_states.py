@@ -66,7 +66,7 @@ def held_out(initial_state: int, share: float) -> bool:
 def hold_out(numbers: Sequence[int], share: float) -> list[bool]:
     """Which of some episodes, by their initial states, are kept out of training when `share` in [0, 1] of them is.
 
-    As `held_out` says of each number, -1 - i counting as i. Where that leaves a side empty though `share` asks for both,
+    As `held_out` says of each number, -1 - i counting as i. Where that leaves a side empty, though both are asked for,
     the places of the numbers in their order decide.
     """
     plain = [number if number >= 0 else -1 - number for number in numbers]
