@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -388,6 +389,9 @@ def test_an_adapter_is_added_to_the_weights(checkpoint: Path, policy: OpenVLAOFT
     save_file({f"{prefix}A.weight": down, f"{prefix}B.weight": up}, tmp_path / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "lora_alpha": 16, "r": 2, "bias": "none"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="nobody knows what the actions of the policy with this adapter mean"):
+        opened(checkpoint, adapter=tmp_path)
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps(tiny.STATISTICS))
     _, key, value = (8 * up @ down).chunk(3)
     changed = opened(checkpoint, adapter=tmp_path).dino.encoder.layer[0].attention
     base = policy.dino.encoder.layer[0].attention
@@ -404,18 +408,34 @@ def test_an_adapter_is_added_to_the_weights(checkpoint: Path, policy: OpenVLAOFT
         opened(checkpoint, adapter=tmp_path)
 
 
-def linear_layers(tensors: dict[str, Tensor]) -> nn.Module:
-    """The linear layers of a checkpoint alone, under its names."""
-    root = nn.Module()
+class Layers(nn.Module):
+    """Some layers, with an output embedding as a language model has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"model_type": "openvla"}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Identity()
+
+    def get_output_embeddings(self) -> Any:
+        return self.language_model.lm_head
+
+
+def layers(tensors: dict[str, Tensor]) -> nn.Module:
+    """The linear and convolutional layers of a checkpoint alone, under its names."""
+    root = Layers()
     for name, tensor in tensors.items():
         *path, last, kind = name.split(".")
-        if kind == "weight" and tensor.ndim == 2 and last != "embed_tokens":
+        if kind == "weight" and tensor.ndim in (2, 4) and last != "embed_tokens":
             parent = root
             for step in path:
                 if not hasattr(parent, step):
                     parent.add_module(step, nn.Module())
                 parent = parent.get_submodule(step)
-            layer = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+            layer: Any = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+            if tensor.ndim == 4:
+                layer = nn.Conv2d(tensor.shape[1], tensor.shape[0], tensor.shape[2:], tensor.shape[2:], bias=False)
             layer.weight.data = tensor
             parent.add_module(last, layer)
     return root
@@ -427,19 +447,53 @@ def test_an_adapter_of_peft_does_what_merging_it_there_does(
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
         r=4, lora_alpha=8, init_lora_weights="gaussian",
-        target_modules=["qkv", "proj", "fc1", "fc2", "fc3", "q_proj", "v_proj", "down_proj"],
+        target_modules=["qkv", "proj", "fc1", "fc2", "fc3", "q_proj", "v_proj", "down_proj", "lm_head"],
     )  # fmt: skip
     torch.manual_seed(0)
-    theirs = peft.get_peft_model(linear_layers(tiny.checkpoint()), config)
+    theirs = peft.get_peft_model(layers(tiny.checkpoint()), config)
     for name, parameter in theirs.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    theirs.save_pretrained(tmp_path / "adapter")
+    run = tmp_path / "run"
+    theirs.save_pretrained(run / "lora_adapter")
+    stored = load_file(run / "lora_adapter" / "adapter_model.safetensors")
+    assert {tensor.ndim for tensor in stored.values()} == {2, 4}
+    assert "base_model.model.language_model.lm_head.base_layer.weight" in stored
     merged = publish(tmp_path / "merged", "proprio_projector")
+    for file in ("dataset_statistics.json", "proprio_projector.safetensors"):
+        shutil.copy(merged / file, run / file)
     edit(merged, lambda tensors: tensors.update(theirs.merge_and_unload().state_dict()))
-    logits = opened(checkpoint, adapter=tmp_path / "adapter").logits(observation())
+    logits = opened(checkpoint, adapter=run / "lora_adapter").logits(observation())
     torch.testing.assert_close(logits, opened(merged).logits(observation()), rtol=1e-4, atol=1e-4)
     assert (logits - policy.logits(observation())).abs().max() > 0.1
+
+    # What the fine-tuning has stored beside the adapter counts, not what the base has.
+    rewrite(run, "dataset_statistics.json", **action(q99=[90.0, 0.5, 1.0]))
+    (run / "proprio_projector.safetensors").unlink()
+    tuned = opened(checkpoint, adapter=run / "lora_adapter")
+    assert tuned.action_range()[1].tolist() == [90.0, 0.5, 1.0] and tuned.config.state_dim is None
+    (run / "proprio_projector--9_checkpoint.pt").write_bytes(pickle.dumps({}))
+    with pytest.raises(UserError, match=r"convert it once to proprio_projector\.safetensors"):
+        opened(checkpoint, adapter=run / "lora_adapter")
+
+
+def test_what_a_tokenizer_once_cut_and_padded_is_forgotten(
+    checkpoint: Path, tmp_path: Path, policy: OpenVLAOFT
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=40)
+    tokenizer.save(str(tmp_path / "cut" / "tokenizer.json"))
+    for ours, theirs in zip(
+        opened(tmp_path / "cut").prompt.ids(tiny.SENTENCES, 6), policy.prompt.ids(tiny.SENTENCES, 6), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_last_product_is_in_float32(checkpoint: Path) -> None:
+    logits = opened(checkpoint, precision="bfloat16").logits(observation())
+    assert not torch.equal(logits, logits.to(torch.bfloat16).float())
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
@@ -511,9 +565,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: rewrite(f, "dataset_statistics.json", other={}),
         "choose one with statistics=, of tiny",
     ),
-    "other units": (
-        lambda f: rewrite(f, "dataset_statistics.json", **action(q99=[3.0, 0.75, 1.0])),
-        r"reach 3, but actions here lie in \[-1, 1\]",
+    "infinite": (
+        lambda f: rewrite(f, "dataset_statistics.json", **action(q99=[float("inf"), 0.75, 1.0])),
+        "statistics of action must be finite",
     ),
     "uneven": (lambda f: rewrite(f, "dataset_statistics.json", **action(q99=[0.5, 0.75])), "must be of one length"),
     "no quantiles": (lambda f: rewrite(f, "dataset_statistics.json", **action(q01=None)), "need q01 and q99"),

@@ -216,7 +216,7 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     imitate += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*imitate, "--out", str(out)]) == 0
     base, policy = out / "policies" / "base", load_policy(out / "policies" / "base")
-    assert saved_family("policy", base, "") == "openvla_oft" and torch.equal(policy.action_low, numbers.action_low)
+    assert saved_family("policy", base, "") == "openvla_oft" and torch.equal(policy.normalizer.action_low, numbers.action_low)
 
     world_model = VideoDiffusionSettings(width=16, depth=1)
     VideoDiffusionModel.build(world_model, store.spec, 2).save_pretrained(tmp_path / "dream")
@@ -240,8 +240,8 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     capsys.readouterr()
     assert main([*imitate, "--out", str(tmp_path / "other")]) == 2
     assert "other action statistics than the data's" in capsys.readouterr().err
-    policy.action_high.copy_(0.02 * policy.action_high)
-    policy.action_low.copy_(0.02 * policy.action_low)
+    for bound in policy.action_range():
+        bound.mul_(0.02)
     policy.save_pretrained(tmp_path / "metres")
     assert main([*practise, "--policy", str(tmp_path / "metres"), "--out", str(tmp_path / "another")]) == 2
     assert "other action statistics than the data's" in capsys.readouterr().err

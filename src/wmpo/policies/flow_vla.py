@@ -226,6 +226,9 @@ def _text(path: Path) -> str:
 def _tokenizer(text: str) -> Any:
     tokenizers = optional("tokenizers", "pi0 and SmolVLA need")
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        found = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # whatever its parser raises
         raise UserError(f"tokenizer.json is damaged: {str(error).splitlines()[0]}.") from error
+    found.no_truncation()  # what its batches once needed may be stored with it
+    found.no_padding()
+    return found

@@ -8,7 +8,8 @@ Departures from the reference code:
 1. Choices are among the 256 action tokens, as in WMPO's code; OpenVLA-OFT's own greedy choice is among all tokens, of
    which those that mean no action become the nearest bin.
 2. Sentences of different lengths share a batch: what pads them is not attended to.
-3. Un-normalised actions are kept within [-1, 1].
+3. Actions are kept within what was demonstrated, as far as the statistics tell: lowest and highest, or the quantiles.
+4. Logits are computed in float32 from the last hidden states, also with bfloat16: ratios of probabilities need it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.config import PolicyConfig
+from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
 from wmpo.policies.openvla_oft import images, lora, networks
 from wmpo.policies.openvla_oft.config import BINS, OpenVLAOFTConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
-from wmpo.policies.settings import MiniVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, save_module
 from wmpo.types import Decision, Observation
 
@@ -40,10 +42,6 @@ class OpenVLAOFT(nn.Module):
     """Fulfils `wmpo.protocols.Policy`; `forward` is the imitation loss."""
 
     family = "openvla_oft"
-    action_low: Tensor
-    action_high: Tensor
-    state_low: Tensor
-    state_high: Tensor
     edges: Tensor
 
     def __init__(self, config: OpenVLAOFTConfig, prompt: Prompt) -> None:
@@ -58,11 +56,7 @@ class OpenVLAOFT(nn.Module):
         states = config.state_dim
         self.proprio_projector = None if states is None else networks.ProprioProjector(states, width)
         self.action_head = networks.RegressionHead(config.action_dim, width) if config.head == "l1" else None
-        # -1 and 1 leave a number as it is: actions and states that were not normalised
-        self.register_buffer("action_low", -torch.ones(config.action_dim))
-        self.register_buffer("action_high", torch.ones(config.action_dim))
-        self.register_buffer("state_low", -torch.ones(states or 0))
-        self.register_buffer("state_high", torch.ones(states or 0))
+        self.normalizer = Normalizer(config.action_dim, states or 0)
         self.register_buffer("edges", torch.linspace(-1, 1, BINS), persistent=False)
         self.bins = BINS if config.head == "tokens" else 0
         if config.lora_rank:
@@ -86,19 +80,15 @@ class OpenVLAOFT(nn.Module):
                 network.train()
         return self
 
-    def set_statistics(self, action: Tensor, state: Tensor | None = None) -> None:
-        """What -1 and 1 stand for, (2, D) of actions and (2, S) of states: their 1 % and 99 % quantiles in training."""
-        self.action_low.copy_(action[0])
-        self.action_high.copy_(action[1])
-        if state is not None:
-            self.state_low.copy_(state[0])
-            self.state_high.copy_(state[1])
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over what actions and states mean."""
+        self.normalizer.load_state_dict(normalizer.state_dict())
 
     def action_range(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest action that it can choose, (D,) each."""
-        return self.action_low, self.action_high
+        """The lowest and the highest action that its tokens can choose, (D,) each."""
+        return self.normalizer.action_low, self.normalizer.action_high
 
-    def prepare(self, config: MiniVLASettings) -> None:
+    def prepare(self, config: PolicyConfig) -> None:
         """Take the chunk of a recipe; no weight depends on its length, but what it was trained with is best."""
         self.chunk = config.chunk
         self.config = replace(self.config, chunk=config.chunk)
@@ -136,8 +126,8 @@ class OpenVLAOFT(nn.Module):
         words = words * ((place < first) | (place == length[:, None] - 1)).unsqueeze(-1)
         tokens = self.see(observation)
         if self.proprio_projector is not None:
-            state = 2 * (observation.state - self.state_low) / (self.state_high - self.state_low + 1e-8) - 1
-            tokens = torch.cat([tokens, self.proprio_projector(state.clamp(-1, 1)).unsqueeze(1)], dim=1)
+            state = self.normalizer.normalize_state(observation.state).clamp(-1, 1)
+            tokens = torch.cat([tokens, self.proprio_projector(state).unsqueeze(1)], dim=1)
         P = tokens.shape[1]
         sequence = torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)
         real = F.pad(place < length[:, None], (P, 0), value=True)  # (B, P + words)
@@ -161,8 +151,9 @@ class OpenVLAOFT(nn.Module):
         language = self.config.language
         end = language.vocabulary - language.padding
         with self._arithmetic():
-            logits = F.linear(self.hidden(observation), self.language_model.lm_head.weight[end - BINS : end])
-        return logits.float().flip(-1)  # the last token is the lowest bin
+            hidden = self.hidden(observation)
+        # The last token is the lowest bin.
+        return F.linear(hidden.float(), self.language_model.lm_head.weight[end - BINS : end]).flip(-1)
 
     def regress(self, observation: Observation) -> Tensor:
         """(B, K, D) normalised actions of the L1 head."""
@@ -201,13 +192,12 @@ class OpenVLAOFT(nn.Module):
         return self.unnormalise(centers[bins_BKD.clamp(max=BINS - 2)])
 
     def unnormalise(self, unit_BKD: Tensor) -> Tensor:
-        """From [-1, 1] between the quantiles to the robot's own units, kept within [-1, 1]."""
-        return (self.action_low + (unit_BKD + 1) / 2 * (self.action_high - self.action_low)).clamp(-1, 1)
+        """From [-1, 1] between the quantiles to the robot's own units, kept within what was demonstrated."""
+        return self.normalizer.limit_action(self.normalizer.unnormalize_action(unit_BKD))
 
     def normalise(self, action_BKD: Tensor) -> Tensor:
-        """The inverse of `unnormalise`, kept within [-1, 1]."""
-        span = (self.action_high - self.action_low).clamp(min=1e-8)
-        return (2 * (action_BKD - self.action_low) / span - 1).clamp(-1, 1)
+        """The inverse of `unnormalise`, kept within [-1, 1] as in the authors' data: there are no tokens beyond."""
+        return self.normalizer.normalize_action(action_BKD).clamp(-1, 1)
 
     # Imitation
 
@@ -263,8 +253,9 @@ class OpenVLAOFT(nn.Module):
 
         `cameras`: their names here, in the order of training. `statistics`: the data set that actions are normalised
         by, where there are several. `adapter`: a folder in PEFT's layout, whose low-rank changes are added to the
-        weights. `settings`: other fields of `OpenVLAOFTConfig`. Raises UserError where anything is missing, left over,
-        unsafe to open, or of another architecture.
+        weights, with the statistics of its fine-tuning in it or beside it. `settings`: other fields of
+        `OpenVLAOFTConfig`. Raises UserError where anything is missing, left over, unsafe to open, or of another
+        architecture.
         """
         from wmpo.policies.openvla_oft.published import load
 

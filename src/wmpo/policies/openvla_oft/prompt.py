@@ -22,6 +22,8 @@ class Prompt:
 
     def __init__(self, tokenizer: Any, where: str | Path) -> None:
         """`tokenizer`: a `tokenizers.Tokenizer` that begins every sentence as Llama's does."""
+        tokenizer.no_truncation()  # a tokenizer.json may hold what somebody's batches once needed
+        tokenizer.no_padding()
         self.tokenizer = tokenizer
         found = {name: tokenizer.token_to_id(name) for name in ("▁", "</s>")}
         if missing := [name for name, number in found.items() if number is None]:

@@ -8,6 +8,9 @@
     proprio_projector.safetensors     where the policy sees the robot's state
     action_head.safetensors           where it regresses actions instead of choosing tokens
 
+Where an adapter is given, statistics and the last two are what its fine-tuning made: they lie in the adapter's folder
+or in the one around it, and nothing of that kind is taken from the base's.
+
 Only tensors and JSON are read. The authors store the last two as pickles (`proprio_projector--50000_checkpoint.pt`),
 which can run code when opened: convert them once, as docs/openvla_oft.md shows.
 
@@ -73,17 +76,16 @@ def load(
     described = _described(folder)
     refuse_pickles(folder)
     shards = Shards(folder, adapter)
-    parts = {name: part(folder, name) for name in PARTS}
-    action, state = statistics.quantiles(folder, described, data)
-    if not parts["proprio_projector"]:
-        state = None
-    elif state is None:
-        raise UserError(f"{folder / statistics.STATISTICS} lacks those of proprio, which the proprio_projector needs.")
+    tuned = folder if adapter is None else _beside(Path(adapter))
+    refuse_pickles(tuned, parts_only=tuned != folder)
+    parts = {name: part(tuned, name) for name in PARTS}
+    sees_state = bool(parts["proprio_projector"])
+    normalizer = statistics.normalizer(tuned, described if tuned == folder else {}, data, sees_state)
     dino, siglip = statistics.pixels(folder)
     config = OpenVLAOFTConfig(
         cameras=cameras,
-        state_dim=None if state is None else state.shape[1],
-        action_dim=action.shape[1],
+        state_dim=len(normalizer.state_mean) if sees_state else None,
+        action_dim=len(normalizer.action_low),
         chunk=chunk,
         dino=_tower(shards, "dino", *dino),
         siglip=_tower(shards, "siglip", *siglip),
@@ -92,9 +94,21 @@ def load(
         **settings,
     )
     policy = cls(config, Prompt.load(folder))
-    policy.set_statistics(action, state)  # type: ignore[operator]
+    policy.set_normalizer(normalizer)  # type: ignore[operator]
     _fill(policy, shards, parts)
     return policy
+
+
+def _beside(adapter: Path) -> Path:
+    """The folder with what fine-tuning has stored along with an adapter."""
+    for folder in (adapter, adapter.absolute().parent):
+        if (folder / statistics.STATISTICS).is_file():
+            return folder
+    raise UserError(
+        f"{adapter.absolute().parent / statistics.STATISTICS} does not exist: without it nobody knows what the actions "
+        "of the policy with this adapter mean; copy it from the folder of its fine-tuning, with proprio_projector and "
+        "action_head where there are some."
+    )
 
 
 def published_name(own: str) -> tuple[str, int | None]:

@@ -36,8 +36,8 @@ class Shards(Mapping[str, Tensor]):
             self.files |= dict.fromkeys(opened.keys(), opened)
         if where and (odd := sorted(where.keys() ^ self.files.keys())):
             raise UserError(f"{folder / INDEX} and the files that it names disagree about {odd[0]!r}: copy them again.")
-        self.changes = _adapter(adapter) if adapter is not None else {}
-        if unknown := sorted(self.changes.keys() - self.files.keys()):
+        self.changes, self.replaced = _adapter(adapter) if adapter is not None else ({}, {})
+        if unknown := sorted((self.changes.keys() | self.replaced.keys()) - self.files.keys()):
             raise UserError(f"{adapter} changes {unknown[0]!r}, which {folder} does not have: it is for another base.")
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -45,15 +45,15 @@ class Shards(Mapping[str, Tensor]):
         return tuple(self.files[name].get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.files[name].get_tensor(name).float()
-        if name in self.changes:
-            up, down, scale = self.changes[name]
-            if (up.shape[0], down.shape[1]) != tensor.shape:
-                raise UserError(
-                    f"The adapter's change of {name!r} has another shape than that tensor in {self.folder}."
-                )
-            tensor = tensor + scale * up @ down
-        return tensor
+        tensor: Tensor = self.files[name].get_tensor(name).float()
+        stored = self.replaced.get(name, tensor)
+        up, down, scale = self.changes.get(name, (None, None, 0.0))
+        fits = up is None or down is None or (len(up), *down.shape[1:]) == tuple(tensor.shape)
+        if stored.shape != tensor.shape or not fits:
+            raise UserError(f"The adapter's change of {name!r} has another shape than that tensor in {self.folder}.")
+        if up is None or down is None:
+            return stored
+        return stored + scale * (up.flatten(1) @ down.flatten(1)).view_as(stored)
 
     def __contains__(self, name: object) -> bool:
         return name in self.files
@@ -72,10 +72,15 @@ def part(folder: Path, name: str) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor.float() for name, tensor in tensors.items()}
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Complain about weights in files that can run code when they are opened, unless they are there as tensors too."""
+def refuse_pickles(folder: Path, parts_only: bool = False) -> None:
+    """Complain about weights in files that can run code when they are opened, unless they are there as tensors too.
+
+    `parts_only`: only parts that are stored apart are taken from this folder, so that others don't matter.
+    """
     for path in sorted(path for path in folder.iterdir() if path.suffix in PICKLES):
         name = path.name.partition("--")[0]
+        if parts_only and name not in {*PARTS, *OTHER_PARTS}:
+            continue
         if name in OTHER_PARTS:
             raise UserError(f"{path} belongs to an OpenVLA-OFT with {OTHER_PARTS[name]}, which can't be loaded here.")
         twin = f"{name}.safetensors" if name in PARTS else WEIGHTS
@@ -106,8 +111,12 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path} is truncated or holds something else than tensors ({error}): copy it again.") from None
 
 
-def _adapter(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Low-rank changes in PEFT's layout: weight -> (up, down, scale), to be added as scale * up @ down."""
+Change = tuple[Tensor, Tensor, float]
+
+
+def _adapter(folder: Path) -> tuple[dict[str, Change], dict[str, Tensor]]:
+    """Low-rank changes in PEFT's layout: weight -> (up, down, scale), to be added as scale * up @ down, kernels of
+    convolutions flattened; and whole weights, which PEFT stores beside the changes of an embedding or an lm_head."""
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
         raise UserError(f"{folder} is no LoRA adapter in PEFT's layout.")
@@ -115,14 +124,23 @@ def _adapter(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     if config.get("bias", "none") != "none":
         special.append("bias")
     tensors, _ = load_tensors(folder / "adapter_model.safetensors")
-    changes = {}
-    for name, up in tensors.items():
+    changes, replaced, known = {}, {}, 0
+    for name, tensor in tensors.items():
         if found := re.fullmatch(r"base_model\.model\.(.+)\.lora_B\.weight", name):
             down = tensors.get(name.replace(".lora_B.", ".lora_A."))
-            if up.ndim != 2 or down is None or down.ndim != 2 or down.shape[0] != up.shape[1]:
+            if down is None or not _fit(tensor, down):
                 raise UserError(f"{folder} has no lora_A that fits {name!r}.")
-            changes[f"{found.group(1)}.weight"] = (up.float(), down.float(), config["lora_alpha"] / up.shape[1])
-    if special or 2 * len(changes) != len(tensors):
-        what = special[0] if special else "tensors besides lora_A and lora_B"
+            changes[f"{found[1]}.weight"] = (tensor.float(), down.float(), config["lora_alpha"] / tensor.shape[1])
+            known += 2
+        elif found := re.fullmatch(r"base_model\.model\.((?!.*\.lora_).+?)(\.base_layer)?\.weight", name):
+            replaced[f"{found[1]}.weight"] = tensor.float()
+            known += 1
+    if special or known != len(tensors):
+        what = special[0] if special else "tensors besides lora_A, lora_B and whole weights"
         raise UserError(f"{folder} has {what}, which can't be added here: merge it with PEFT, and give the result.")
-    return changes
+    return changes, replaced
+
+
+def _fit(up: Tensor, down: Tensor) -> bool:
+    """Of linear layers (out, rank) and (rank, in), of convolutions (out, rank, 1, 1) and (rank, in, height, width)."""
+    return up.ndim == down.ndim >= 2 and up.shape[1] == len(down) and up[0, 0].numel() == 1

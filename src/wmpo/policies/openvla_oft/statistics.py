@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wmpo.data.normalizer import IDENTITY, QUANTILES, Normalizer
 from wmpo.errors import UserError, named
 from wmpo.io.files import read_json
 
 STATISTICS = "dataset_statistics.json"
+NARROW, STILL = 1e-8, 1e-3  # ranges of actions and of states that are taken for none
 Three = tuple[float, float, float]
 PIXELS: tuple[tuple[Three, Three], ...] = (  # mean and deviation of red, green and blue
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # DINOv2: ImageNet's
@@ -20,8 +22,8 @@ PIXELS: tuple[tuple[Three, Three], ...] = (  # mean and deviation of red, green 
 )
 
 
-def quantiles(folder: Path, described: Mapping[str, Any], chosen: str | None) -> tuple[Tensor, Tensor | None]:
-    """The 1 % and 99 % quantiles in training, of actions (2, D) and of states (2, S) where there are any.
+def normalizer(folder: Path, described: Mapping[str, Any], chosen: str | None, sees_state: bool) -> Normalizer:
+    """What the policy's actions (D) and, if it `sees_state`, states (S) mean: their 1 % and 99 % quantiles in training.
 
     `described`: the checkpoint's config.json, which may hold them too; `chosen`: which data set's.
     """
@@ -33,30 +35,53 @@ def quantiles(folder: Path, described: Mapping[str, Any], chosen: str | None) ->
         raise UserError(f"{path} knows several data sets: choose one with statistics=, of {', '.join(sets)}.")
     name = chosen if chosen is not None else next(iter(sets))
     own = named("data set with statistics", name, sets)
-    action = _range(own, "action", path)
+    action, state = _range(own, "action", path), _range(own, "proprio", path) if sees_state else None
     if action is None:
         raise UserError(f"{path} has no action statistics of {name!r}.")
-    if (largest := float(action.abs().max())) > 1:
-        raise UserError(
-            f"{path}: actions of {name!r} reach {largest:.4g}, but actions here lie in [-1, 1]: bring q01 and q99 to "
-            "the units of your environment."
-        )
-    return action, _range(own, "proprio", path)
+    if sees_state and state is None:
+        raise UserError(f"{path} lacks those of proprio, which the proprio_projector needs.")
+    found = Normalizer(len(action.low), len(state.low) if state else 0)
+    # A dimension that never moved is -1 when normalised, as in the authors' code.
+    high = torch.where(action.high - action.low > NARROW, action.high, action.low + 2)
+    rows = {
+        "action_mode": torch.where(action.mask, QUANTILES, IDENTITY),
+        "action_low": action.low, "action_high": high, "action_min": action.least, "action_max": action.most,
+    }  # fmt: skip
+    if state:
+        half = ((state.high - state.low) / 2).clamp(min=STILL)
+        rows |= {"state_mean": state.low + half, "state_std": half}
+    found.load_state_dict(rows, strict=False)
+    return found
 
 
-def _range(own: Any, what: str, path: Path) -> Tensor | None:
-    """(2, dimensions): q01 and q99, or -1 and 1 where `mask` says that a dimension is not normalised."""
+class Range(NamedTuple):
+    """Of each dimension."""
+
+    low: Tensor  # q01, or -1 where the dimension is not normalised
+    high: Tensor  # q99, or 1
+    mask: Tensor  # bool, whether it is normalised
+    least: Tensor  # the lowest value in training, at most `low`
+    most: Tensor
+
+
+def _range(own: Any, what: str, path: Path) -> Range | None:
     stats = own.get(what) if isinstance(own, dict) else None
     if stats is None:
         return None
     try:
         low, high = (torch.tensor(stats[name], dtype=torch.float32) for name in ("q01", "q99"))
-        mask = torch.tensor(stats.get("mask", [True] * len(low)))
+        least, most = (torch.tensor(stats.get(name, row), dtype=torch.float32)
+                       for name, row in (("min", low.tolist()), ("max", high.tolist())))  # fmt: skip
+        mask = torch.tensor(stats.get("mask", [True] * len(low)), dtype=torch.bool)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path}: {what} statistics need q01 and q99, lists of numbers.") from None
-    if low.ndim != 1 or not low.shape == high.shape == mask.shape or not bool((low <= high).all()):
+    rows = (high, mask, least, most)
+    if low.ndim != 1 or any(row.shape != low.shape for row in rows) or not bool((low <= high).all()):
         raise UserError(f"{path}: q01, q99 and mask of {what} must be of one length, with q01 nowhere above q99.")
-    return torch.stack([torch.where(mask, low, -1.0), torch.where(mask, high, 1.0)])
+    if not all(bool(row.isfinite().all()) for row in (low, high, least, most)):
+        raise UserError(f"{path}: statistics of {what} must be finite numbers.")
+    low, high = torch.where(mask, low, -1.0), torch.where(mask, high, 1.0)
+    return Range(low, high, mask, torch.minimum(least, low), torch.maximum(most, high))
 
 
 def pixels(folder: Path) -> tuple[tuple[Three, Three], ...]:
