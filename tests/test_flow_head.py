@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_minivla import CONFIG, SPEC, observation
+from test_minivla import CONFIG, SPEC, demonstrated, observation
 from wmpo.baselines.preference import tokens_of
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
@@ -37,7 +37,7 @@ def test_it_keeps_the_contract(config: MiniVLASettings) -> None:
 @KINDS
 def test_the_trace_is_the_path_from_noise_to_actions(config: MiniVLASettings) -> None:
     model = policy(config)
-    model.set_statistics(-torch.ones(4) / 2, torch.ones(4) / 2, torch.zeros(3), torch.ones(3))
+    model.set_normalizer(demonstrated())
     decision = model.act(observation(5), temperature=0.7, generator=torch.Generator().manual_seed(0))
     assert decision.trace.shape == (5, 4, 3, 4) and decision.log_prob.shape == (5, 3, 12)
     torch.testing.assert_close(decision.chunk, model.from_unit(decision.trace[:, -1]))
@@ -80,6 +80,7 @@ def test_it_learns_what_is_shown(config: MiniVLASettings) -> None:
 @KINDS
 def test_save_and_load(tmp_path: Path, config: MiniVLASettings) -> None:
     model = policy(config)
+    model.set_normalizer(demonstrated())
     model.save_pretrained(tmp_path)
     loaded = MiniVLA.from_pretrained(tmp_path)
     assert loaded.config == model.config
@@ -91,5 +92,5 @@ def test_save_and_load(tmp_path: Path, config: MiniVLASettings) -> None:
 
 
 def test_preferences_need_tokens() -> None:
-    with pytest.raises(UserError, match=r"policy\.head tokens"):
+    with pytest.raises(UserError, match="needs a policy that chooses tokens"):
         tokens_of(policy(SDE), torch.zeros(2, 3, 4))

@@ -18,7 +18,6 @@ from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
 from wmpo.policies import build_policy, load_policy
-from wmpo.policies.settings import MiniVLASettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_policy.md"
 
@@ -42,7 +41,7 @@ def test_the_example_keeps_the_contract_learns_and_is_opened_again(tmp_path: Pat
     env = make_env(TabletopSettings(image_size=16, workers=0, renderer="rays"))
     seen = env.reset([0, 1])
     torch.manual_seed(0)
-    policy: Any = build_policy(MiniVLASettings(family="linear", chunk=3), env.spec)
+    policy: Any = build_policy(PolicyConfig(family="linear", chunk=3), env.spec)
     assert check_policy(policy, seen, env.spec.action_dim) == []
     action = torch.full((2, 3, env.spec.action_dim), 0.5)
     batch = ImitationBatch(seen, action, torch.ones(2, 3, dtype=torch.bool))

@@ -15,6 +15,7 @@ from episodes_by_hand import make_episode, make_store
 from wmpo.cli import main
 from wmpo.cli.dreaming import first_frames
 from wmpo.data.cache import FrameCache, Statistics
+from wmpo.data.normalizer import Normalizer
 from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
@@ -216,7 +217,8 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     imitate += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*imitate, "--out", str(out)]) == 0
     base, policy = out / "policies" / "base", load_policy(out / "policies" / "base")
-    assert saved_family("policy", base, "") == "openvla_oft" and torch.equal(policy.normalizer.action_low, numbers.action_low)
+    assert saved_family("policy", base, "") == "openvla_oft"
+    assert torch.equal(policy.normalizer.action_low, numbers.action_low)
 
     world_model = VideoDiffusionSettings(width=16, depth=1)
     VideoDiffusionModel.build(world_model, store.spec, 2).save_pretrained(tmp_path / "dream")
@@ -249,7 +251,8 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
 
 def test_every_family_tells_its_range(tmp_path: Path) -> None:
     policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), SPEC)
-    policy.set_statistics(-0.5 * torch.ones(2), 0.25 * torch.ones(2), torch.zeros(3), torch.ones(3))
+    some = np.array([[-0.5, -0.5], [0.25, 0.25]] * 50)
+    policy.set_normalizer(Normalizer.fit(some, np.zeros((100, 3))))
     low, high = policy.action_range()
     lowest = policy.decode_actions(torch.zeros(1, 1, 2, dtype=torch.long)).flatten()
     assert torch.equal(low, lowest) and high.tolist() == [0.25, 0.25]

@@ -1,11 +1,15 @@
 import builtins
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from wmpo.contracts import check_reward_model
 from wmpo.errors import UserError
-from wmpo.rewards.settings import VideoMAESettings
+from wmpo.recipes import RECIPES
+from wmpo.rewards.clip_classifier import ClipClassifier
+from wmpo.rewards.settings import ConvSettings, VideoMAESettings
 from wmpo.rewards.videomae import MEAN, STD, VideoMAEClassifier, VideoMAEConfig
 from wmpo.types import EnvSpec
 
@@ -107,6 +111,60 @@ def test_small_preset_from_a_recipe():
     spec = EnvSpec(cameras={"front": (60, 64)}, state_dim=0, action_dim=4, horizon=40, fps=10)
     model = VideoMAEClassifier.build(VideoMAESettings(family="videomae", clip_length=4, width=64), spec)
     assert model.config == VideoMAEConfig(clip_length=4, image_size=64, patch=8, width=64, depth=4, heads=2)
+
+
+def test_the_paper_preset_is_videomae_base():
+    """From scratch on meta, which takes no memory: VideoMAE-base, but for its clips of 8 frames, is the default."""
+    reward = RECIPES["paper"].reward
+    spec = EnvSpec(cameras={"front": (256, 256)}, state_dim=0, action_dim=4, horizon=40, fps=10)
+    with torch.device("meta"):
+        model = VideoMAEClassifier.build(reward, spec)
+    assert model.config == VideoMAEConfig()
+    assert 85e6 < sum(p.numel() for p in model.network.videomae.parameters()) < 90e6
+
+
+def test_begins_from_a_pretrained_folder_that_the_settings_name(tmp_path):
+    config = transformers.VideoMAEConfig(
+        image_size=16, patch_size=8, num_frames=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=128,
+    )  # fmt: skip
+    source = transformers.VideoMAEForVideoClassification(config)
+    source.save_pretrained(tmp_path)
+    settings = VideoMAESettings(family="videomae", clip_length=4, pretrained=str(tmp_path))
+    spec = EnvSpec(cameras={"front": (60, 64)}, state_dim=0, action_dim=4, horizon=40, fps=10)
+    model = VideoMAEClassifier.build(settings, spec)
+    own = model.network.videomae.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in source.videomae.state_dict().items())
+    with pytest.raises(UserError, match=r"reward\.pretrained, 'nowhere', is no folder with a VideoMAE"):
+        replace(settings, pretrained="nowhere").check()
+
+
+@pytest.mark.parametrize("threshold", ["NaN", "null", "Infinity", "1e999"])
+def test_a_saved_threshold_that_is_no_finite_number_is_refused(tmp_path, threshold):
+    spec = EnvSpec(cameras={"front": (16, 16)}, state_dim=0, action_dim=4, horizon=40, fps=10)
+    conv = ClipClassifier.build(ConvSettings(width=8), spec)
+    for model in (tiny(), conv):
+        model.with_threshold(1.5).save_pretrained(tmp_path)
+        path = tmp_path / "config.json"
+        assert '"threshold_logit": 1.5' in path.read_text()
+        path.write_text(path.read_text().replace('"threshold_logit": 1.5', f'"threshold_logit": {threshold}'))
+        with pytest.raises(UserError, match=f"{tmp_path.name} has the threshold (nan|inf)"):
+            type(model).from_pretrained(tmp_path)
+        with pytest.raises(UserError, match="must be a finite number"):
+            model.with_threshold(float("nan"))
+
+
+def test_the_small_classifier_takes_frames_of_any_size():
+    spec = EnvSpec(cameras={"front": (65, 97), "wrist": (20, 20)}, state_dim=0, action_dim=4, horizon=40, fps=10)
+    torch.manual_seed(0)
+    model = ClipClassifier.build(ConvSettings(width=8), spec).eval()
+    video = torch.randint(0, 256, (2, 4, 3, 65, 97), dtype=torch.uint8)
+    assert check_reward_model(model, video, ("a", "b")) == []
+    assert model.score(video[..., :40, :], ("a", "b")).shape == (2,)
+    small = ClipClassifier.build(ConvSettings(width=8, image_size=32, resize="stretch"), spec)
+    assert small.config.canvas == (32, 32) and small.score(video, ("a", "b")).shape == (2,)
+    with pytest.raises(UserError, match=r"gives 3x64: set reward\.image_size"):
+        ClipClassifier.build(ConvSettings(width=8), replace(spec, cameras={"front": (3, 64)}))
 
 
 def test_what_does_not_fit_is_told(tmp_path, monkeypatch):

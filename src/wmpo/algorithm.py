@@ -25,6 +25,7 @@ from torch import Tensor
 from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardBatch, RewardClips, VideoBatch, VideoClips
+from wmpo.data.normalizer import Normalizer
 from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
@@ -94,7 +95,7 @@ def imitate(run: Run) -> Policy:
         if cfg.pretrained:  # it keeps the statistics that it was trained with
             check_actions(policy, cache.labels_of(shown), cfg.pretrained, run.store.root)
         else:
-            policy.set_statistics(*cache.statistics(shown))
+            policy.set_normalizer(Normalizer.from_cache(cache, shown))
         frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
         run.fit(
             policy,

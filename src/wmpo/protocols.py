@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from wmpo.config import FitConfig
 from wmpo.types import Decision, EnvSpec, Episode, Observation, Outcome
+
+if TYPE_CHECKING:
+    from wmpo.data.normalizer import Normalizer
 
 Metrics = dict[str, Tensor]
 Memory = Any
@@ -113,8 +116,8 @@ class Policy(Trainable, Protocol):
         """(B, K, U) log-probabilities of `trace`, differentiable; equal to those at sampling to float tolerance."""
         ...
 
-    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
-        """Take over how the data is normalised: (D,) 1 % and 99 % quantiles of actions, (S,) moments of states."""
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over what actions and states mean in the data: keep a copy, which is saved with the weights."""
         ...
 
     def save_pretrained(self, folder: Path) -> None: ...

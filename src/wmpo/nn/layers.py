@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,6 +55,36 @@ class Film(nn.Module):
         return scale, shift
 
 
-def stack_cameras(images: dict[str, Tensor], cameras: tuple[str, ...]) -> Tensor:
-    """camera -> (..., C, H, W) uint8 becomes (..., N*C, H, W) float32 in [-1, 1]."""
-    return torch.cat([images[name] for name in cameras], dim=-3).float().div_(127.5).sub_(1.0)
+Resize = Literal["pad", "stretch"]
+
+
+def resized(image: Tensor, size: tuple[int, int], how: Resize) -> Tensor:
+    """(..., C, H, W) uint8 to (..., C, *size): float32 in [0, 255], or the image itself where it has that size.
+
+    pad: as large as fits in its own shape, in the middle, black around; stretch: to both sides.
+    """
+    height, width = image.shape[-2:]
+    if (height, width) == size:
+        return image
+    scale = min(size[0] / height, size[1] / width)
+    inner = (max(1, round(height * scale)), max(1, round(width * scale))) if how == "pad" else size
+    flat = image.flatten(0, -4) if image.ndim > 3 else image[None]
+    flat = F.interpolate(flat.float(), size=inner, mode="bilinear", antialias=True)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    flat = F.pad(flat, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
+    return flat.reshape(*image.shape[:-2], *size)
+
+
+def stack_cameras(
+    images: Mapping[str, Tensor], cameras: tuple[str, ...], size: tuple[int, int], how: Resize = "pad"
+) -> Tensor:
+    """camera -> (..., C, H, W) uint8 becomes (..., N*C, *size) float32 in [-1, 1]."""
+    parts = [resized(images[name], size, how) for name in cameras]
+    return torch.cat(parts, dim=-3).float().div_(127.5).sub_(1.0)
+
+
+def common_size(cameras: Mapping[str, tuple[int, int]], side: int) -> tuple[int, int]:
+    """What pictures are brought to: (side, side), or with 0 the greatest height and the greatest width of them."""
+    if side:
+        return side, side
+    return max(height for height, _ in cameras.values()), max(width for _, width in cameras.values())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wmpo.errors import UserError
 
 VOCABULARY = 1024
-MAX_WORDS = 16
+USUAL_WORDS, MAX_WORDS = 16, 64  # places beyond the usual begin at 0
 
 
 def sentence_encoder(kind: Literal["small", "minilm"], width: int) -> nn.Module:
@@ -27,10 +27,21 @@ def sentence_encoder(kind: Literal["small", "minilm"], width: int) -> nn.Module:
 
 @lru_cache(maxsize=4096)
 def word_ids(sentence: str) -> tuple[int, ...]:
-    """MAX_WORDS hashed words, 0 where the sentence has ended. Hashing needs no vocabulary file and knows every word."""
-    words = re.findall(r"[\w']+", sentence.lower())[:MAX_WORDS]
+    """At least USUAL_WORDS hashed words, 0 where the sentence has ended. Hashing knows every word, without a file.
+
+    Raises UserError for a sentence of more than MAX_WORDS words.
+    """
+    words = re.findall(r"[\w']+", sentence.lower())
+    refuse_longer(sentence, len(words), MAX_WORDS, "words")
     ids = [1 + zlib.crc32(word.encode()) % (VOCABULARY - 1) for word in words]
-    return tuple(ids + [0] * (MAX_WORDS - len(ids)))
+    return tuple(ids + [0] * (USUAL_WORDS - len(ids)))
+
+
+def refuse_longer(sentence: str, length: int, most: int, unit: str) -> None:
+    """Raise UserError where a sentence is longer than what reads it can read."""
+    if length > most:
+        begin = sentence if len(sentence) <= 60 else f"{sentence[:57]}..."
+        raise UserError(f"The instruction {begin!r} has {length} {unit}, and at most {most} can be read: shorten it.")
 
 
 def each_once(encode: Callable[[list[str]], Tensor], instruction: tuple[str, ...]) -> Tensor:
@@ -46,16 +57,20 @@ class SentenceEncoder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.word = nn.Embedding(VOCABULARY, width, padding_idx=0)
-        self.place = nn.Parameter(torch.randn(MAX_WORDS, width) * 0.02)
+        usual = torch.randn(USUAL_WORDS, width) * 0.02
+        self.place = nn.Parameter(torch.cat([usual, torch.zeros(MAX_WORDS - USUAL_WORDS, width)]))
         self.mix = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, instruction: tuple[str, ...]) -> Tensor:
         return each_once(self._encode, instruction)
 
     def _encode(self, sentences: list[str]) -> Tensor:
-        ids = torch.tensor([word_ids(sentence) for sentence in sentences], device=self.place.device)  # (n, MAX_WORDS)
+        rows = [word_ids(sentence) for sentence in sentences]
+        longest = max(map(len, rows))
+        rows = [row + (0,) * (longest - len(row)) for row in rows]
+        ids = torch.tensor(rows, device=self.place.device)  # (n, longest)
         valid = (ids > 0).float().unsqueeze(-1)
-        features = self.mix(self.word(ids) + self.place) * valid
+        features = self.mix(self.word(ids) + self.place[:longest]) * valid
         return features.sum(1) / valid.sum(1).clamp(min=1)
 
 
@@ -123,6 +138,8 @@ def _embed(folder: Path, sentence: str) -> Tensor:
     Each sentence is encoded alone, so that it doesn't depend on what else is in a batch.
     """
     tokenizer, network = _pretrained(folder)
-    hidden = network(**tokenizer(sentence, truncation=True, return_tensors="pt")).last_hidden_state[0]
+    tokens = tokenizer(sentence, return_tensors="pt")
+    refuse_longer(sentence, tokens["input_ids"].shape[1], tokenizer.model_max_length, "tokens")
+    hidden = network(**tokens).last_hidden_state[0]
     mean = hidden.mean(0)  # over the tokens, (tokens, hidden)
     return F.normalize(mean, dim=0) * len(mean) ** 0.5

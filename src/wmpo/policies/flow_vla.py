@@ -13,24 +13,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.config import PolicyConfig
+from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError, optional
 from wmpo.io.files import atomic_write, read_json
 from wmpo.losses.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
 from wmpo.nn.layers import zero_init
+from wmpo.nn.text import refuse_longer
 from wmpo.policies.published import Published
-from wmpo.policies.settings import FlowConfig, MiniVLASettings
+from wmpo.policies.settings import FlowConfig, FlowVLASettings, MiniVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
 from wmpo.types import Decision, Observation
 
+if TYPE_CHECKING:
+    from wmpo.data.clips import ImitationBatch
+
 TOKENIZER = "tokenizer.json"
-LONGEST = 48  # tokens of a sentence
-EPSILON = 1e-8  # added to standard deviations, as LeRobot does
+LONGEST = 48  # tokens of a sentence, as in training
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,6 @@ class FlowVLAConfig:
 class FlowVLA(nn.Module):
     """Fulfils `wmpo.protocols.Policy`; `forward` is the imitation loss, flow matching."""
 
-    state_mean: Tensor
-    state_std: Tensor
-    action_mean: Tensor
-    action_std: Tensor
-
     def __init__(self, config: FlowVLAConfig, tokenizer: str) -> None:
         """`tokenizer` is the content of a tokenizer.json."""
         super().__init__()
@@ -66,9 +66,7 @@ class FlowVLA(nn.Module):
         self.tokenizer = _tokenizer(tokenizer)
         self.network: Any = _network(config)
         self.spread = self._noise_network()
-        for name, size in (("state", config.state_dim), ("action", config.action_dim)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size))
-            self.register_buffer(f"{name}_std", torch.ones(size))
+        self.normalizer = Normalizer(config.action_dim, config.state_dim)
 
     @property
     def chunk(self) -> int:
@@ -82,21 +80,27 @@ class FlowVLA(nn.Module):
         learned = self.config.flow.noise == "learned"
         return zero_init(nn.Linear(self.network.width, self.config.action_dim)) if learned else None
 
-    def prepare(self, config: MiniVLASettings) -> None:
+    def prepare(self, config: PolicyConfig) -> None:
         """Take the chunk and the noise of a recipe; no weight depends on the length of a chunk."""
-        self.config = replace(self.config, chunk=config.chunk, flow=config.flow)
+        flow = config.flow if isinstance(config, (FlowVLASettings, MiniVLASettings)) else self.config.flow
+        self.config = replace(self.config, chunk=config.chunk, flow=flow)
         self.spread = self._noise_network()
 
     def action_range(self) -> tuple[Tensor, Tensor]:
         """Between these nearly all actions lay that it was trained on, (D,) each."""
-        return self.action_mean - 3 * self.action_std, self.action_mean + 3 * self.action_std
+        low, high = self.normalizer.action_low, self.normalizer.action_high  # a standard deviation off the mean
+        return 2 * low - high, 2 * high - low
+
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over what actions and states mean."""
+        self.normalizer.load_state_dict(normalizer.state_dict())
 
     def field(self, observation: Observation, idle: Tensor) -> Field:
         """`idle` (B, K, rest): the noise in dimensions that the robot lacks."""
         cfg = self.config
         images = [self._pixels(image) for image in observation.images.values()]
         tokens, mask = self._tokens(observation.instruction)
-        state = (observation.state - self.state_mean) / (self.state_std + EPSILON)
+        state = self.normalizer.normalize_state(observation.state)
         prefix = self.network.prefix(
             torch.stack(images, 1), tokens, mask, F.pad(state, (0, self.network.state_width - cfg.state_dim))
         )
@@ -122,10 +126,12 @@ class FlowVLA(nn.Module):
 
     def _tokens(self, instruction: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """(B, L) token numbers, and where they are no padding."""
-        found = {s: self.tokenizer.encode(f"{s}\n", add_special_tokens=False).ids[:LONGEST] for s in set(instruction)}
+        found = {s: self.tokenizer.encode(f"{s}\n", add_special_tokens=False).ids for s in set(instruction)}
+        for sentence, tokens in found.items():
+            refuse_longer(sentence, len(tokens), LONGEST, "tokens")
         rows = [[*self.network.begin, *found[sentence]] for sentence in instruction]
         length = max(map(len, rows))
-        device = self.action_mean.device
+        device = self.normalizer.action_low.device
         mask = torch.tensor([[place < len(row) for place in range(length)] for row in rows], device=device)
         return torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device), mask
 
@@ -137,13 +143,13 @@ class FlowVLA(nn.Module):
         robot's D dimensions, then the noise of the others. U = steps * D."""
         cfg, there = self.config, observation.state.device
         size = (len(observation), cfg.flow.steps + 1, cfg.chunk, self.network.action_width)
-        noise = torch.randn(size, generator=generator, device=there).to(self.action_mean.device)
+        noise = torch.randn(size, generator=generator, device=there).to(self.normalizer.action_low.device)
         own, idle = noise[..., : cfg.action_dim], noise[:, :1, :, cfg.action_dim :]
         path, log_prob = sample_path(
             self.field(observation.to(noise.device), idle[:, 0]), own, temperature * cfg.flow.level
         )
         trace = torch.cat([path, idle.expand(-1, cfg.flow.steps + 1, -1, -1)], -1)
-        chunk = (path[:, -1] * self.action_std + self.action_mean).clamp(-1, 1)
+        chunk = self.normalizer.limit_action(self.normalizer.unnormalize_action(path[:, -1]))
         return Decision(chunk.to(there), trace.to(there), log_prob.to(there))
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
@@ -153,10 +159,12 @@ class FlowVLA(nn.Module):
 
     # Imitation
 
-    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow matching at pi0's times. `batch`: `wmpo.data.clips.ImitationBatch`."""
+    def forward(
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching at pi0's times."""
         D, device = self.config.action_dim, batch.action.device
-        data = (batch.action - self.action_mean) / (self.action_std + EPSILON)
+        data = self.normalizer.normalize_action(batch.action)
         size = (*data.shape[:2], self.network.action_width)
         noise = torch.randn(size, generator=generator, device=device)
         t_B = beta_times(torch.rand(len(data), generator=generator, device=device))
@@ -190,8 +198,9 @@ class FlowVLA(nn.Module):
 
     @classmethod
     def _from_published(cls, found: Published, folder: Path) -> FlowVLA:
+        own = found.normalizer
         config = FlowVLAConfig(
-            found.network, found.settings, found.chunk, len(found.state[0]), len(found.action[0])
+            found.network, found.settings, found.chunk, len(own.state_mean), len(own.action_low)
         )  # fmt: skip
         policy = cls(config, _text(found.tokenizer))
         if config.action_dim > policy.network.action_width or config.state_dim > policy.network.state_width:
@@ -199,11 +208,9 @@ class FlowVLA(nn.Module):
                 f"{folder} has statistics of {config.action_dim} action and {config.state_dim} state dimensions, more "
                 f"than its network takes ({policy.network.action_width} and {policy.network.state_width})."
             )
-        statistics = zip(("state", "action"), (found.state, found.action), strict=True)
-        buffers = {
-            f"{name}_{part}": row for name, rows in statistics for part, row in zip(("mean", "std"), rows, strict=True)
-        }
-        load_weights(policy, {**{f"network.{name}": t for name, t in found.tensors.items()}, **buffers}, folder)
+        tensors = {f"network.{name}": tensor for name, tensor in found.tensors.items()}
+        tensors |= {f"normalizer.{name}": row for name, row in own.state_dict().items()}
+        load_weights(policy, tensors, folder)
         return policy.eval()
 
 

@@ -1,28 +1,35 @@
 """MiniVLA: images + instruction (+ state) -> K x D actions, on a network small enough for a laptop's CPU.
 
 Two heads. tokens: OpenVLA-OFT's discrete head; every one of the K*D tokens is read off the same fused features in one
-pass, each as a categorical over `bins` bins of [-1, 1]. flow: the actions are denoised together, as in pi0.
+pass, each as a categorical over `bins` bins of [-1, 1], normalised. flow: the actions are denoised together, as in pi0.
+Pictures of another size than the network's, and of cameras that differ, are padded or stretched to it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.data.normalizer import Normalizer
+from wmpo.errors import UserError
 from wmpo.losses.flow_policy import flow_matching_loss, path_log_prob, sample_path
-from wmpo.nn.layers import Film, modulate, stack_cameras
+from wmpo.nn.layers import Film, Resize, common_size, modulate, stack_cameras
 from wmpo.nn.text import sentence_encoder
 from wmpo.policies.flow_head import FlowHead
 from wmpo.policies.settings import FlowConfig, MiniVLASettings
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import Decision, EnvSpec, Observation
 
+if TYPE_CHECKING:
+    from wmpo.data.clips import ImitationBatch
+
 TEXT_WIDTH = 64
+SMALLEST = 4  # pixels: the stem's stride
 KEYPOINTS = 32
 SHARPNESS = 8.0  # so that attention picks out spots from the first step on, rather than averaging the image
 LABEL_SMOOTHING_BINS = 1.0  # neighbouring bins are nearly right: soft labels teach their order
@@ -34,7 +41,7 @@ class MiniVLAConfig:
     """What a saved MiniVLA needs to be built again."""
 
     cameras: tuple[str, ...]
-    image_size: tuple[int, int]  # (height, width) of every camera
+    canvas: tuple[int, int]  # (height, width) that pictures of every camera are brought to
     state_dim: int
     action_dim: int
     chunk: int
@@ -44,15 +51,12 @@ class MiniVLAConfig:
     head: Literal["tokens", "flow"] = "tokens"
     flow: FlowConfig = field(default_factory=FlowConfig)
     sentences: Literal["small", "minilm"] = "small"
+    resize: Resize = "pad"
 
 
 class MiniVLA(nn.Module):
     """Fulfils `wmpo.protocols.Policy`; `forward` is the imitation loss."""
 
-    action_low: Tensor
-    action_high: Tensor
-    state_mean: Tensor
-    state_std: Tensor
     centers: Tensor
     grid: Tensor
 
@@ -60,7 +64,7 @@ class MiniVLA(nn.Module):
         super().__init__()
         self.config = config
         self.chunk = config.chunk
-        height, width = config.image_size
+        height, width = config.canvas
         c = config.width
         self.text = sentence_encoder(config.sentences, TEXT_WIDTH)
         self.stem = nn.Conv2d(3 * len(config.cameras), c, kernel_size=8, stride=4, padding=2)
@@ -81,27 +85,27 @@ class MiniVLA(nn.Module):
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
         )
-        self.head: Any
+        self.head: nn.Linear | FlowHead
         if config.head == "tokens":
             self.head = nn.Linear(config.hidden, config.chunk * config.action_dim * config.bins)
         else:
             self.head = FlowHead(config.hidden, config.chunk, config.action_dim, config.flow.noise == "learned")
         self.register_buffer("centers", torch.linspace(-1, 1, config.bins))
         self.bins = config.bins if config.head == "tokens" else 0
-        self.register_buffer("action_low", -torch.ones(config.action_dim))
-        self.register_buffer("action_high", torch.ones(config.action_dim))
-        self.register_buffer("state_mean", torch.zeros(config.state_dim))
-        self.register_buffer("state_std", torch.ones(config.state_dim))
+        self.normalizer = Normalizer(config.action_dim, config.state_dim)
 
     @classmethod
     def build(cls, config: MiniVLASettings, spec: EnvSpec) -> MiniVLA:
-        sizes = set(spec.cameras.values())
-        if len(sizes) != 1:
-            raise ValueError(f"MiniVLA needs cameras of one size, not {sorted(sizes)}")
+        canvas = common_size(spec.cameras, config.image_size)
+        if min(canvas) < SMALLEST:
+            raise UserError(
+                f"MiniVLA needs pictures of {SMALLEST}x{SMALLEST} pixels or more, and the cameras give "
+                f"{canvas[0]}x{canvas[1]}: set policy.image_size, to which they are enlarged."
+            )
         return cls(
             MiniVLAConfig(
                 cameras=tuple(spec.cameras),
-                image_size=sizes.pop(),
+                canvas=canvas,
                 state_dim=spec.state_dim,
                 action_dim=spec.action_dim,
                 chunk=config.chunk,
@@ -111,31 +115,29 @@ class MiniVLA(nn.Module):
                 head=config.head,
                 flow=config.flow,
                 sentences=config.sentences,
+                resize=config.resize,
             )
         )
 
-    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
-        """Actions are mapped to [-1, 1] by their 1 % and 99 % quantiles, (D,) each; states to unit variance, (S,)."""
-        self.action_low.copy_(action_low)
-        self.action_high.copy_(torch.maximum(action_high, action_low + 1e-3))
-        self.state_mean.copy_(state_mean)
-        self.state_std.copy_(state_std.clamp(min=1e-3))
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over what actions and states mean in the data that it will imitate."""
+        self.normalizer.load_state_dict(normalizer.state_dict())
 
     def action_range(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest action that it can choose, (D,) each."""
-        return self.action_low, self.action_high
+        """The lowest and the highest action that its tokens can choose, (D,) each."""
+        return self.normalizer.action_low, self.normalizer.action_high
 
     def features(self, observation: Observation) -> Tensor:
         """(B, hidden), which the head turns into actions."""
         cfg = self.config
-        images = stack_cameras(dict(observation.images), cfg.cameras)
+        images = stack_cameras(observation.images, cfg.cameras, cfg.canvas, cfg.resize)
         text = self.text(observation.instruction)
         x = F.silu(self.stem(images))
         x = F.silu(modulate(self.norm1(self.conv1(x)), self.film1(text)))
         x = F.silu(modulate(self.norm2(self.conv2(x)), self.film2(text)))
         attention = F.softmax(SHARPNESS * self.look(x).flatten(2), dim=-1)  # (B, KEYPOINTS, H/4 * W/4)
         points = (attention @ self.grid).flatten(1)
-        state = (observation.state - self.state_mean) / self.state_std
+        state = self.normalizer.normalize_state(observation.state)
         return self.fuse(torch.cat([points, self.gist(x), text, state], dim=1))
 
     def logits(self, observation: Observation) -> Tensor:
@@ -153,7 +155,7 @@ class MiniVLA(nn.Module):
         a unit for each step in each dimension, U = steps * D. Temperature 0 adds no noise on the way.
         """
         there = observation.state.device
-        if self.config.head == "flow":
+        if isinstance(self.head, FlowHead):
             cfg = self.config
             size = (len(observation), cfg.flow.steps + 1, cfg.chunk, cfg.action_dim)
             noise = torch.randn(size, generator=generator, device=there).to(self.centers.device)
@@ -173,7 +175,7 @@ class MiniVLA(nn.Module):
         return Decision(chunk=chunk, trace=tokens, log_prob=log_prob)
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
-        if self.config.head == "flow":
+        if isinstance(self.head, FlowHead):
             field = self.head.field(self.features(observation))
             return path_log_prob(field, trace, temperature * self.config.flow.level)
         log_probs = F.log_softmax(self.logits(observation) / temperature, dim=-1)
@@ -183,23 +185,19 @@ class MiniVLA(nn.Module):
         """Bin centres, as actions."""
         return self.from_unit(self.centers[tokens_BKD])
 
-    def to_unit(self, actions_BKD: Tensor) -> Tensor:
-        """The range of the demonstrated actions becomes [-1, 1]."""
-        return 2 * (actions_BKD - self.action_low) / (self.action_high - self.action_low) - 1
-
     def from_unit(self, unit_BKD: Tensor) -> Tensor:
-        """[-1, 1] becomes the range of the demonstrated actions; what goes beyond stops at -1 and 1."""
-        share = (unit_BKD + 1) / 2
-        return (self.action_low + share * (self.action_high - self.action_low)).clamp(-1, 1)
+        """Normalised actions in their own units; what goes beyond all that was demonstrated stops there."""
+        return self.normalizer.limit_action(self.normalizer.unnormalize_action(unit_BKD))
 
     # Imitation
 
-    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy to soft bins, averaged over valid tokens; or flow matching. `batch`:
-        `wmpo.data.clips.ImitationBatch`."""
-        unit = self.to_unit(batch.action)  # (B, K, D)
-        if self.config.head == "flow":
-            return self._flow_loss(self.features(batch.observation), unit, batch.mask.float(), generator)
+    def forward(
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy to soft bins, averaged over valid tokens; or flow matching."""
+        unit = self.normalizer.normalize_action(batch.action)  # (B, K, D)
+        if isinstance(self.head, FlowHead):
+            return self._flow_loss(self.head, batch, unit, generator)
         logits = self.logits(batch.observation)
         distance = (unit.clamp(-1, 1).unsqueeze(-1) - self.centers) * (self.config.bins - 1) / 2  # in bins
         target = F.softmax(-0.5 * (distance / LABEL_SMOOTHING_BINS).square(), dim=-1)
@@ -212,19 +210,18 @@ class MiniVLA(nn.Module):
         return loss, metrics
 
     def _flow_loss(
-        self, features: Tensor, unit: Tensor, mask_BK: Tensor, generator: torch.Generator | None
+        self, head: FlowHead, batch: ImitationBatch, unit: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """At several of the sampler's times for each frame, since the head costs little beside the image encoder."""
         steps, device = self.config.flow.steps, unit.device
-        many = unit.clamp(-1, 1).repeat(DRAWS, 1, 1)
+        features, mask_BK = self.features(batch.observation), batch.mask.float()
+        many = unit.repeat(DRAWS, 1, 1)
         noise = torch.randn(many.shape, generator=generator, device=device)
         t_B = torch.randint(steps, (len(many),), generator=generator, device=device) / steps
-        loss = flow_matching_loss(
-            self.head.field(features.repeat(DRAWS, 1)), many, noise, t_B, mask_BK.repeat(DRAWS, 1)
-        )
+        loss = flow_matching_loss(head.field(features.repeat(DRAWS, 1)), many, noise, t_B, mask_BK.repeat(DRAWS, 1))
         with torch.no_grad():
             start = noise[: len(unit), None].expand(-1, steps + 1, -1, -1)
-            error = (sample_path(self.head.field(features), start, 0.0)[0][:, -1] - unit).abs().mean(-1)
+            error = (sample_path(head.field(features), start, 0.0)[0][:, -1] - unit).abs().mean(-1)
             metrics = {"loss": loss.detach(), "action_error": (error * mask_BK).sum() / mask_BK.sum()}
         return loss, metrics
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.policies.published import Published, statistics, transformers, weight_files
+from wmpo.policies.published import Published, standardizer, statistics, transformers, weight_files
 
 
 class PI0Network(nn.Module):
@@ -65,12 +65,12 @@ def published(folder: Path) -> Published:
     settings = read_json(folder / "config.json")
     weight_files(folder)  # refuses pickles
     try:
-        model, told = transformers().PI0ForConditionalGeneration.from_pretrained(
+        model, found = transformers().PI0ForConditionalGeneration.from_pretrained(
             str(folder),
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told below
+            ignore_mismatched_sizes=True,  # refused below
             output_loading_info=True,
         )
     except UserError:
@@ -78,11 +78,11 @@ def published(folder: Path) -> Published:
     except Exception as error:  # transformers, safetensors and json each raise their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder} can't be loaded as a pi0: {reason}") from error
-    missing = [name for name in told["missing_keys"] if "dit.embed_tokens" not in name]
+    missing = [name for name in found["missing_keys"] if "dit.embed_tokens" not in name]
     for fault, names in (
         ("lacks", missing),
-        ("has, beyond pi0's own,", told["unexpected_keys"]),
-        ("has in other shapes", [entry[0] for entry in told["mismatched_keys"]]),
+        ("has, beyond pi0's own,", found["unexpected_keys"]),
+        ("has in other shapes", [entry[0] for entry in found["mismatched_keys"]]),
     ):
         if names:
             raise UserError(f"{folder} {fault} {len(names)} weights, first {sorted(names)[0]!r}.")
@@ -93,4 +93,5 @@ def published(folder: Path) -> Published:
         for name, what in (("state", "state"), ("actions", "action"))
     )
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if "dit.embed_tokens" not in name}
-    return Published("pi0", settings, int(model.config.chunk_size), tensors, state, action, folder / "tokenizer.json")
+    normalizer = standardizer(state, action)
+    return Published("pi0", settings, int(model.config.chunk_size), tensors, normalizer, folder / "tokenizer.json")

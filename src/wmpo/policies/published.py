@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from wmpo.data.normalizer import SAME, Normalizer
 from wmpo.errors import UserError, optional
 from wmpo.training.checkpoint import load_tensors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FARTHEST = 20.0  # standard deviations: what makes up 1/400 of the data or more lies within (Chebyshev)
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,7 @@ class Published:
     settings: dict[str, Any]
     chunk: int
     tensors: Mapping[str, Tensor]
-    state: tuple[Tensor, Tensor]  # mean and standard deviation, (S,) each
-    action: tuple[Tensor, Tensor]  # mean and standard deviation, (D,) each
+    normalizer: Normalizer
     tokenizer: Path
 
 
@@ -46,6 +47,35 @@ def weight_files(folder: Path) -> list[Path]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, by the names that they have there."""
     return {name: tensor for path in weight_files(folder) for name, tensor in load_tensors(path)[0].items()}
+
+
+def standardizer(
+    state: tuple[Tensor, Tensor], action: tuple[Tensor, Tensor], limits: tuple[Tensor, Tensor] | None = None
+) -> Normalizer:
+    """Of means and standard deviations, (S,) and (D,) each. Actions are kept within `limits`; where these are unknown,
+    within [-1, 1], or for actions that are not in such units, within what is not too far to have been demonstrated.
+
+    A dimension that never moved is not scaled.
+    """
+    (state_mean, state_std), (action_mean, action_std) = state, action
+    still = action_std <= SAME * action_mean.abs().clamp(min=1)
+    if limits is None:
+        usual = (action_mean.abs() + action_std <= 1) & ~still
+        reach = FARTHEST * action_std
+        limits = torch.where(usual, -1.0, action_mean - reach), torch.where(usual, 1.0, action_mean + reach)
+    least, most = limits
+    unit = torch.where(still, 1.0, action_std)
+    found = Normalizer(len(action_mean), len(state_mean))
+    rows = {
+        "action_low": action_mean - unit,
+        "action_high": action_mean + unit,
+        "action_min": torch.minimum(least, action_mean),
+        "action_max": torch.maximum(most, action_mean),
+        "state_mean": state_mean,
+        "state_std": torch.where(state_std <= SAME * state_mean.abs().clamp(min=1), 1.0, state_std),
+    }
+    found.load_state_dict(rows, strict=False)
+    return found
 
 
 def statistics(mean: Any, std: Any, size: int, what: str, folder: Path) -> tuple[Tensor, Tensor]:

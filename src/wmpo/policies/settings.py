@@ -31,6 +31,10 @@ class FlowConfig:
 class MiniVLASettings(PolicyConfig):
     """The small policy that is trained from scratch."""
 
+    image_size: int = 0
+    """Height and width that pictures are brought to, in pixels; 0: their own, the greatest where cameras differ."""
+    resize: Literal["pad", "stretch"] = "pad"
+    """How pictures of another size are brought to it: pad keeps their shape, black around; stretch does not."""
     head: Literal["tokens", "flow"] = "tokens"
     """tokens: a bin is chosen for each action dimension; flow: actions are denoised, as in pi0 and SmolVLA.
     [paper: tokens]"""
@@ -48,6 +52,7 @@ class MiniVLASettings(PolicyConfig):
     [paper: the policy is a language model]"""
 
     RANGES: ClassVar[Ranges] = {
+        "image_size": (0, 4096),
         "bins": (2, 65536),
         "width": (4, 65536),
         "hidden": (1, 65536),

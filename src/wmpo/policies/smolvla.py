@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.policies.published import Published, read_weights, statistics, transformers
+from wmpo.policies.published import Published, read_weights, standardizer, statistics, transformers
 from wmpo.training.checkpoint import load_tensors
 
 ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
@@ -177,13 +177,16 @@ def published(folder: Path) -> Published:
         for kind, name in (("input_features", "observation.state"), ("output_features", "action"))
     ]
     name = "observation.state"
+    state = statistics(before.get(f"{name}.mean"), before.get(f"{name}.std"), sizes[0], "state", folder)
+    action = statistics(after.get("action.mean"), after.get("action.std"), sizes[1], "action", folder)
+    limits = after.get("action.min"), after.get("action.max")
+    known = all(bound is not None and bound.shape == action[0].shape and bound.isfinite().all() for bound in limits)
     return Published(
         network="smolvla",
         settings={**settings, "vlm": read_json(vlm / "config.json")},
         chunk=settings["chunk_size"],
         tensors={name.removeprefix("model."): tensor for name, tensor in tensors.items()},
-        state=statistics(before.get(f"{name}.mean"), before.get(f"{name}.std"), sizes[0], "state", folder),
-        action=statistics(after.get("action.mean"), after.get("action.std"), sizes[1], "action", folder),
+        normalizer=standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None),
         tokenizer=vlm / "tokenizer.json",
     )
 
@@ -211,5 +214,8 @@ def _stored(folder: Path, pipeline: str, step: str) -> dict[str, Tensor]:
             modes = found.get("config", {}).get("norm_map", {})
             if other := sorted({modes.get(kind, "MEAN_STD") for kind in ("STATE", "ACTION")} - {"MEAN_STD"}):
                 raise UserError(f"{folder / pipeline} normalises by {other[0]}; wmpo knows SmolVLAs by MEAN_STD.")
-            return load_tensors(folder / found["state_file"])[0] if found.get("state_file") else {}
+            file = found.get("state_file")
+            if file and (not isinstance(file, str) or Path(file).name != file or "\\" in file):
+                raise UserError(f"{folder / pipeline} names the state_file {file!r}, which is no file in that folder.")
+            return load_tensors(folder / file)[0] if file else {}
     raise UserError(f"{folder / pipeline} has no step {step!r}, so that the scale of actions is unknown.")

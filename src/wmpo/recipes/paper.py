@@ -37,7 +37,13 @@ PAPER = Recipe(
         align_fraction=1.0,
     ),
     reward=VideoMAESettings(
-        family="videomae", clip_length=8, width=768, fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500)
+        family="videomae",
+        clip_length=8,
+        width=768,
+        depth=12,
+        heads=12,
+        image_size=224,
+        fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500),
     ),
     grpo=GRPOConfig(
         iterations=100,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.errors import UserError
 from wmpo.losses.verdicts import finite_threshold, verdict_loss
-from wmpo.nn.layers import Film, ResidualBlock
+from wmpo.nn.layers import Film, ResidualBlock, Resize, common_size, resized
 from wmpo.nn.text import SentenceEncoder
 from wmpo.rewards.settings import ConvSettings
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
 
+if TYPE_CHECKING:
+    from wmpo.data.clips import RewardBatch
+
 TEXT_WIDTH = 32
+SMALLEST = 4  # pixels: the stem's stride
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,9 @@ class ClipClassifierConfig:
 
     clip_length: int
     width: int
-    image_size: tuple[int, int]
+    canvas: tuple[int, int]  # (height, width) that frames are brought to
     threshold_logit: float = 0.0
+    resize: Resize = "pad"
 
 
 class ClipClassifier(nn.Module):
@@ -52,8 +58,14 @@ class ClipClassifier(nn.Module):
 
     @classmethod
     def build(cls, config: ConvSettings, spec: EnvSpec) -> ClipClassifier:
-        size = next(iter(spec.cameras.values()))
-        return cls(ClipClassifierConfig(config.clip_length, config.width, size))
+        name, size = next(iter(spec.cameras.items()))
+        canvas = common_size({name: size}, config.image_size)
+        if min(canvas) < SMALLEST:
+            raise UserError(
+                f"The conv reward model needs frames of {SMALLEST}x{SMALLEST} pixels or more, and the camera {name!r} "
+                f"gives {canvas[0]}x{canvas[1]}: set reward.image_size, to which they are enlarged."
+            )
+        return cls(ClipClassifierConfig(config.clip_length, config.width, canvas, resize=config.resize))
 
     def with_threshold(self, threshold: float) -> ClipClassifier:
         """The same weights, judged by another threshold, a finite logit."""
@@ -64,7 +76,8 @@ class ClipClassifier(nn.Module):
 
     def logits(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         """(B,) logits of success."""
-        x = clips_BLCHW.to(self.stem.weight.device).flatten(1, 2).float().div_(127.5).sub_(1.0)
+        frames = resized(clips_BLCHW.to(self.stem.weight.device), self.config.canvas, self.config.resize)
+        x = frames.flatten(1, 2).float().div_(127.5).sub_(1.0)
         x = self.block1(self.stem(x))
         x = self.block2(self.down(x), self.film(self.text(instruction)))
         return self.head(F.silu(x).amax(dim=(2, 3))).squeeze(-1)
@@ -74,8 +87,8 @@ class ClipClassifier(nn.Module):
         """(B,) logits of success, without gradients."""
         return self.logits(clips_BLCHW, instruction)
 
-    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
+    def forward(self, batch: RewardBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Binary cross-entropy on balanced clips."""
         return verdict_loss(self.logits(batch.clips, batch.instruction), batch.label)
 
     def save_pretrained(self, folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from wmpo.config import Ranges, RewardConfig
-from wmpo.errors import require_multiple, require_package
+from wmpo.errors import UserError, require_multiple, require_package
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,13 @@ class ConvSettings(RewardConfig):
 
     width: int = 32
     """Channels of the first stage."""
+    image_size: int = 0
+    """Height and width that frames are brought to, in pixels; 0: those of the first camera."""
+    resize: Literal["pad", "stretch"] = "pad"
+    """How frames of another size are brought to it: pad keeps their shape, black around; stretch does not."""
 
     RANGES: ClassVar[Ranges] = {
+        "image_size": (0, 4096),
         "width": (8, 65536),
     }
 
@@ -26,16 +32,23 @@ class ConvSettings(RewardConfig):
 
 @dataclass(frozen=True)
 class VideoMAESettings(RewardConfig):
-    """VideoMAE with a linear head. [paper: VideoMAE-base, 12 layers of 12 heads, 768 wide]"""
+    """VideoMAE with a linear head. The paper's is VideoMAE-base."""
 
     width: int = 32
-    """Hidden size."""
+    """Hidden size. [paper 768]"""
     depth: int = 4
-    """Layers."""
+    """Layers. [paper 12]"""
     heads: int = 0
-    """Attention heads; 0: one for every 32 of the width."""
+    """Attention heads; 0: one for every 32 of the width. [paper 12]"""
+    image_size: int = 0
+    """Height and width that frames are stretched to, in pixels; 0: the greater side of the first camera's, rounded up
+    to whole patches. VideoMAE-base was made for 224."""
+    pretrained: str = ""
+    """Folder of a pretrained VideoMAE (config.json and .safetensors) to begin from, whose sizes count; empty: from
+    scratch."""
 
     RANGES: ClassVar[Ranges] = {
+        "image_size": (0, 4096),
         "width": (32, 65536),
         "depth": (1, 1000),
         "heads": (0, 1024),
@@ -43,5 +56,9 @@ class VideoMAESettings(RewardConfig):
 
     def check(self) -> None:
         require_multiple("reward.width", self.width, self.heads or 32)
+        if self.pretrained and not (Path(self.pretrained) / "config.json").is_file():
+            raise UserError(
+                f"reward.pretrained, {self.pretrained!r}, is no folder with a VideoMAE: it has no config.json."
+            )
         require_multiple("reward.clip_length", self.clip_length, 2)
         require_package("reward.family is videomae", "transformers", "hub")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from wmpo.losses.verdicts import finite_threshold, verdict_loss
 from wmpo.rewards.settings import VideoMAESettings
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.types import EnvSpec
+
+if TYPE_CHECKING:
+    from wmpo.data.clips import RewardBatch
 
 # Mean and standard deviation of ImageNet's red, green and blue in [0, 1]: what VideoMAE was pretrained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,8 +83,10 @@ class VideoMAEClassifier(nn.Module):
 
     @classmethod
     def build(cls, config: VideoMAESettings, spec: EnvSpec) -> VideoMAEClassifier:
-        """A small one, from scratch: `config.width` wide, at the first camera's size."""
-        size = max(next(iter(spec.cameras.values())))
+        """One from scratch, at the first camera's size unless the settings name another; or a pretrained one."""
+        if config.pretrained:
+            return cls.from_transformers(Path(config.pretrained), config.clip_length)
+        size = config.image_size or max(next(iter(spec.cameras.values())))
         patch = 16 if size >= 128 else 8
         return cls(
             VideoMAEConfig(
@@ -158,8 +163,8 @@ class VideoMAEClassifier(nn.Module):
         """(B,) float32 logits of success, without gradients."""
         return self.logits(clips_BLCHW, instruction).float()
 
-    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Binary cross-entropy on balanced clips. `batch`: `wmpo.data.clips.RewardBatch`."""
+    def forward(self, batch: RewardBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Binary cross-entropy on balanced clips."""
         return verdict_loss(self.logits(batch.clips), batch.label)
 
     def save_pretrained(self, folder: Path) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ from wmpo.policies.openvla_oft.config import BINS, OpenVLAOFTConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, save_module
 from wmpo.types import Decision, Observation
+
+if TYPE_CHECKING:
+    from wmpo.data.clips import ImitationBatch
 
 ADAPTED = ("dino", "siglip", "projector", "language_model.model")  # what low-rank changes are made to
 
@@ -201,11 +204,10 @@ class OpenVLAOFT(nn.Module):
 
     # Imitation
 
-    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the action tokens, or the L1 distance of regressed actions, averaged over valid actions.
-
-        `batch`: `wmpo.data.clips.ImitationBatch`.
-        """
+    def forward(
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the action tokens, or the L1 distance of regressed actions, averaged over valid actions."""
         unit = self.normalise(batch.action)
         if self.action_head is not None:
             guess = self.regress(batch.observation)
