@@ -18,7 +18,7 @@ from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.families import saved_family
-from wmpo.grpo import play_groups, update
+from wmpo.grpo import advantages, play_groups, update
 from wmpo.policies import build_policy, load_policy
 from wmpo.policies.flow_vla import FlowVLA
 from wmpo.policies.published import standardizer
@@ -243,7 +243,7 @@ def test_practice_changes_what_is_likely(folders: dict[str, Path], family: str, 
     groups = play_groups(Left(), policy, [0, 1], cfg, generator=generator, temperature=1.0)
     assert groups.kept
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=1e-4)
-    metrics = update(policy, optimizer, groups, cfg, generator)
+    metrics = update(policy, optimizer, groups, advantages(groups, cfg, generator), cfg, generator)
     assert metrics["grad_norm"] > 0 and metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-3)
     batch = groups.rollout
     seen, trace, _ = batch.decisions(torch.arange(len(batch)))

@@ -25,7 +25,7 @@ from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
-from wmpo.grpo import play_groups, practise, trained_parameters, update
+from wmpo.grpo import advantages, play_groups, practise, trained_parameters, update
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT, images
@@ -225,7 +225,7 @@ def test_low_rank_changes_practise_and_save_activations(checkpoint: Path) -> Non
     )
     groups = play_groups(dream, plain, [0, 1], cfg, generator=generator.manual_seed(0), temperature=0.5)
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    update(plain, torch.optim.SGD(parameters[0], lr=1.0), groups, cfg, generator)
+    update(plain, torch.optim.SGD(parameters[0], lr=1.0), groups, advantages(groups, cfg, generator), cfg, generator)
     changed = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, before[name])}
     assert groups.kept and changed  # at first only B: while it is zero, A has no gradient
     assert all("lora_B" in name or name.startswith("proprio_projector") for name in changed)
@@ -273,7 +273,7 @@ def test_practises_in_imagination(policy: OpenVLAOFT, tmp_path: Path) -> None:
     groups = play_groups(dream, policy, [0, 1], cfg, generator=generator.manual_seed(0), temperature=cfg.temperature)
     assert groups.kept == 2
     optimizer = torch.optim.SGD(trained_parameters(policy, ()), lr=0)
-    metrics = update(policy, optimizer, groups, replace(cfg, lr=0.0), generator)
+    metrics = update(policy, optimizer, groups, advantages(groups, cfg, generator), replace(cfg, lr=0.0), generator)
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4) and metrics["clip_fraction"] == 0
     assert metrics["grad_norm"] > 0
     with RunLog(tmp_path, quiet=True) as log:
