@@ -29,8 +29,8 @@ from experiments.pairs import (
 )
 from experiments.tables import Plots, budget_told, rate_and_gain, second_tries, share_told, where_told
 from experiments.trust import Exploited, gaps_of, known_in_both, worlds
-from wmpo.losses.statistics import pearson
 from wmpo.report.results import BASE
+from wmpo.report.statistics import pearson
 from wmpo.report.words import number, percent, points, signed
 
 
@@ -163,7 +163,7 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
 
     def correlation(tasks: Sequence[str]) -> str:
         gaps = [gap for _, task, gap in found if task in tasks]
-        return number(pearson(*worlds(gaps)), 2)
+        return number(pearson(*worlds(gaps)).value, 2)
 
     tasks = tasks_of(results)
     sentences = [

@@ -27,9 +27,9 @@ from experiments.pairs import (
     rate,
     tasks_of,
 )
-from wmpo.losses.statistics import Interval, wilson_interval
 from wmpo.report.charts import Line, line_plot
 from wmpo.report.results import BASE
+from wmpo.report.statistics import Interval, wilson_interval
 from wmpo.report.words import number, percent, points
 from wmpo.training.log import clock
 

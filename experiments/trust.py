@@ -10,9 +10,9 @@ from experiments.cells import CellResult
 from experiments.drawing import drawn
 from experiments.pairs import first_of_each_seed, groups, mean_of, tasks_of
 from experiments.tables import Plots, budget_told, table
-from wmpo.losses.statistics import correlation_interval, normal_quantile, pearson, spearman
 from wmpo.report.charts import Line, line_plot
 from wmpo.report.results import BASE, Gap
+from wmpo.report.statistics import normal_quantile, pearson, spearman
 from wmpo.report.words import number, signed
 
 WINDOW = 5  # iterations whose imagined success is averaged: one iteration's groups are few
@@ -65,7 +65,7 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         own = [gap for _, its, gap in found if task in (its, "all tasks")]
         imagined, real = worlds(own)
         error = mean_of(abs(gap.excess) for gap in own)
-        bounds = correlation_interval(pearson(imagined, real), len(own))
+        bounds = pearson(imagined, real)
         sure = f"{number(bounds.value, 2)} ({number(bounds.low, 2)} to {number(bounds.high, 2)})"
         rows.append([task, str(len(own)), sure, number(spearman(imagined, real), 2), number(100 * error)])
     lines = []

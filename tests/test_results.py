@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wmpo.errors import UserError
-from wmpo.losses.statistics import wilson_interval
+from wmpo.report.statistics import wilson_interval
 from wmpo.recipes import RECIPES
 from wmpo.report.results import (
     Agreement,

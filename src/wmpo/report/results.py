@@ -18,7 +18,7 @@ from wmpo.evaluate import Evaluation
 from wmpo.io.files import read_json, write_json
 from wmpo.io.machine import cpu_model, memory_total_gb, usable_cores
 from wmpo.io.plain import from_plain, to_plain
-from wmpo.losses.statistics import Interval, mcnemar_exact, paired_bootstrap, wilson_interval
+from wmpo.report.statistics import Interval, mcnemar_exact, paired_difference, wilson_interval
 from wmpo.training.log import read_metrics, read_stages
 
 FORMAT = 1
@@ -296,7 +296,7 @@ class RunResult:
 class Gain:
     """How much more often one policy succeeds than another, on the same initial states."""
 
-    difference: Interval  # in [-1, 1], with its 95 % paired bootstrap interval
+    difference: Interval  # in [-1, 1], with its 95 % interval, see `paired_difference`
     won: int  # states that only the second policy solves
     lost: int  # states that only the first one solves
     p_value: float  # McNemar's exact test
@@ -305,7 +305,7 @@ class Gain:
     def between(before: Sequence[int], after: Sequence[int]) -> Gain:
         pairs = list(zip(before, after, strict=True))
         return Gain(
-            difference=paired_bootstrap(before, after),
+            difference=paired_difference(before, after),
             won=sum(b < a for b, a in pairs),
             lost=sum(b > a for b, a in pairs),
             p_value=mcnemar_exact(before, after),

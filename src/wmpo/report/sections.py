@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from wmpo.losses.statistics import wilson_interval
 from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_bars, with_legend
 from wmpo.report.media import Media, Pair
 from wmpo.report.results import RunResult
+from wmpo.report.statistics import wilson_interval
 from wmpo.report.video import encode_mp4, side_by_side
 from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, short_name, signed, span
 from wmpo.training.log import clock

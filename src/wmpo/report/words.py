@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wmpo.losses.statistics import Interval
 from wmpo.report.results import BASE, CONTROL, FINAL, RunResult
+from wmpo.report.statistics import Interval
 
 INTERACTIONS = {
     "demonstrations": "Scripted demonstrations",
