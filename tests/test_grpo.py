@@ -182,6 +182,8 @@ def test_frozen_parts_stay(tmp_path: Path) -> None:
     assert torch.equal(policy.linear.bias, torch.zeros(4)) and policy.linear.weight.abs().max() > 0.1
     with pytest.raises(UserError, match="leaves no part"):
         run(tmp_path / "other", Coin(), replace(CONFIG, freeze=("linear",)))
+    with pytest.raises(UserError, match=r"grpo\.freeze names 'liner', with which no part .* begins: they are linear"):
+        run(tmp_path / "another", Coin(), replace(CONFIG, freeze=("linear.bias", "liner")))
 
 
 class Certain(Coin):

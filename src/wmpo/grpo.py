@@ -282,7 +282,12 @@ class Learner:
 
 
 def trained_parameters(policy: Policy, freeze: Sequence[str]) -> list[nn.Parameter]:
-    """What practice changes. Raises UserError where nothing is left."""
+    """What practice changes. Raises UserError where nothing is left, and for a name that no parameter begins with."""
+    names = [name for name, _ in policy.named_parameters()]
+    for part in freeze:
+        if not any(name.startswith(part) for name in names):
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UserError(f"grpo.freeze names {part!r}, with which no part of the policy begins: they are {parts}.")
     named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
     kept = [parameter for name, parameter in named if not name.startswith(tuple(freeze))]
     if not kept:
