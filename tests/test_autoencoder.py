@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wmpo.errors import UserError
-from wmpo.world_models.autoencoder import Autoencoder, AutoencoderConfig, DiffusersCodec
+from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
 
 
 def pictures(count, size=32, seed=0):
@@ -20,10 +20,11 @@ def pictures(count, size=32, seed=0):
 
 @pytest.mark.parametrize(("downsample", "channels"), [(2, 4), (4, 8), (8, 16)])
 def test_shapes(downsample, channels):
-    codec = Autoencoder(AutoencoderConfig(latent_channels=channels, downsample=downsample, width=8))
+    codec = Autoencoder(latent_channels=channels, downsample=downsample, width=8)
     images = pictures(2)
     latents = codec.encode(images)
-    assert latents.shape == (2, *codec.latent_shape(32, 32)) == (2, channels, 32 // downsample, 32 // downsample)
+    assert latents.shape == (2, codec.latent_channels, 32 // codec.downsample, 32 // downsample)
+    assert (codec.latent_channels, codec.downsample) == (channels, downsample)
     assert latents.dtype == torch.float32
     decoded = codec.decode(latents)
     assert decoded.shape == images.shape
@@ -31,15 +32,13 @@ def test_shapes(downsample, channels):
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="don't divide"):
-        Autoencoder().latent_shape(30, 32)
     with pytest.raises(ValueError, match="power of two"):
-        Autoencoder(AutoencoderConfig(downsample=6))
+        Autoencoder(downsample=6)
 
 
-def test_learns_to_reconstruct_with_latents_of_unit_spread(tmp_path):
+def test_learns_to_reconstruct_with_latents_of_unit_spread():
     torch.manual_seed(0)
-    codec = Autoencoder(AutoencoderConfig(width=16))
+    codec = Autoencoder(width=16)
     optimizer = torch.optim.AdamW(codec.parameters(), lr=2e-3)
     losses = []
     for step in range(60):
@@ -51,23 +50,17 @@ def test_learns_to_reconstruct_with_latents_of_unit_spread(tmp_path):
     codec.eval()
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     images = pictures(64, seed=1000)
-    codec.calibrate(images, batch=10)
     latents = codec.encode(images)
-    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
+    assert latents.mean((0, 2, 3)).abs().max() < 0.5 and (latents.std((0, 2, 3)) - 1).abs().max() < 0.5
     error = (codec.decode(latents).float() - images.float()).square().mean()
     assert error < 0.2 * images.float().var()  # and the scale was undone
-    _, metrics = codec({"images": images})
+    _, metrics = codec(images)
     assert metrics["psnr"].item() == pytest.approx(10 * torch.log10(255**2 / error).item(), abs=0.3)
-
-    codec.save_pretrained(tmp_path)
-    loaded = Autoencoder.from_pretrained(tmp_path)
-    assert torch.equal(loaded.encode(images), latents)
 
 
 def test_running_scale_follows_the_latents():
     torch.manual_seed(0)
-    codec = Autoencoder(AutoencoderConfig(width=8))
+    codec = Autoencoder(width=8)
     images = pictures(8)
     before = codec.encode(images).std()
     decoded = codec.decode(codec.encode(images))
@@ -109,7 +102,7 @@ def test_diffusers_codec_is_the_network_with_its_scale(tiny_vae):
     assert not codec.network.training
     images = pictures(3, size=16)
     latents = codec.encode(images)
-    assert latents.shape == (3, *codec.latent_shape(16, 16)) == (3, 4, 8, 8)
+    assert latents.shape == (3, codec.latent_channels, 16 // codec.downsample, 8) == (3, 4, 8, 8)
     with torch.no_grad():
         moments = network.encode(images.float() / 127.5 - 1).latent_dist.mean
         pixels = network.decode(moments).sample
@@ -117,8 +110,6 @@ def test_diffusers_codec_is_the_network_with_its_scale(tiny_vae):
     decoded = codec.decode(latents)
     assert decoded.dtype == torch.uint8
     torch.testing.assert_close(decoded.float(), ((pixels + 1) * 127.5).clamp(0, 255), atol=0.51, rtol=0)
-    with pytest.raises(ValueError, match="don't divide"):
-        codec.latent_shape(15, 16)
 
 
 def test_diffusers_codec_undoes_a_shift(tiny_vae, tmp_path):
@@ -159,7 +150,7 @@ def test_folders_that_hold_no_autoencoder(tiny_vae, tmp_path, monkeypatch):
 
 def test_its_only_dice_are_those_that_it_is_given():
     torch.manual_seed(0)
-    codec = Autoencoder(AutoencoderConfig(width=8, noise=0.5))
+    codec = Autoencoder(width=8, noise=0.5)
     images, before = pictures(4), torch.get_rng_state()
     start = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
     losses = []

@@ -1,13 +1,20 @@
-"""The robot's body: the sum of its actions where nothing is felt, a law that is learned where something is; and what
-moves with it in the picture."""
+"""The robot's body: its pose is the sum of its actions without a state, follows a learned law with one; and what moves
+with it in the picture."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wmpo.data.clips import VideoBatch
+from wmpo.data.normalizer import Normalizer
 from wmpo.world_models.kinematics import Kinematics
+
+
+def set_state(body: Kinematics, mean: list[float], std: list[float]) -> None:
+    body.normalizer.state_mean.copy_(torch.tensor(mean))
+    body.normalizer.state_std.copy_(torch.tensor(std))
 
 
 def test_without_a_state_the_pose_is_the_sum_of_the_actions() -> None:
@@ -20,9 +27,21 @@ def test_without_a_state_the_pose_is_the_sum_of_the_actions() -> None:
     assert body.state(poses).shape == (1, 3, 0)
 
 
+def test_sums_of_actions_have_the_scale_of_the_data_and_leave_positions_out() -> None:
+    body = Kinematics(0, 4, ("front",))
+    # A gripper in percent, a joint in degrees, one that never comes near 0, and one that stays where it is.
+    low, high = torch.tensor([0.0, -90.0, 170.0, 5.0]), torch.tensor([100.0, 90.0, 180.0, 5.0])
+    actions = torch.stack([low, high, (low + high) / 2]).numpy()
+    body.normalizer.load_state_dict(Normalizer.fit(actions, np.zeros((1, 0))).state_dict())
+    chunk = torch.tensor([[[100.0, 45.0, 175.0, 5.0], [100.0, 90.0, 180.0, 5.0]]])
+    poses = body.follow(torch.zeros(1, 4), chunk)
+    torch.testing.assert_close(poses, torch.tensor([[[2.0, 0.5, 0, 0], [4.0, 1.5, 0, 0]]]), rtol=0.03, atol=1e-6)
+    torch.testing.assert_close(body.pose(torch.zeros(1, 0), chunk.sum(1)), poses[:, -1])
+
+
 def test_poses_are_states_of_unit_spread_and_back() -> None:
     body = Kinematics(3, 2, ("front",))
-    body.set_statistics(torch.tensor([100.0, 0.0, 7.0]), torch.tensor([20.0, 0.5, 0.0]))  # the last one never changes
+    set_state(body, [100.0, 0.0, 7.0], [20.0, 0.5, 1.0])
     state = torch.tensor([[120.0, -1.0, 7.0]])
     pose = body.pose(state, torch.ones(1, 2))
     assert body.pose_dim == 3 and pose.tolist() == [[1, -2, 0]]
@@ -56,7 +75,7 @@ def law(seed: int, size: int, steps: int) -> VideoBatch:
 def test_it_learns_a_linear_law() -> None:
     torch.manual_seed(0)
     body = Kinematics(2, 2, ("front",))
-    body.set_statistics(MEAN, STD)
+    set_state(body, MEAN.tolist(), STD.tolist())
     optimizer = torch.optim.Adam(body.parameters(), lr=1e-2)
     for step in range(300):
         for group in optimizer.param_groups:
@@ -75,7 +94,7 @@ def test_it_learns_a_linear_law() -> None:
 
 def test_the_loss_by_hand() -> None:
     body = Kinematics(1, 1, ("front",))  # untrained: it says that nothing moves
-    body.set_statistics(torch.tensor([10.0]), torch.tensor([2.0]))
+    set_state(body, [10.0], [2.0])
     state = torch.tensor([[[10.0], [12.0], [16.0]]])  # 1 and 3 spreads away from where it was
     context, first, future = blank(1, 2)
     batch = VideoBatch(context, first, future, torch.ones(1, 2, 1), state, state[:, 0], torch.zeros(1, 1))

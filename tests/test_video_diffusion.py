@@ -1,19 +1,20 @@
-"""The world model on videos whose laws are known: a dot that moves exactly as it is told."""
+"""The world model on videos whose laws are known: a dot that moves exactly as the actions say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from wmpo.data.clips import VideoBatch
+from wmpo.data.normalizer import Normalizer
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.codecs import PixelCodec, shift_image
-from wmpo.world_models.kinematics import Kinematics
 from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.unet import FrameFilm
 from wmpo.world_models.video_diffusion import Imagined, VideoDiffusionModel
@@ -54,7 +55,7 @@ def test_pixel_codec_is_lossless() -> None:
     images = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8)
     codec = PixelCodec(4)
     latents = codec.encode(images)
-    assert latents.shape == (3, *codec.latent_shape(16, 24)) == (3, 48, 4, 6)
+    assert latents.shape == (3, codec.latent_channels, 16 // codec.downsample, 6) == (3, 48, 4, 6)
     assert torch.equal(codec.decode(latents), images)
 
 
@@ -78,16 +79,12 @@ def test_untrained_it_says_that_nothing_moves() -> None:
 
 
 def learn(module: torch.nn.Module, make: Callable[[int], VideoBatch], steps: int, lr: float) -> None:
-    if isinstance(module, Kinematics):  # the world model leaves its body alone
-        module.requires_grad_(True)
-    optimizer = torch.optim.Adam([parameter for parameter in module.parameters() if parameter.requires_grad], lr)
+    optimizer = torch.optim.Adam(module.parameters(), lr)
     for step in range(steps):
         loss, _ = module(make(step), torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if isinstance(module, Kinematics):
-        module.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +190,110 @@ def test_a_frames_action_modulates_its_own_slice() -> None:
     other[0, 1] += 1
     changed = (film(embedding)[0] != film(other)[0])[0]
     assert changed.tolist() == [False] * 4 + [True] * 4 + [False] * 4
-    with pytest.raises(ValueError, match="shared evenly"):
-        FrameFilm(6, 10, chunk=3)
+
+
+@pytest.mark.parametrize(("channels", "chunk", "owner"), [
+    (6, 4, [[0], [1, 2], [3], [4, 5]]),
+    (3, 6, [[0], [0], [1], [1], [2], [2]]),  # neighbours add up
+])  # fmt: skip
+def test_slices_of_any_chunk(channels: int, chunk: int, owner: list[list[int]]) -> None:
+    film = FrameFilm(5, channels, chunk)
+    torch.nn.init.normal_(film.linear.weight)
+    embedding = torch.randn(1, chunk, 5)
+    for k, own in enumerate(owner):
+        other = embedding.clone()
+        other[0, k] += 1
+        for before, after in zip(film(embedding), film(other), strict=True):
+            assert (before != after)[0].nonzero().flatten().tolist() == own
+
+
+@pytest.mark.parametrize("backbone", ["unet", "transformer"])
+@pytest.mark.parametrize("chunk", [1, 5, 50])
+def test_any_chunk_trains_and_imagines(backbone: Literal["unet", "transformer"], chunk: int) -> None:
+    torch.manual_seed(0)
+    model = VideoDiffusionModel.build(replace(SMALL, backbone=backbone, heads=2), SPEC, chunk)
+    data = batch(4, size=2, chunk=chunk)
+    model(data, torch.Generator().manual_seed(0))[0].backward()
+    memory = model.eval().begin(Observation(data.anchor, torch.zeros(2, 0), ("",) * 2))
+    memory, imagined = model.imagine(memory, data.action, torch.Generator().manual_seed(0))
+    assert model.decode(imagined)[0]["front"].shape == (2, chunk, 3, 16, 16) and memory.context.shape[1] == 2
+
+
+MIXED = EnvSpec({"wide": (18, 32), "tall": (48, 24), "odd": (13, 19)}, 0, 2, 8, 5)
+
+
+@pytest.mark.parametrize("settings", [
+    SMALL,
+    replace(SMALL, image_size=(20, 28)),
+    replace(SMALL, codec="autoencoder"),
+    replace(SMALL, backbone="transformer", heads=2),
+])  # fmt: skip
+def test_cameras_of_any_sizes_come_back_in_their_own(settings: VideoDiffusionSettings, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VideoDiffusionModel.build(settings, MIXED, 3)
+
+    def shots(*frames: int) -> dict[str, Tensor]:
+        return {name: torch.randint(256, (2, *frames, 3, *size)).byte() for name, size in MIXED.cameras.items()}
+
+    nothing = torch.zeros(2, 4, 0)
+    data = VideoBatch(shots(2), shots(), shots(3), torch.zeros(2, 3, 2), nothing, nothing[:, 0], torch.zeros(2, 2))
+    for stage in model.training_stages(align=False):
+        stage.module(data, torch.Generator().manual_seed(0))[0].backward()
+    model.save_pretrained(tmp_path)
+    model = VideoDiffusionModel.from_pretrained(tmp_path)
+    memory = model.begin(Observation(data.anchor, torch.zeros(2, 0), ("",) * 2))
+    frames = model.decode(model.imagine(memory, data.action, torch.Generator().manual_seed(0))[1])[0]
+    assert {name: frame.shape for name, frame in frames.items()} == {
+        name: (2, 3, 3, *size) for name, size in MIXED.cameras.items()
+    }
+    if settings == SMALL:  # nothing moves, and what is only padded keeps every pixel
+        assert all(torch.equal(frames[name], data.anchor[name][:, None].expand(-1, 3, -1, -1, -1)) for name in frames)
+
+
+@pytest.mark.parametrize("size", [None, (32, 40)])
+def test_a_motion_is_as_long_in_every_size(size: tuple[int, int] | None) -> None:
+    spec = EnvSpec({"small": (16, 20), "large": (32, 48)}, 0, 2, 8, 5)
+    model = VideoDiffusionModel.build(replace(SMALL, image_size=size), spec, 1)
+    with torch.no_grad():
+        model.kinematics.moves.weight.copy_(torch.tensor([[0.02, 0], [0, 0.025], [0, 0], [0, 0]]))
+    grid_y, grid_x = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
+    blob = (255 * torch.exp(-((grid_x - 6) ** 2 + (grid_y - 7) ** 2) / 6)).byte().expand(1, 3, -1, -1)
+    last = model.encode({"small": blob, "large": torch.zeros(1, 3, 32, 48, dtype=torch.uint8)})
+    pose = torch.ones(1, 1, 2)
+    frame = model.decode(Imagined(model.warp(last, pose), pose))[0]["small"][0, 0, 0].float()
+    assert (frame.argmax().item() % 20, frame.argmax().item() // 20) == (6 + 2, 7 + 2)  # 0.2 of 10, 0.25 of 8 pixels
+
+
+def test_units_of_the_actions_do_not_matter() -> None:
+    # A gripper in percent and a joint in degrees: with the data's normaliser the loss is the same.
+    data, model = batch(2, size=8), build()
+    scale = torch.tensor([50.0, 90.0])
+    raw = replace(data, action=data.action * scale, travel=data.travel * scale)
+    for layer in (model.denoiser.out, model.kinematics.moves, *(film.linear for film in model.denoiser.films)):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+
+    def loss(moments: VideoBatch) -> float:
+        return model(moments, torch.Generator().manual_seed(0))[0].item()
+
+    expected, wrong = loss(data), loss(raw)
+    normalizer = Normalizer(2, 0)
+    for name in ("low", "min", "high", "max"):
+        normalizer.get_buffer(f"action_{name}").mul_(scale)
+    model.set_normalizer(normalizer)
+    assert loss(raw) == pytest.approx(expected, rel=1e-5) and wrong != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize(("objective", "signal", "spread"), [("flow", 0.95, 0.05), ("epsilon", 0.985, 0.171)])
+def test_the_context_is_noised_as_the_objective_noises(
+    objective: Literal["flow", "epsilon"], signal: float, spread: float
+) -> None:
+    model, seen = build(replace(SMALL, objective=objective, context_noise=0.05, training_timesteps="all")), []
+    model.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+    black = batch(0, size=256)
+    black = replace(black, context={"front": torch.zeros_like(black.context["front"])})
+    model(black, torch.Generator().manual_seed(0))
+    assert seen[0].mean().item() == pytest.approx(-signal, abs=2e-3)  # black is -1
+    assert seen[0].std().item() == pytest.approx(spread, rel=0.02)
 
 
 def test_two_cameras_move_each_in_their_own_way() -> None:
@@ -247,7 +346,10 @@ def felt(seed: int, size: int = 32) -> VideoBatch:
 def build_feeling(width: int = 8) -> VideoDiffusionModel:
     torch.manual_seed(0)
     model = VideoDiffusionModel.build(replace(SMALL, width=width), FEELING, 4)
-    model.kinematics.set_statistics(CENTRE, SPREAD)
+    normalizer = Normalizer(2, 2)
+    normalizer.state_mean.copy_(CENTRE)
+    normalizer.state_std.copy_(SPREAD)
+    model.set_normalizer(normalizer)
     return model
 
 
@@ -305,7 +407,7 @@ def test_with_a_state_it_stays_sharp_and_right_over_four_chunks() -> None:
     assert imagined.amax((2, 3, 4)).mean() > 0.8 * real.amax((2, 3, 4)).mean()  # not smeared out
 
 
-def test_the_denoiser_leaves_the_body_as_it_was_taught() -> None:
+def test_the_denoiser_leaves_the_kinematics_alone() -> None:
     model = build_feeling()
     torch.nn.init.normal_(model.kinematics.step[-1].weight)
     model(felt(0), torch.Generator().manual_seed(0))[0].backward()

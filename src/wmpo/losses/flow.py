@@ -130,14 +130,14 @@ def log_alpha_bar(schedule: Schedule, steps: int = 1000) -> Tensor:
     cosine  alpha_bar = cos^2((n/steps + 0.008) / 1.008 * pi/2), beta at most 0.999 (arXiv 2102.09672).
     """
     if schedule == "linear":
-        beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+        beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64, device="cpu") * (1000 / steps)
     elif schedule == "cosine":
-        n = torch.arange(steps + 1, dtype=torch.float64)
+        n = torch.arange(steps + 1, dtype=torch.float64, device="cpu")
         alpha_bar = torch.cos((n / steps + 0.008) / 1.008 * math.pi / 2).square()
         beta = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
     else:
         raise ValueError(f"schedule must be linear or cosine, not {schedule!r}")
-    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta).cumsum(0)])
+    return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-beta).cumsum(0)])
 
 
 def signal_and_noise(t_B: Tensor, schedule: Schedule = "linear") -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ def ddim_sample(predict_data: PredictData, noise: Tensor, steps: int, schedule: 
 
     One step returns predict_data(noise, 0) itself, and the last step always ends on a prediction.
     """
-    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=noise.device)
+    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")  # numbers, wherever the noise lives
     a, s = signal_and_noise(times, schedule)
     x = noise
     for i, t in enumerate(times[:-1].tolist()):

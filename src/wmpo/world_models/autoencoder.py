@@ -5,8 +5,6 @@ Both fulfil `wmpo.world_models.codecs.Codec`: uint8 images in, latents of about 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,22 +15,7 @@ from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.nn.layers import ResidualBlock
-from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.world_models.codecs import shift_image
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """What a saved autoencoder needs to be built again. 64x64x3 becomes 16x16x8 with the defaults."""
-
-    latent_channels: int = 8
-    """c: channels of the latent."""
-    downsample: int = 4
-    """How many pixels a latent position stands for, in each direction: a power of two, at least 2."""
-    width: int = 32
-    """Channels at half resolution; twice as many below that."""
-    noise: float = 0.05
-    """Noise added to latents of unit spread in training, so that slightly wrong latents still decode well."""
 
 
 class Autoencoder(nn.Module):
@@ -44,36 +27,35 @@ class Autoencoder(nn.Module):
 
     pixels_per_latent = 1
 
-    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+    def __init__(self, latent_channels: int = 8, downsample: int = 4, width: int = 32, noise: float = 0.05) -> None:
+        """64x64x3 becomes 16x16x8 with the defaults.
+
+        downsample  a power of two, at least 2
+        width       channels at half resolution; twice as many below that
+        noise       added to latents of unit spread in training, so that slightly wrong latents still decode well
+        """
         super().__init__()
-        self.config = config = config or AutoencoderConfig()
-        levels = config.downsample.bit_length() - 1
-        if config.downsample != 2**levels or levels < 1:
-            raise ValueError(f"downsample must be a power of two, at least 2, not {config.downsample}")
-        widths = [config.width] + [2 * config.width] * (levels - 1)
+        self.latent_channels, self.downsample, self.noise = latent_channels, downsample, noise
+        levels = downsample.bit_length() - 1
+        if downsample != 2**levels or levels < 1:
+            raise ValueError(f"downsample must be a power of two, at least 2, not {downsample}")
+        widths = [width] + [2 * width] * (levels - 1)
         # A patch of 2x2 pixels is one position from the start: full resolution is where convolutions cost most.
         down: list[nn.Module] = [nn.Conv2d(12, widths[0], 3, padding=1)]
-        up: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)]
+        up: list[nn.Module] = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1)]
         for fine, coarse in pairwise(widths):
             down += [ResidualBlock(fine, fine), nn.Conv2d(fine, coarse, 3, stride=2, padding=1)]
-        down += [ResidualBlock(widths[-1], widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_channels, 1)]
+        down += [ResidualBlock(widths[-1], widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], latent_channels, 1)]
         for coarse, fine in pairwise(reversed(widths)):
             up += [ResidualBlock(coarse, coarse), nn.Upsample(scale_factor=2), nn.Conv2d(coarse, fine, 3, padding=1)]
         up += [ResidualBlock(widths[0], widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 12, 3, padding=1)]
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
         self.latent_mean: Tensor
         self.latent_std: Tensor
-        self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
+        self.register_buffer("latent_mean", torch.zeros(latent_channels, 1, 1))
+        self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
         self.observed: Tensor
         self.register_buffer("observed", torch.zeros(()))  # batches seen; a float, so that averages of weights take it
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(c, h, w) of one camera's latent."""
-        size = self.config.downsample
-        if height % size or width % size:
-            raise ValueError(f"images of {height}x{width} don't divide by {size}, the autoencoder's downsampling")
-        return self.config.latent_channels, height // size, width // size
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -93,24 +75,22 @@ class Autoencoder(nn.Module):
         return F.pixel_shuffle(self.decoder(latents * self.latent_std + self.latent_mean), 2)
 
     def forward(
-        self, batch: Tensor | Mapping[str, Tensor], generator: torch.Generator | None = None
+        self, images_BCHW: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`batch`: (B, 3, H, W) uint8 images, or a mapping with them under "images".
+        """The reconstruction loss of (B, 3, H, W) uint8 images.
 
         loss  mean absolute error plus squared error of pixels in [-1, 1].
         psnr  dB of the batch as a whole, higher is better.
         """
-        pixels = _unit(batch if isinstance(batch, Tensor) else batch["images"])
+        pixels = _unit(images_BCHW)
         raw = self._encode(pixels)
         if self.training:
             self.observed += 1
             # A plain mean at first, so that the starting values are soon forgotten; then the last 50 batches or so.
             self._observe(raw.detach(), rate=1 / self.observed.clamp(max=50))
         latents = (raw - self.latent_mean) / self.latent_std
-        if self.training and self.config.noise > 0:
-            latents = latents + self.config.noise * torch.randn(
-                latents.shape, generator=generator, device=latents.device
-            )
+        if self.training and self.noise > 0:
+            latents = latents + self.noise * torch.randn(latents.shape, generator=generator, device=latents.device)
         error = self._decode(latents) - pixels
         loss = error.abs().mean() + error.square().mean()
         with torch.no_grad():
@@ -124,24 +104,9 @@ class Autoencoder(nn.Module):
         self.latent_mean.lerp_(mean.to(self.latent_mean), rate)
         self.latent_std.lerp_(std.to(self.latent_std), rate)
 
-    @torch.no_grad()
-    def calibrate(self, images_NCHW: Tensor, batch: int = 64) -> None:
-        """Set the latents' scale from these images exactly; call once training is over, before latents are used."""
-        raw = torch.cat([self._encode(_unit(part.to(self.latent_mean.device))) for part in images_NCHW.split(batch)])
-        self._observe(raw, rate=1.0)
-
     def translate(self, latents_Bchw: Tensor, motion_BN2: Tensor) -> Tensor:
         """Latents shift much as their images do, since the autoencoder is convolutional."""
         return shift_image(latents_Bchw, motion_BN2)
-
-    def save_pretrained(self, folder: Path) -> None:
-        save_module(folder, self, self.config)
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Autoencoder:
-        model = cls(load_config(folder, AutoencoderConfig)[0])
-        load_module(folder, model)
-        return model.eval()
 
 
 class DiffusersCodec(nn.Module):
@@ -182,12 +147,6 @@ class DiffusersCodec(nn.Module):
     def train(self, mode: bool = True) -> DiffusersCodec:
         """Always in eval mode: it is never trained here."""
         return super().train(False)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(c, h, w) of one camera's latent."""
-        if height % self.downsample or width % self.downsample:
-            raise ValueError(f"images of {height}x{width} don't divide by {self.downsample}, the codec's downsampling")
-        return self.latent_channels, height // self.downsample, width // self.downsample
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:

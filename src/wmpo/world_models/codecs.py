@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 
 class Codec(Protocol):
-    pixels_per_latent: int
-    """Places of the image that one position of the latent describes, channel c of it place c modulo `pixels_per_latent`."""
+    """Both sides of an image must be multiples of `downsample`."""
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(c, h, w) of one camera's latent."""
-        ...
+    latent_channels: int
+    downsample: int
+    """How many pixels a position of the latent stands for, in each direction."""
+    pixels_per_latent: int
+    """How many pixels a position of the latent keeps apart: its channel c describes pixel c modulo this number. 1 where
+    all channels describe the position as a whole."""
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, c, h, w) float32 of about unit spread."""
@@ -47,13 +49,8 @@ class PixelCodec(nn.Module):
 
     def __init__(self, patch: int = 4) -> None:
         super().__init__()
-        self.patch = patch
-        self.pixels_per_latent = patch**2
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"images of {height}x{width} don't divide into patches of {self.patch}")
-        return 3 * self.patch**2, height // self.patch, width // self.patch
+        self.patch = self.downsample = patch
+        self.pixels_per_latent, self.latent_channels = patch**2, 3 * patch**2
 
     def encode(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images.float().div_(127.5).sub_(1.0), self.patch)

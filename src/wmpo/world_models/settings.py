@@ -24,6 +24,9 @@ class VideoDiffusionSettings(WorldModelConfig):
     """Folder of the diffusers autoencoder."""
     codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
     """Training of the small autoencoder."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in which cameras are imagined: each is scaled to them, and back. None: each keeps its pixels;
+    smaller ones are filled up to the largest height and width by repeating their edge."""
     context: int = 2
     """c: frames of history given to the denoiser. [paper 4]"""
     anchor: bool = True

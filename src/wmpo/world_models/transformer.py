@@ -119,11 +119,10 @@ class SpaceTimeTransformer(nn.Module):
         patch: int = 2,
         anchor: bool = True,
         action_conditioning: Literal["frame", "chunk"] = "frame",
-        action_in_temporal: bool = False,
     ) -> None:
         """frame: each frame is modulated by its own action [paper]; chunk: every frame by the whole chunk.
 
-        The action enters the spatial blocks only [code], unless `action_in_temporal`.
+        The action enters the spatial blocks only [code].
         """
         super().__init__()
         channels, height, breadth = latent
@@ -131,11 +130,8 @@ class SpaceTimeTransformer(nn.Module):
             raise ValueError(f"latents of {height}x{breadth} don't divide into patches of {patch}")
         if width % (2 * heads) or width % 4:
             raise ValueError(f"width {width} must be a multiple of 4 and of twice its {heads} heads")
-        if action_conditioning not in ("frame", "chunk"):
-            raise ValueError(f"action_conditioning must be frame or chunk, not {action_conditioning!r}")
         self.patch, self.anchor, self.context = patch, anchor, context
         self.per_frame = action_conditioning == "frame"
-        self.action_in_temporal = action_in_temporal
         self.embed_patch = nn.Linear(channels * patch**2, width)
         position_PE = grid_position(height // patch, breadth // patch, width)
         self.position_PE: Tensor
@@ -158,11 +154,10 @@ class SpaceTimeTransformer(nn.Module):
         context_Bcchw: Tensor,
         anchor_Bchw: Tensor | None,
         action_BKD: Tensor,
-        context_t: Tensor | float = 1.0,
+        context_t_B: Tensor,
     ) -> Tensor:
         """(B, K, c, h, w): the raw output for the K frames. t and context_t in [0, 1]: 0 is noise, 1 is data."""
         B, K = noisy_BKchw.shape[:2]
-        context_t_B = torch.as_tensor(context_t, dtype=t_B.dtype, device=t_B.device).expand(B)
         frames = [context_Bcchw, noisy_BKchw]
         times = [context_t_B[:, None].expand(B, self.context), t_B[:, None].expand(B, K)]
         if self.per_frame:
@@ -171,8 +166,7 @@ class SpaceTimeTransformer(nn.Module):
             action_BKE = self.embed_action(action_BKD.flatten(1))[:, None].expand(B, K, -1)
         actions = [self.no_action.expand(B, self.context, -1), action_BKE]
         if self.first_frame is not None:
-            if anchor_Bchw is None:
-                raise ValueError("this transformer was built with an anchor and needs the first frame")
+            assert anchor_Bchw is not None
             frames.insert(0, anchor_Bchw[:, None])
             times.insert(0, torch.ones_like(times[0][:, :1]))  # it is a real frame, without noise
             actions.insert(0, self.first_frame.expand(B, 1, -1))
@@ -182,7 +176,7 @@ class SpaceTimeTransformer(nn.Module):
         time_BFE = self.embed_time(time_features(torch.cat(times, 1)).to(x.dtype))
         both_BFE = time_BFE + torch.cat([action.to(x.dtype) for action in actions], 1)
         space = self.modulate_space(both_BFE)  # (B, F, 6 E)
-        time = self.modulate_time(both_BFE if self.action_in_temporal else time_BFE)
+        time = self.modulate_time(time_BFE)
         for block in self.blocks:
             x = block(x, time if block.temporal else space)
 
@@ -191,24 +185,3 @@ class SpaceTimeTransformer(nn.Module):
         x = self.out(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
         rows = noisy_BKchw.shape[-2] // self.patch
         return F.pixel_shuffle(x.transpose(-1, -2).unflatten(-1, (rows, -1)), self.patch)
-
-
-def full_preset(
-    latent: tuple[int, int, int] = (4, 32, 32),
-    context: int = 4,
-    chunk: int = 8,
-    action_dim: int = 7,
-    anchor: bool = False,
-) -> SpaceTimeTransformer:
-    """The paper's size, STDiT-XL/2: 28 pairs of blocks, width 1152, 16 heads, patches 1x2x2: 0.92 billion weights."""
-    return SpaceTimeTransformer(
-        latent=latent,
-        context=context,
-        chunk=chunk,
-        action_dim=action_dim,
-        width=1152,
-        depth=28,
-        heads=16,
-        patch=2,
-        anchor=anchor,
-    )

@@ -1,12 +1,13 @@
 """A convolutional denoiser for small machines: one U-Net pass over the K stacked frames.
 
-All K frames of the chunk travel together as channels; each frame owns an equal slice of every level's channels,
+All K frames of the chunk travel together as channels; each frame owns a slice of every level's channels,
 and that slice is modulated by the frame's own action and the diffusion time (frame-level action control).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +24,31 @@ def time_embedding(t_B: Tensor, width: int) -> Tensor:
 
 
 class FrameFilm(nn.Module):
-    """(B, K, width) -> scale and shift of `channels` channels, where frame k owns the k-th of K equal slices."""
+    """(B, K, width) -> scale and shift of `channels` channels, where frame k owns the k-th of K slices.
+
+    Slices are equal where K divides the channels, else they differ by one; where there are more frames than channels,
+    neighbouring frames add up in the channel that they have in common.
+    """
+
+    slots: Tensor | None
 
     def __init__(self, width: int, channels: int, chunk: int) -> None:
         super().__init__()
+        per_frame = -(-channels // chunk)
+        self.linear = zero_init(nn.Linear(width, 2 * per_frame))
+        slots = None
         if channels % chunk:
-            raise ValueError(f"{channels} channels can't be shared evenly by {chunk} frames")
-        self.linear = zero_init(nn.Linear(width, 2 * channels // chunk))
+            slots = torch.zeros(chunk, per_frame, channels)  # 1 where this number of the frame goes to this channel
+            for k in range(chunk):
+                first, after = k * channels // chunk, (k + 1) * channels // chunk
+                for place, channel in enumerate(range(first, max(after, first + 1))):
+                    slots[k, place, channel] = 1
+            slots = slots.flatten(0, 1)
+        self.register_buffer("slots", slots, persistent=False)
 
     def forward(self, embedding_BKE: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = self.linear(embedding_BKE).chunk(2, dim=-1)  # (B, K, channels / K) each
-        return scale.flatten(1), shift.flatten(1)
+        scale, shift = (part.flatten(1) for part in self.linear(embedding_BKE).chunk(2, dim=-1))
+        return (scale, shift) if self.slots is None else (scale @ self.slots, shift @ self.slots)
 
 
 class UNet(nn.Module):
@@ -53,7 +68,7 @@ class UNet(nn.Module):
         width: int = 32,
         depth: int = 4,
         anchor: bool = True,
-        action_conditioning: str = "frame",
+        action_conditioning: Literal["frame", "chunk"] = "frame",
         channels_in: int = 0,  # per frame, where more than the noisy latent comes in
         channels_out: int = 0,  # per frame, where more than a latent is wanted
     ) -> None:
@@ -73,7 +88,7 @@ class UNet(nn.Module):
         coarse = 4 * width
         self.look_back = nn.Conv2d(frames_seen * channels, width, 3, padding=1)
         self.noisy_in = nn.Conv2d(chunk * (channels_in or channels), width, 1)
-        self.place = nn.Parameter(torch.zeros(width, height, breadth))
+        self.position = nn.Parameter(torch.zeros(width, height, breadth))
         self.shrink = nn.Conv2d(width, coarse, 3, stride=2, padding=1)
         self.blocks = nn.ModuleList([ResidualBlock(coarse, coarse) for _ in range(depth)])
         self.films = nn.ModuleList([FrameFilm(self.embedding_width, coarse, chunk) for _ in range(depth)])
@@ -103,7 +118,7 @@ class UNet(nn.Module):
         if self.anchor:
             assert anchor_Bchw is not None
             seen = torch.cat([seen, anchor_Bchw], dim=1)
-        fine = self.look_back(seen) + self.noisy_in(noisy_BKchw.flatten(1, 2)) + self.place
+        fine = self.look_back(seen) + self.noisy_in(noisy_BKchw.flatten(1, 2)) + self.position
         x = self.shrink(F.silu(fine))
         for block, film in zip(self.blocks, self.films, strict=True):
             x = block(x, film(embedding_BKE))

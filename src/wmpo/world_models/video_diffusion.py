@@ -10,26 +10,33 @@ Departures from the paper, each a setting in `VideoDiffusionSettings`:
 2. The episode's first frame is always in view (`anchor`): without it long videos drift.
 3. A frame's modulation sees its action and how the robot's pose changes (`Kinematics`), not its action alone.
 4. The proprioceptive state, where there is one, is imagined along with the pictures.
+
+States and actions that come in or go out have the units of the data; the networks see them normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from wmpo.data.clips import VideoBatch
+from wmpo.data.normalizer import Normalizer
 from wmpo.losses import flow
 from wmpo.protocols import TrainingStage
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Observation
-from wmpo.world_models.codecs import PixelCodec
+from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
+from wmpo.world_models.cameras import CommonSize
+from wmpo.world_models.codecs import Codec, PixelCodec
 from wmpo.world_models.kinematics import Kinematics
 from wmpo.world_models.settings import VideoDiffusionSettings
+from wmpo.world_models.transformer import SpaceTimeTransformer
 from wmpo.world_models.unet import UNet
 
 CACHED_ROWS = 32  # videos that a CPU imagines at once: what lies in its caches goes twice as fast
@@ -42,8 +49,7 @@ class VideoDiffusionConfig:
     """What a saved world model needs to be built again."""
 
     settings: VideoDiffusionSettings
-    cameras: tuple[str, ...]
-    image_size: tuple[int, int]
+    cameras: Mapping[str, tuple[int, int]]  # (height, width) of each, in pixels
     chunk: int
     action_dim: int
     state_dim: int
@@ -77,12 +83,14 @@ class VideoDiffusionModel(nn.Module):
         self.config = config
         self.chunk, self.context = config.chunk, config.settings.context
         settings = config.settings
-        self.codec = build_codec(settings)
-        channels, height, width = self.codec.latent_shape(*config.image_size)
-        self.latent = (channels * len(config.cameras), height, width)
-        self.kinematics = Kinematics(config.state_dim, config.action_dim, config.cameras).requires_grad_(False)
+        self.codec: Codec = build_codec(settings)
+        downsample = self.codec.downsample
+        self.cameras = CommonSize(config.cameras, settings.image_size, multiple=2 * downsample)
+        height, width = (side // downsample for side in self.cameras.size)
+        self.latent = (self.codec.latent_channels * len(config.cameras), height, width)
+        self.kinematics = Kinematics(config.state_dim, config.action_dim, tuple(config.cameras))
         self.composites = settings.motion_prior and settings.backbone == "unet"
-        self.mask_logits = 0  # per frame: how many numbers say where each place of the frame comes from
+        self.mask_logits = 0  # per frame: how many numbers say from which source each of its pixels comes
         if self.composites:
             sources = 2 * (1 + int(settings.anchor))
             self.mask_logits = sources * len(config.cameras) * self.codec.pixels_per_latent
@@ -90,26 +98,26 @@ class VideoDiffusionModel(nn.Module):
 
     @classmethod
     def build(cls, settings: VideoDiffusionSettings, spec: EnvSpec, chunk: int) -> VideoDiffusionModel:
-        sizes = set(spec.cameras.values())
-        if len(sizes) != 1:
-            raise ValueError(f"the world model needs cameras of one size, not {sorted(sizes)}")
-        return cls(
-            VideoDiffusionConfig(settings, tuple(spec.cameras), sizes.pop(), chunk, spec.action_dim, spec.state_dim)
-        )
+        config = VideoDiffusionConfig(settings, dict(spec.cameras), chunk, spec.action_dim, spec.state_dim)
+        return cls(config)
 
     # Training
 
     def training_stages(self, align: bool) -> list[TrainingStage]:
-        """Kinematics first, since the rest builds on them; then the autoencoder, where there is one; then the denoiser."""
+        """Kinematics first, since the rest builds on them; then the autoencoder, if there is one; then the denoiser."""
         settings = self.config.settings
-        stages = [TrainingStage("kinematics", self.kinematics, settings.kinematics_fit, part=True)]
-        if settings.codec == "autoencoder" and not align:  # the other codecs come ready-made
-            stages.append(TrainingStage("autoencoder", self.codec, settings.codec_fit, "frames", part=True))
+        stages = [TrainingStage("kinematics", self.kinematics, settings.kinematics_fit)]
+        if isinstance(self.codec, Autoencoder) and not align:  # the other codecs come ready-made
+            stages.append(TrainingStage("autoencoder", CodecTraining(self.codec, self.cameras), settings.codec_fit))
         return [*stages, TrainingStage("denoiser", self, settings.align if align else settings.fit)]
 
-    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
-        """How the data is normalised: states (S,) to unit variance."""
-        self.kinematics.set_statistics(state_mean, state_std)
+    @property
+    def normalizer(self) -> Normalizer:
+        return self.kinematics.normalizer
+
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over how the actions and states of a data set are normalised."""
+        self.normalizer.load_state_dict(normalizer.state_dict())
 
     # Frames and latents
 
@@ -117,7 +125,7 @@ class VideoDiffusionModel(nn.Module):
         """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels."""
         parts = []
         for name in self.config.cameras:
-            frames = images[name]
+            frames = self.cameras.enter(name, images[name])
             latents = self.codec.encode(frames.flatten(0, -4))
             parts.append(latents.unflatten(0, frames.shape[:-3]))
         return torch.cat(parts, dim=-3)
@@ -129,7 +137,7 @@ class VideoDiffusionModel(nn.Module):
         flat = latents.flatten(0, 1)
         parts = flat.chunk(len(self.config.cameras), dim=1)
         images = {
-            name: self.codec.decode(part).unflatten(0, latents.shape[:2])
+            name: self.cameras.leave(name, self.codec.decode(part).unflatten(0, latents.shape[:2]))
             for name, part in zip(self.config.cameras, parts, strict=True)
         }
         return images, self.kinematics.state(imagined.pose)
@@ -141,39 +149,43 @@ class VideoDiffusionModel(nn.Module):
     ) -> Tensor:
         """The denoiser's estimate of the clean K frames, put together from what it has seen.
 
-        estimate = sum_j weight_j source_j + change: each place of a frame comes from the last frame, from the first
-        one (what was hidden behind something that moved), or from one of them moved along with the robot (`move`). The
-        denoiser chooses, by a softmax at each place, and adds what none of them shows.
+        estimate = sum_j weight_j source_j + change: each pixel comes from the last frame, from the first one (what was
+        hidden behind something that moved), or from one of them moved along with the robot (`warp`). The weights are a
+        softmax over the denoiser's mask logits at each pixel; the change adds what no source shows.
         """
         anchor = memory.anchor if self.config.settings.anchor else None
         last = memory.context[:, -1]
         since_last = pose_BKP - memory.pose[:, None]
-        told = [action_BKD, since_last]
+        conditioning = [self.normalizer.normalize_action(action_BKD), since_last]
         if self.config.state_dim:
-            told.append(pose_BKP)
-        told_BKE = torch.cat(told, dim=-1)
+            conditioning.append(pose_BKP)
+        conditioning_BKE = torch.cat(conditioning, dim=-1)
         if not self.composites:
-            return last[:, None] + self.denoiser(noisy, t_B, memory.context, anchor, told_BKE, context_t_B)
+            return last[:, None] + self.denoiser(noisy, t_B, memory.context, anchor, conditioning_BKE, context_t_B)
         with torch.no_grad():  # sharp pictures of the hand, however long the dream: the first frame is moved only once
-            moved = [self.warp(last, since_last)]
+            warped = [self.warp(last, since_last)]
             if anchor is not None:
-                moved.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
-        seen = torch.cat([noisy, *moved], dim=2)
-        out = self.denoiser(seen, t_B, memory.context, anchor, told_BKE, context_t_B)
+                warped.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
+        inputs = torch.cat([noisy, *warped], dim=2)
+        out = self.denoiser(inputs, t_B, memory.context, anchor, conditioning_BKE, context_t_B)
         change, mask_logits = out.split([self.latent[0], self.mask_logits], dim=2)
         still = [frame[:, None].expand_as(noisy) for frame in (last, anchor) if frame is not None]
-        sources = torch.stack([*still, *moved], dim=2)  # (B, K, J, c, h, w)
-        # One choice per camera and place serves all channels that describe the place.
-        places = (len(self.config.cameras), -1, self.codec.pixels_per_latent)
-        weight = mask_logits.unflatten(2, (sources.shape[2], places[0], 1, places[2])).softmax(2)
-        chosen = (weight * sources.unflatten(3, places)).sum(2)
-        return chosen.flatten(2, 4) + change
+        sources = torch.stack([*still, *warped], dim=2)  # (B, K, J, c, h, w)
+        # One mask per camera and pixel serves all channels that describe the pixel.
+        cameras, pixels = len(self.config.cameras), self.codec.pixels_per_latent
+        masks = mask_logits.unflatten(2, (sources.shape[2], cameras, 1, pixels)).softmax(2)
+        composite = (masks * sources.unflatten(3, (cameras, -1, pixels))).sum(2)
+        return composite.flatten(2, 4) + change
 
     def warp(self, frame_Bchw: Tensor, change_BKP: Tensor) -> Tensor:
         """(B, K, c, h, w): a frame, moved in each camera as the robot is by a change of pose."""
         motion = self.kinematics.motion(change_BKP)  # (B, K, cameras, 2)
-        parts = frame_Bchw.chunk(len(self.config.cameras), dim=1)
-        return torch.cat([self.codec.translate(part, motion[:, :, n]) for n, part in enumerate(parts)], dim=2)
+        frames = frame_Bchw.chunk(len(self.config.cameras), dim=1)
+        moved = [
+            self.codec.translate(frame, self.cameras.scale_motion(name, way))
+            for name, frame, way in zip(self.config.cameras, frames, motion.unbind(2), strict=True)
+        ]
+        return torch.cat(moved, dim=2)
 
     def add_noise(self, data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         if self.config.settings.objective == "flow":
@@ -196,22 +208,22 @@ class VideoDiffusionModel(nn.Module):
             return flow.sample_steps(batch, generator)
         return flow.sample_times(batch, generator)
 
-    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """`batch`: `wmpo.data.clips.VideoBatch`. The loss is on the K future frames only."""
+    def forward(self, batch: VideoBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The denoiser's loss, on the K future frames only; kinematics and codec stay as they are."""
         with torch.no_grad():
             future = self.encode(batch.future)  # (B, K, channels, h, w)
             context = self.encode(batch.context)
             anchor = self.encode(batch.anchor)
             first_pose, pose = self.kinematics.poses(batch)
+            expected = self.kinematics.follow(pose[:, 0], batch.action)
         generator = generator or torch.default_generator
         B = len(future)
         level = torch.full((B,), 1 - self.config.settings.context_noise, device=future.device)
-        context = flow.interpolate(context, randn_like(context, generator), level)
+        context = self.add_noise(context, randn_like(context, generator), level)
         t_B = self.draw_times(B, generator).to(future.device)
         noise = randn_like(future, generator)
         noisy = self.add_noise(future, noise, t_B)
         memory = Memory(context, anchor, pose[:, 0], first_pose)
-        expected = self.kinematics.follow(pose[:, 0], batch.action)
         estimate = self.predict(noisy, t_B, memory, batch.action, expected, level)
         error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
         # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
@@ -279,35 +291,55 @@ def slices(n: int, size: int) -> list[slice]:
     return [slice(begin, begin + size) for begin in range(0, n, size)]
 
 
-def build_codec(settings: VideoDiffusionSettings) -> Any:
+class CodecTraining(nn.Module):
+    """Trains the autoencoder on one frame of each camera and clip."""
+
+    def __init__(self, codec: Autoencoder, cameras: CommonSize) -> None:
+        super().__init__()
+        self.codec, self.cameras = codec, cameras
+
+    def forward(self, batch: VideoBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = [self.cameras.enter(name, frames[:, 0]) for name, frames in batch.future.items()]
+        return self.codec(torch.cat(frames), generator)
+
+
+def build_codec(settings: VideoDiffusionSettings) -> PixelCodec | Autoencoder | DiffusersCodec:
     """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
     if settings.codec == "pixels":
         return PixelCodec()
-    from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
+    return Autoencoder() if settings.codec == "autoencoder" else DiffusersCodec(settings.codec_path)
 
-    codec = Autoencoder() if settings.codec == "autoencoder" else DiffusersCodec(settings.codec_path)
-    return codec.requires_grad_(False)
+
+class DenoiserShape(TypedDict):
+    """What both denoisers need to know."""
+
+    latent: tuple[int, int, int]
+    context: int
+    chunk: int
+    action_dim: int
+    width: int
+    depth: int
+    anchor: bool
+    action_conditioning: Literal["frame", "chunk"]
 
 
 def build_denoiser(
     config: VideoDiffusionConfig, latent: tuple[int, int, int], mask_logits: int, pose_dim: int
-) -> nn.Module:
-    """`mask_logits`: channels per frame that choose between sources, beside those that describe it."""
+) -> UNet | SpaceTimeTransformer:
+    """`mask_logits`: channels per frame that weigh its sources, beside those that describe it."""
     settings = config.settings
-    shared: dict[str, Any] = {
-        "latent": latent,
-        "context": settings.context,
-        "chunk": config.chunk,
-        "action_dim": config.action_dim + pose_dim + config.state_dim,  # the action, the change of pose, the pose
-        "width": settings.width,
-        "depth": settings.depth,
-        "anchor": settings.anchor,
-        "action_conditioning": settings.action_conditioning,
-    }
-    if settings.backbone == "unet":
-        # It also sees how each frame would look if everything moved along with the robot.
-        seen = 1 + (1 + int(settings.anchor) if mask_logits else 0)
-        return UNet(**shared, channels_in=latent[0] * seen, channels_out=latent[0] + mask_logits)
-    from wmpo.world_models.transformer import SpaceTimeTransformer
-
-    return SpaceTimeTransformer(**shared, heads=settings.heads)
+    shape = DenoiserShape(
+        latent=latent,
+        context=settings.context,
+        chunk=config.chunk,
+        action_dim=config.action_dim + pose_dim + config.state_dim,  # the action, the change of pose, the pose
+        width=settings.width,
+        depth=settings.depth,
+        anchor=settings.anchor,
+        action_conditioning=settings.action_conditioning,
+    )
+    if settings.backbone == "transformer":
+        return SpaceTimeTransformer(**shape, heads=settings.heads)
+    # It also sees how each frame would look if everything moved along with the robot.
+    frames_in = 1 + (1 + int(settings.anchor) if mask_logits else 0)
+    return UNet(**shape, channels_in=latent[0] * frames_in, channels_out=latent[0] + mask_logits)
