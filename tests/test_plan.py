@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,8 +16,20 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from wmpo.cli import main
-from wmpo.cli.planning import META, Alive, Need, blank, fitting, go_through, images, plan, training, updating
+from wmpo.cli import main, planning
+from wmpo.cli.planning import (
+    META,
+    Alive,
+    Need,
+    blank,
+    fitting,
+    go_through,
+    images,
+    plan,
+    training,
+    updating,
+    world_model_training,
+)
 from wmpo.config import FitConfig, GRPOConfig
 from wmpo.errors import UserError
 from wmpo.policies import load_policy
@@ -25,7 +38,8 @@ from wmpo.policies.openvla_oft import OpenVLAOFT
 from wmpo.policies.settings import FlowVLASettings, MiniVLASettings
 from wmpo.recipes import RECIPES
 from wmpo.rewards import build_reward_model
-from wmpo.types import EnvSpec
+from wmpo.types import EnvSpec, Observation
+from wmpo.world_models.video_diffusion import Memory, VideoDiffusionModel
 
 SPEC = EnvSpec({"front": (32, 32)}, 4, 4, 24, 5)
 
@@ -86,18 +100,21 @@ def test_steps_of_a_run_by_hand() -> None:
         grpo=replace(recipe.grpo, iterations=5, groups=6, group_size=4, minibatches=2, micro_batch=3),
     )  # fmt: skip
     needs = plan(recipe, SPEC)  # 24 actions in chunks of 4
-    fits = (recipe.policy.fit.steps, recipe.world_model.fit.steps + 2 * 30 * 2, 2 * recipe.reward.fit.steps)
+    world = recipe.world_model  # its kinematics are trained anew in each of the two rounds
+    worlds = (3 * world.kinematics_fit.steps, world.fit.steps + 2 * 30 * 2)
+    assert [need.stage for need in needs[1:3]] == ["world: kinematics", "world: denoiser"]
+    fits = (recipe.policy.fit.steps, *worlds, 2 * recipe.reward.fit.steps)
     assert [need.steps for need in needs] == [*fits, 3 * 5 * 6, 3 * 5 * 24 / 3]
-    once = plan(replace(recipe, reward=replace(recipe.reward, stride=4)), SPEC)[3].flop  # one clip a chunk, not two
-    double = plan(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[3].flop
-    assert double == pytest.approx(2 * needs[3].flop, rel=1e-3)  # but for sentences, each read once
+    once = plan(replace(recipe, reward=replace(recipe.reward, stride=4)), SPEC)[-2].flop  # one clip a chunk, not two
+    double = plan(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[-2].flop
+    assert double == pytest.approx(2 * needs[-2].flop, rel=1e-3)  # but for sentences, each read once
     judge = build_reward_model(recipe.reward, SPEC).to(META)
     with Alive() as alive:
         judge.score(images((32, 32), 24, recipe.reward.clip_length), ("",) * 24)
-    assert needs[3].flop - once == alive.flop > 0
-    slow = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=3)), SPEC)[3].flop
-    slower = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=5)), SPEC)[3].flop
-    assert slower - slow == slow - needs[3].flop > 0
+    assert needs[-2].flop - once == alive.flop > 0
+    slow = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=3)), SPEC)[-2].flop
+    slower = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=5)), SPEC)[-2].flop
+    assert slower - slow == slow - needs[-2].flop > 0
 
 
 def test_what_is_let_go_is_not_counted() -> None:
@@ -139,7 +156,9 @@ def test_planned_activations_are_those_of_a_real_step(rows: int) -> None:
 def test_more_rows_need_more_memory_and_the_advice_fits() -> None:
     recipe = RECIPES["smoke"]
     needs = {need.stage: need for need in plan(recipe, SPEC)}
-    assert list(needs) == ["imitate", "world model", "reward model", "practise: imagine", "practise: update"]
+    assert list(needs) == [
+        "imitate", "world: kinematics", "world: denoiser", "reward model", "practise: imagine", "practise: update"
+    ]  # fmt: skip
     double = replace(recipe, grpo=replace(recipe.grpo, groups=2 * recipe.grpo.groups))
     imagine, more = needs["practise: imagine"], plan(double, SPEC)[-2]
     assert 1.5 < more.activations / imagine.activations < 2.1
@@ -217,15 +236,60 @@ def test_flow_policies_from_folders(family: str, tmp_path: Path) -> None:
     assert plan(fewer, spec)[-2].flop < imagine.flop
 
 
-def test_networks_that_look_at_numbers_are_told() -> None:
-    class Choosy(Square):
-        def forward(self, batch: torch.Tensor, generator: object = None) -> tuple[torch.Tensor, dict[str, Any]]:
-            return super().forward(batch if batch.max() > 0 else -batch)
+class Choosy(VideoDiffusionModel):
+    """Looks at the numbers of its first frames."""
 
-    with torch.device(META):
-        module = Choosy()
-    with pytest.raises(UserError, match="look at numbers"):
-        training("choosy", module, blank(10, 64), FitConfig(), "")
+    def begin(self, first: Observation) -> Memory:
+        assert first.images["front"].max() >= 0
+        return super().begin(first)
+
+
+def test_families_that_cannot_be_planned_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "build_world_model", Choosy.build)
+    with pytest.raises(UserError, match=r"^The dream can't be planned: its networks look at numbers"):
+        plan(RECIPES["smoke"], SPEC)
+
+
+@pytest.mark.parametrize("settings", [
+    {"objective": "epsilon", "training_timesteps": "all", "sampling_steps": 3},
+    {"backbone": "transformer"},
+    {"codec": "autoencoder"},
+])  # fmt: skip
+def test_every_kind_of_world_model_is_planned(settings: dict[str, Any]) -> None:
+    recipe = RECIPES["smoke"]
+    recipe = replace(recipe, world_model=replace(recipe.world_model, **settings))
+    spec = replace(SPEC, cameras={"front": (32, 32), "wide": (18, 50)})
+    with META:
+        world_model = VideoDiffusionModel.build(recipe.world_model, spec, 3)
+    needs = world_model_training(recipe, world_model, spec)
+    assert all(need.flop > 0 and need.training > 0 for need in needs)
+    assert ("world: autoencoder" in [need.stage for need in needs]) == ("codec" in settings)
+    assert all(need.stage.startswith("world: ") for need in needs) and plan(recipe, SPEC)[-2].flop > 0
+
+
+def test_frozen_parts_have_no_optimiser() -> None:
+    kinematics, denoiser = plan(RECIPES["smoke"], SPEC)[1:3]
+    matrix, moments = 4 * (denoiser.parameters - kinematics.parameters), 2  # of AdamW
+    fit = RECIPES["smoke"].world_model.fit
+    assert fit.optimizer == "adamw" and denoiser.training == matrix * (1 + moments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--world-model.depth", "1000000"],
+        ["--world-model.width", "1000000000000"],
+        ["--world-model.image-size", "1000000000000", "64"],
+        ["--world-model.context", "1000000000000"],
+        ["--device", "meta"],
+    ],
+)
+def test_impossible_sizes_are_refused_at_once(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    begin = time.monotonic()
+    assert main(["plan", "smoke", "--env.renderer", "rays", *options]) == 2
+    assert time.monotonic() - begin < 2
+    complaint = capsys.readouterr().err
+    assert "Traceback" not in complaint and len(complaint.strip().splitlines()) <= 3, complaint
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

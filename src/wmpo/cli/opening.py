@@ -142,8 +142,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.zeros(1, device=device).item()  # meta has devices, but no numbers
+    except (RuntimeError, AssertionError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run

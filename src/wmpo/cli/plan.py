@@ -46,12 +46,13 @@ class PlanCommand:
         if not self.tflops >= 0:
             raise UserError(f"--tflops is {self.tflops}; it must be at least 0.")
         check_recipe(self.recipe)
+        # Where a speed is given, the recipe's device may be another machine's.
+        device = None if self.tflops else pick_device(self.recipe.device)
         env = make_env(replace(self.recipe.env, workers=0))
         spec = env.spec
         env.close()
         needs = plan(self.recipe, spec)
-        # Where a speed is given, the recipe's device may be another machine's.
-        tflops = self.tflops or matmul_gflops(torch.float32, device=pick_device(self.recipe.device)) / 1000
+        tflops = self.tflops if device is None else matmul_gflops(torch.float32, device=device) / 1000
 
         memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
         memory.add_column("stage", no_wrap=True)

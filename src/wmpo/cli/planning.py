@@ -9,14 +9,14 @@ large networks; optimisers, the real environment, the autoencoder's own training
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, UntypedStorage, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -26,13 +26,21 @@ from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
 from wmpo.errors import UserError
 from wmpo.grpo import trained_parameters
 from wmpo.policies import build_policy
-from wmpo.protocols import WorldModel
+from wmpo.protocols import Policy, RewardModel, Trainable, WorldModel
 from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models import build_world_model
 
 META = torch.device("meta")
 MARGIN = 1.15
+
+
+class Network(Protocol):
+    """What is asked of every network here."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,16 @@ class Alive(TorchDispatchMode):
     which does not bear `torch.autograd.grad` of their inputs.
     """
 
-    def __init__(self, networks: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, networks: Iterable[Network] = ()) -> None:
         """`networks`: what they hold is not counted, though operations make views of it."""
         super().__init__()
-        own = (tensor for module in networks for tensor in chain(module.parameters(), module.buffers()))
+        own = (tensor for module in networks for tensor in module.state_dict().values())
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
         self.live = self.peak = self.flop = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter((args, kwargs, result)):  # a batch is made before, and counted where it is used
             if isinstance(tensor, Tensor) and tensor.device == META:
@@ -100,68 +110,109 @@ class Alive(TorchDispatchMode):
         self.live -= size
 
 
-def plan(recipe: Recipe, spec: EnvSpec, policy: Any = None) -> list[Need]:
-    """The needs of all stages that train or imagine, in their order; of the recipe's policy where none is given."""
-    chunk, start = recipe.policy.chunk, recipe.policy.pretrained
+def plan(recipe: Recipe, spec: EnvSpec, policy: Policy | None = None) -> list[Need]:
+    """The needs of all stages that train or imagine, in their order; of the recipe's policy where none is given.
+
+    Raises UserError where a family can't go through its steps without numbers.
+    """
+    chunk, start, rewards = recipe.policy.chunk, recipe.policy.pretrained, recipe.reward
     size = "policy.width" if policy is None and not start else "what is trained (lora_rank)"
-    if policy is None:
-        # What is read from a folder has numbers at first; and once transformers has loaded a network, torch.linspace
-        # may overlook the device that was asked for.
-        with torch.device("cpu" if start else META):
-            policy = build_policy(recipe.policy, spec)
-    policy = policy.to(META)
-    with torch.device(META):
-        world_model = build_world_model(recipe.world_model, spec, chunk)
-        reward_model = build_reward_model(recipe.reward, spec)
-    camera = next(iter(spec.cameras))
-    context = world_model.context
-    fit, align = (world_model.training_stages(align=again)[-1].fit for again in (False, True))
-    aligned = recipe.rounds * align.steps * align.batch_size / fit.batch_size
-    needs = [
-        training("imitate", policy, imitation_batch(spec, recipe.policy.fit.batch_size, chunk), recipe.policy.fit,
-                 f"policy.fit.batch_size, {size}"),
-        training("world model", cast(nn.Module, world_model), video_batch(spec, fit.batch_size, context, chunk), fit,
-                 "world_model.fit.batch_size, world_model.width, world_model.depth", fit.steps + aligned),
-        training("reward model", cast(nn.Module, reward_model),
-                 RewardBatch(images(spec.cameras[camera], recipe.reward.fit.batch_size, recipe.reward.clip_length),
-                             blank(recipe.reward.fit.batch_size), ("",) * recipe.reward.fit.batch_size),
-                 recipe.reward.fit, "reward.fit.batch_size, reward.width", recipe.rounds * recipe.reward.fit.steps),
-    ]  # fmt: skip
+    with can_be_planned("policy"):
+        if policy is None:
+            # What is read from a folder has numbers at first; and once transformers has loaded a network,
+            # torch.linspace may overlook the device that was asked for.
+            with torch.device("cpu" if start else META):
+                policy = build_policy(recipe.policy, spec)
+        policy = policy.to(META)
+        batch = imitation_batch(spec, recipe.policy.fit.batch_size, chunk)
+        imitate = training("imitate", policy, batch, recipe.policy.fit, f"policy.fit.batch_size, {size}")
+    with can_be_planned("world model"):
+        with torch.device(META):
+            world_model = build_world_model(recipe.world_model, spec, chunk).to(META)
+        worlds = world_model_training(recipe, world_model, spec)
+    with can_be_planned("reward model"):
+        with torch.device(META):
+            reward_model = build_reward_model(rewards, spec).to(META)
+        n = rewards.fit.batch_size
+        clips = images(next(iter(spec.cameras.values())), n, rewards.clip_length)
+        judge = training(
+            "reward model", reward_model, RewardBatch(clips, blank(n), ("",) * n), rewards.fit,
+            "reward.fit.batch_size, reward.width", recipe.rounds * rewards.fit.steps,
+        )  # fmt: skip
     networks = (policy, world_model, reward_model)
     practices = recipe.rounds + int(recipe.control)
-    return [
-        *needs,
-        imagining(recipe, networks, spec, practices),
-        updating(recipe.grpo, networks, spec, f"grpo.micro_batch, {size}", practices),
-    ]
+    with can_be_planned("dream"):
+        imagine = imagining(recipe, policy, world_model, reward_model, spec, practices)
+        update = updating(recipe.grpo, networks, spec, f"grpo.micro_batch, {size}", practices)
+    return [imitate, *worlds, judge, imagine, update]
+
+
+@contextmanager
+def can_be_planned(what: str) -> Iterator[None]:
+    """Say in a sentence what torch thinks of networks without numbers, or of sizes beyond all machines."""
+    try:
+        yield
+    except (RuntimeError, OverflowError) as error:
+        numbers = "meta tensors" in str(error)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        why = "its networks look at numbers, and plans have none" if numbers else reason
+        raise UserError(f"The {what} can't be planned: {why}.") from error
+
+
+def world_model_training(recipe: Recipe, world_model: WorldModel, spec: EnvSpec) -> list[Need]:
+    """Each stage that the world model names; aligning takes as much as further steps of the stage of the same name."""
+    settings, needs = recipe.world_model, []
+    align = {stage.name: stage.fit for stage in world_model.training_stages(align=True)}
+    for stage in world_model.training_stages(align=False):
+        fit, again = stage.fit, align.get(stage.name)
+        steps = fit.steps + (recipe.rounds * again.steps * again.batch_size / fit.batch_size if again else 0)
+        batch = video_batch(spec, fit.batch_size, world_model.context, world_model.chunk)
+        name = next((name for name, value in vars(settings).items() if value is fit), "fit")
+        change = f"world_model.{name}.batch_size, the world model's sizes"
+        needs.append(training(f"world: {stage.name}", stage.module, batch, fit, change, steps))
+    return needs
 
 
 def training(
-    stage: str, module: nn.Module, batch: Any, config: FitConfig, change: str, steps: float | None = None
+    stage: str, module: Trainable, batch: object, config: FitConfig, change: str, steps: float | None = None
 ) -> Need:
     """One step of `training.fit`: forward and backward, then an optimiser with its state. `steps`: as in `Need`."""
-    trained = size_of(parameter for parameter in module.parameters() if parameter.requires_grad)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    used: set[nn.Parameter] = set()
+
+    def step() -> None:
+        loss, _ = module(batch, torch.default_generator)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        used.update(parameter for parameter, grad in zip(parameters, gradients, strict=True) if grad is not None)
+
+    taken = go_through(torch.enable_grad(), step, [module])
+    trained = size_of(used)
     moments = 1 if config.optimizer == "muon" else 2
-    taken = go_through(torch.enable_grad(), lambda: step(module, batch), [module])
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's state
     weights = held(module) * (2 if config.ema > 0 else 1)
     steps = config.steps if steps is None else steps
     return Need(stage, count(module), weights, trained * (1 + moments), activations, change, taken.flop, steps)
 
 
-def imagining(recipe: Recipe, networks: tuple[Any, Any, Any], spec: EnvSpec, practices: int = 1) -> Need:
-    """One chunk of all episodes of an iteration of `practice.play_groups`."""
+def imagining(
+    recipe: Recipe, policy: Policy, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, practices: int
+) -> Need:
+    """One chunk of all episodes of an iteration of `practise`."""
     cfg, chunks = recipe.grpo, -(-spec.horizon // recipe.policy.chunk)
-    rows = cfg.groups * cfg.group_size
-    taken = go_through(torch.no_grad(), lambda: imagine(*networks, spec, rows, recipe.reward.stride), networks)
+    rows, stride = cfg.groups * cfg.group_size, recipe.reward.stride
+    networks: tuple[Network, ...] = (policy, world_model, reward_model)
+    taken = go_through(
+        torch.no_grad(), lambda: imagine(policy, world_model, reward_model, spec, rows, stride), networks
+    )
     weights = sum(map(held, networks))
     change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks
-    parameters = sum(map(count, networks))
-    return Need("practise: imagine", parameters, weights, 0, taken.peak, change, taken.flop, steps)
+    return Need("practise: imagine", sum(map(count, networks)), weights, 0, taken.peak, change, taken.flop, steps)
 
 
-def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: str, practices: int = 1) -> Need:
-    """One step of `practice.update`, on a micro-batch of episodes that all last to the horizon."""
+def updating(
+    cfg: GRPOConfig, networks: tuple[Policy, *tuple[Network, ...]], spec: EnvSpec, change: str, practices: int = 1
+) -> Need:
+    """One step of `grpo.update`, on a micro-batch of episodes that all last to the horizon."""
     policy = networks[0]
     played = cfg.groups * cfg.group_size
     step_episodes = -(-played // cfg.minibatches)
@@ -178,19 +229,15 @@ def updating(cfg: GRPOConfig, networks: tuple[Any, ...], spec: EnvSpec, change: 
 
     taken = go_through(torch.enable_grad(), work, networks)
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's two moments
-    kept = trained * (
-        bool(cfg.ema) + bool(cfg.target_kl)
-    )  # the average, and where practice began, to tell how far it went
+    # The average, and where practice began, to tell how far it went.
+    kept = trained * (bool(cfg.ema) + bool(cfg.target_kl))
     weights, steps = sum(map(held, networks)) + kept, practices * cfg.iterations * played / episodes
     return Need("practise: update", count(policy), weights, 3 * trained + sums, activations, change, taken.flop, steps)
 
 
-def step(module: nn.Module, batch: Any) -> None:
-    loss, _ = module(batch, None)
-    torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
-
-
-def imagine(policy: Any, world_model: WorldModel, reward_model: Any, spec: EnvSpec, rows: int, stride: int) -> None:
+def imagine(
+    policy: Policy, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, rows: int, stride: int
+) -> None:
     """The second chunk of a dream, when all is in memory; a clip in every `stride` frames is scored."""
     first = observation(spec, rows)
     decision = policy.act(first, temperature=1.0, generator=torch.default_generator)
@@ -204,24 +251,19 @@ def imagine(policy: Any, world_model: WorldModel, reward_model: Any, spec: EnvSp
 
 
 def go_through(
-    mode: AbstractContextManager[Any], work: Callable[[], None], networks: Iterable[nn.Module] = ()
+    mode: AbstractContextManager[object], work: Callable[[], object], networks: Iterable[Network] = ()
 ) -> Alive:
     """Bytes that `work` has alive at its fullest, beside those of the networks, and what it computes."""
-    try:
-        with Alive(networks) as alive, mode:
-            work()
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):
-            raise
-        raise UserError("This can't be planned: its networks look at numbers, and plans have none.") from None
+    with Alive(networks) as alive, mode:
+        work()
     return alive
 
 
-def count(module: nn.Module) -> int:
+def count(module: Network) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def held(module: nn.Module) -> int:
+def held(module: Network) -> int:
     """Bytes of parameters and buffers."""
     return size_of(module.state_dict().values())
 

@@ -65,15 +65,17 @@ class VideoDiffusionSettings(WorldModelConfig):
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
 
     RANGES: ClassVar[Ranges] = {
-        "context": (1, 1024),
+        "context": (1, 256),
         "context_noise": (0, 1),
         "sampling_steps": (1, 1000),
-        "width": (1, 65536),
-        "depth": (1, 1000),
-        "heads": (1, 1024),
+        "width": (1, 16384),
+        "depth": (1, 256),
+        "heads": (1, 256),
     }
 
     def check(self) -> None:
+        if self.image_size is not None and not all(8 <= side <= 4096 for side in self.image_size):
+            raise UserError(f"world_model.image_size is {self.image_size}; both sides must be from 8 to 4096 pixels.")
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
         if self.codec_fit.cpu_shards > 1:

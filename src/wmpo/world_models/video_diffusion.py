@@ -219,9 +219,9 @@ class VideoDiffusionModel(nn.Module):
         generator = generator or torch.default_generator
         B = len(future)
         level = torch.full((B,), 1 - self.config.settings.context_noise, device=future.device)
-        context = self.add_noise(context, randn_like(context, generator), level)
+        context = self.add_noise(context, standard_normal(context.shape, context.device, generator), level)
         t_B = self.draw_times(B, generator).to(future.device)
-        noise = randn_like(future, generator)
+        noise = standard_normal(future.shape, future.device, generator)
         noisy = self.add_noise(future, noise, t_B)
         memory = Memory(context, anchor, pose[:, 0], first_pose)
         estimate = self.predict(noisy, t_B, memory, batch.action, expected, level)
@@ -246,8 +246,7 @@ class VideoDiffusionModel(nn.Module):
     @torch.no_grad()
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
         B, device = len(chunk_BKD), memory.anchor.device
-        shape = (B, self.config.chunk, *self.latent)
-        noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
+        noise = standard_normal((B, self.config.chunk, *self.latent), device, generator)
         at_once = CACHED_ROWS if device.type == "cpu" else B
         pose = self.kinematics.follow(memory.pose, chunk_BKD)
         given = [(noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows]) for rows in slices(B, at_once)]
@@ -281,9 +280,11 @@ class VideoDiffusionModel(nn.Module):
         return model.eval()
 
 
-def randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of x's shape, drawn wherever the generator lives."""
-    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+def standard_normal(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, drawn wherever the generator lives."""
+    if device.type == "meta":  # only shapes are asked for, which may be larger than this machine's memory
+        return torch.empty(shape, device=device)
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
 
 def slices(n: int, size: int) -> list[slice]:
