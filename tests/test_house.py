@@ -48,8 +48,12 @@ def part(name: str) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The wmpo modules that a file imports, those inside functions included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The wmpo modules that a file imports, those inside functions included, those for types alone left out."""
+    tree = ast.parse(path.read_text())
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wmpo":
             # "from wmpo.report import measure" names the module among the imported names
             yield from ([f"wmpo.{name.name}" for name in node.names] if node.module == "wmpo" else [node.module])

@@ -15,12 +15,11 @@ Departures from the paper (settings name the rest, see `wmpo.config`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
@@ -36,7 +35,7 @@ from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.losses.verdicts import best_f1_threshold, matching_threshold
 from wmpo.policies import build_policy, check_actions
-from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
+from wmpo.protocols import Env, Policy, RewardModel, WorldModel
 from wmpo.report.measure import measure_run
 from wmpo.report.results import RunResult
 from wmpo.rewards import build_reward_model
@@ -159,14 +158,14 @@ def video_clips(cache: FrameCache, episodes: Sequence[int], model: WorldModel) -
 
 def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> None:
     """Train what the model names, stage by stage, on clips of `general`."""
-    model.set_statistics(*general.cache.statistics(general.episodes))
+    model.set_normalizer(Normalizer.from_cache(general.cache, general.episodes))
     for place, stage in enumerate(model.training_stages(align=False)):
         seed = run.seed(Purpose.WORLD_MODEL, 0, place)
 
         def clips(step: int, n: int = stage.fit.batch_size, seed: int = seed) -> VideoBatch:
             return general.sample(n, seed, step)
 
-        fit_stage(run, stage, clips, "", seed)
+        run.fit(stage.module, clips, stage.fit, f"world_model_{stage.name}", seed)
 
 
 def align_world_model(run: Run, model: WorldModel, general: VideoClips, own: VideoClips, turn: int = 1) -> None:
@@ -181,20 +180,8 @@ def align_world_model(run: Run, model: WorldModel, general: VideoClips, own: Vid
         def mixed(step: int, parts: list[tuple[VideoClips, int, int]] = parts) -> VideoBatch:
             return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts])
 
-        fit_stage(run, stage, mixed, f"_align-{turn}", run.seed(Purpose.ALIGN, turn, place))
-
-
-def fit_stage(run: Run, stage: TrainingStage, clips: Callable[[int], VideoBatch], suffix: str, seed: int) -> None:
-    """One training of a part of a world model; that part alone learns."""
-
-    def frames(step: int) -> Tensor:
-        return torch.cat([camera[:, 0] for camera in clips(step).future.values()])
-
-    sample = frames if stage.inputs == "frames" else clips
-    module = stage.module.requires_grad_(True) if stage.part else stage.module
-    run.fit(module, sample, stage.fit, f"world_model_{stage.name}{suffix}", seed)
-    if stage.part:
-        module.requires_grad_(False)
+        name = f"world_model_{stage.name}_align-{turn}"
+        run.fit(stage.module, mixed, stage.fit, name, run.seed(Purpose.ALIGN, turn, place))
 
 
 def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -137,15 +137,12 @@ class ChoosesTokens(Protocol):
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One supervised training of a part of a world model."""
+    """One supervised training of a world model, or of a part of it."""
 
     name: str
     module: Trainable
+    """Its loss is on `data.clips.VideoBatch`; it learns where that has gradients."""
     fit: FitConfig
-    inputs: Literal["clips", "frames"] = "clips"
-    """What a batch is: `data.clips.VideoBatch`, or frames (B, C, H, W) uint8 of all cameras."""
-    part: bool = False
-    """The module is a part of the model, which learns only in this stage."""
 
 
 class WorldModel(Protocol):
@@ -174,8 +171,8 @@ class WorldModel(Protocol):
         """What is trained, in this order: on demonstrations, or (`align`) on the policy's own rollouts."""
         ...
 
-    def set_statistics(self, action_low: Tensor, action_high: Tensor, state_mean: Tensor, state_std: Tensor) -> None:
-        """As for a policy."""
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over how the actions and states of the demonstrations are normalised."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...

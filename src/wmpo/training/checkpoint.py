@@ -172,7 +172,8 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def check_fits(model: object, spec: EnvSpec, where: str | Path) -> None:
     """A network, by what its `config` says where it has one, must see and do what `spec` shows and accepts.
 
-    One without `image_size` sees images of any size; one whose `state_dim` is None looks at no state.
+    `config.cameras` names the cameras, and may map each to its (height, width); else `config.image_size` is that of all.
+    Without either, images may have any size; with a `state_dim` of None the network looks at no state.
     """
     config: object = getattr(model, "config", None)
     cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
@@ -180,9 +181,9 @@ def check_fits(model: object, spec: EnvSpec, where: str | Path) -> None:
         raise UserError(
             f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
         )
-    for name in cameras if hasattr(config, "image_size") else ():
-        size = tuple(getattr(config, "image_size", ()))
-        if spec.cameras[name] != size:
+    for name in cameras:
+        size = cameras[name] if isinstance(cameras, Mapping) else getattr(config, "image_size", spec.cameras[name])
+        if spec.cameras[name] != tuple(size):
             made, given = "x".join(map(str, size)), "x".join(map(str, spec.cameras[name]))
             raise UserError(f"{where} was trained on images of {made} pixels, but camera {name!r} gives {given}.")
     for field, unit in (("action_dim", "action"), ("state_dim", "state")):
