@@ -158,7 +158,9 @@ def video_clips(cache: FrameCache, episodes: Sequence[int], model: WorldModel) -
 
 def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> None:
     """Train what the model names, stage by stage, on clips of `general`."""
-    model.set_normalizer(Normalizer.from_cache(general.cache, general.episodes))
+    records = general.cache.store.records()
+    shown = [i for i in general.episodes if records[i].succeeded] or general.episodes  # those that policies imitate
+    model.set_normalizer(Normalizer.from_cache(general.cache, shown))
     for place, stage in enumerate(model.training_stages(align=False)):
         seed = run.seed(Purpose.WORLD_MODEL, 0, place)
 
