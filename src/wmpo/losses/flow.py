@@ -61,34 +61,9 @@ def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
     return data - noise
 
 
-def data_from_velocity(velocity: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-    return x_t + (1 - expand(t_B, x_t)) * velocity
-
-
 def velocity_from_data(data: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
     """Undefined at t = 1."""
     return (data - x_t) / (1 - expand(t_B, x_t))
-
-
-def epsilon_from_velocity(velocity: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-    return x_t - expand(t_B, x_t) * velocity
-
-
-def velocity_from_epsilon(epsilon: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-    """Undefined at t = 0."""
-    return (x_t - epsilon) / expand(t_B, x_t)
-
-
-def epsilon_from_data(data: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-    """Undefined at t = 1."""
-    t = expand(t_B, x_t)
-    return (x_t - t * data) / (1 - t)
-
-
-def data_from_epsilon(epsilon: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-    """Undefined at t = 0."""
-    t = expand(t_B, x_t)
-    return (x_t - (1 - t) * epsilon) / t
 
 
 def data_loss_weight(t_B: Tensor, equivalent: Literal["data", "velocity", "epsilon"], largest: float) -> Tensor:
@@ -160,18 +135,6 @@ def sample_steps(batch: int, generator: torch.Generator, steps: int = 1000) -> T
     """(B,) training times of the 1000-step schedule: uniform over steps 1 ... 1000, as t = 1 - n / 1000."""
     n_B = torch.randint(1, steps + 1, (batch,), generator=generator, device=generator.device)
     return 1 - n_B / steps
-
-
-def diffused_data_from_epsilon(epsilon: Tensor, x_t: Tensor, t_B: Tensor, schedule: Schedule = "linear") -> Tensor:
-    """x = (x_t - s e) / a. Near t = 0, a is close to 0 (0.0064 linear, 0.00005 cosine): clamp the result."""
-    a_B, s_B = signal_and_noise(t_B, schedule)
-    return (x_t - expand(s_B, x_t) * epsilon) / expand(a_B, x_t)
-
-
-def diffused_epsilon_from_data(data: Tensor, x_t: Tensor, t_B: Tensor, schedule: Schedule = "linear") -> Tensor:
-    """e = (x_t - a x) / s. Undefined at t = 1."""
-    a_B, s_B = signal_and_noise(t_B, schedule)
-    return (x_t - expand(a_B, x_t) * data) / expand(s_B, x_t)
 
 
 def ddim_sample(predict_data: PredictData, noise: Tensor, steps: int, schedule: Schedule = "linear") -> Tensor:
