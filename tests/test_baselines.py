@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from wmpo.algorithm import collect, demonstrations, imitate
 from wmpo.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
 from wmpo.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.cli.opening import open_run
@@ -21,7 +23,9 @@ from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
+from wmpo.recipes.checks import check_recipe
 from wmpo.rollout import rollout
+from wmpo.run import is_rollout
 
 ENV = TabletopSettings(image_size=32, renderer="rays", workers=0)
 FIT = FitConfig(steps=3, batch_size=4, warmup=1)
@@ -43,8 +47,9 @@ def record(index: int, start: int, succeeded: bool) -> EpisodeRecord:
 
 def test_rivals_are_of_the_same_start_where_there_are_some() -> None:
     played = [record(0, 7, True), record(1, 7, False), record(2, 8, True), record(3, 9, False), record(4, 7, False)]
-    assert rivals(played) == {0: [1, 4], 2: [1, 3, 4]}
-    assert rivals(played[:1]) == {} and rivals(played[1:2]) == {}
+    assert rivals(played, across_states=True) == {0: [1, 4], 2: [1, 3, 4]}
+    assert rivals(played) == {0: [1, 4]}
+    assert rivals(played[:1], across_states=True) == {} and rivals(played[1:2], across_states=True) == {}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,24 @@ def test_actions_of_somebody_else_are_refused() -> None:
         tokens_of(policy, torch.full((1, 4, 4), 0.017))
 
 
+def test_any_policy_that_chooses_tokens_will_do() -> None:
+    class Three(torch.nn.Module):
+        bins = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.levels = torch.nn.Parameter(torch.tensor([-1.0, 0.5, 0.5]))  # two tokens of one action: the first
+
+        def decode_actions(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.levels[tokens]
+
+    policy: Any = Three()
+    assert tokens_of(policy, torch.tensor([[[0.5, -1.0]]])).tolist() == [[[1, 0]]]
+    policy.bins = 0
+    with pytest.raises(UserError, match="needs a policy that chooses tokens"):
+        tokens_of(policy, torch.zeros(1, 1, 2))
+
+
 def test_dpo_prefers_what_succeeded(tmp_path: Path) -> None:
     """Rollouts of the policy, half of which are called successes: training makes these likelier than the others."""
     settings = replace(SETTINGS, dpo=FitConfig(steps=40, batch_size=8, lr=3e-3, warmup=1))
@@ -114,7 +137,7 @@ def test_dpo_prefers_what_succeeded(tmp_path: Path) -> None:
             replace(episode, success=hit & (i % 2 == 0))
             for i, (episode, hit) in enumerate(zip(played, last, strict=True))
         ])  # fmt: skip
-        pairs = rivals(run.store.records())
+        pairs = rivals(run.store.records(), across_states=True)
         assert list(pairs) == [0, 2, 4, 6]
         batch = PreferencePairs(FrameCache(run.store), policy, pairs, 0.6, run.device).sample(16, seed=0, step=0)
         before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
@@ -141,6 +164,17 @@ def test_every_baseline_plays_to_its_end(method: str, tmp_path: Path) -> None:
     with open_run(TINY, tmp_path, quiet=True) as run:  # a second time nothing is played
         again = improve(run, method, SETTINGS)
     assert again.policies == result.policies and again.interactions == result.interactions
+
+
+def test_several_rollouts_of_each_state(tmp_path: Path) -> None:
+    recipe = replace(TINY, collect=CollectConfig(episodes=16, rollouts_per_state=4))
+    with open_run(recipe, tmp_path, quiet=True) as run:
+        demonstrations(run)
+        collect(run, imitate(run), 1)
+        played = [record.initial_state for record in run.store.records() if is_rollout(record)]
+    assert len(played) == 16 and len(set(played)) == 4 and played == sorted(played)
+    with pytest.raises(UserError, match=r"multiple of collect.rollouts_per_state, 3"):
+        check_recipe(replace(TINY, collect=CollectConfig(episodes=16, rollouts_per_state=3)))
 
 
 def test_rounds_go_on_from_one_another(tmp_path: Path) -> None:

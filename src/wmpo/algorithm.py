@@ -118,7 +118,8 @@ def collect(run: Run, policy: Policy, turn: int) -> None:
         if run.episodes(lambda record: record.source == name):
             return
         generator = torch.Generator().manual_seed(run.seed(Purpose.COLLECT, turn))
-        numbers = run.initial_states("collect", cfg.episodes, turn)
+        states = run.initial_states("collect", cfg.episodes // cfg.rollouts_per_state, turn)
+        numbers = [state for state in states for _ in range(cfg.rollouts_per_state)]
         episodes = []
         for begin in range(0, len(numbers), BATCH):
             some = numbers[begin : begin + BATCH]

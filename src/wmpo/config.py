@@ -119,6 +119,8 @@ class CollectConfig:
     """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
     held_out: float = 0.25
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
+    rollouts_per_state: int = 1
+    """Of each initial state. Preferences (DPO) need a success beside a failure from one state, hence several."""
     temperature: float = 0.5
     """Sampling temperature of the policy while collecting: what it does there is what it will do in practice."""
     task: str = ""
@@ -128,6 +130,7 @@ class CollectConfig:
     RANGES: ClassVar[Ranges] = {
         "episodes": (1, 65536),
         "held_out": (0, 1),
+        "rollouts_per_state": (1, 65536),
         "temperature": (0, 1000),
     }
 

@@ -91,15 +91,16 @@ def upper_bound(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Pol
 def dpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """Offline DPO on pairs of a success and a failure of this round's P rollouts, the policy before as reference.
 
-    A success is paired with the failures from its own initial state; where the round has tried that state only once, as
-    `collect` does, with all failures of the round. A round without successes or failures leaves the policy as it is.
+    A success is paired with the failures from its own initial state. Where each state is tried once only, as by default
+    (`collect.rollouts_per_state`), it is paired with all failures of the round: the stored results are of this kind,
+    though DPO's derivation does not hold for such pairs. A round without pairs leaves the policy as it is.
     """
     collect(run, policy, turn)
     with run.log.stage("dpo"):
         records = [record for record in run.store.records() if record.source == f"round-{turn}"]
-        pairs = rivals(records)
+        pairs = rivals(records, across_states=run.recipe.collect.rollouts_per_state == 1)
         if not pairs:
-            run.log.info(f"DPO: round {turn} has no success beside a failure; the policy stays as it is.")
+            run.log.info(f"DPO: round {turn} has no success to prefer to a failure; the policy stays as it is.")
             return policy
         temperature = run.recipe.collect.temperature  # that of the policy which made these decisions
         policy.to(run.device)

@@ -97,16 +97,19 @@ def log_probability(policy: Policy, decisions: Decisions, temperature: float, ro
     return masked_sum(full.index_put(tuple(decisions.index.T), units), decisions.mask)
 
 
-def rivals(records: Sequence[EpisodeRecord]) -> dict[int, list[int]]:
-    """Successful episode -> the failed ones to prefer it to: those from its start, else all. Empty without both."""
-    failures = [record for record in records if not record.succeeded]
-    from_start: dict[int, list[int]] = {}
-    for record in failures:
-        if record.initial_state >= 0:  # else unknown
-            from_start.setdefault(record.initial_state, []).append(record.index)
-    everyone = [record.index for record in failures]
-    found = {record.index: from_start.get(record.initial_state, everyone) for record in records if record.succeeded}
-    return found if failures else {}
+def rivals(records: Sequence[EpisodeRecord], across_states: bool = False) -> dict[int, list[int]]:
+    """Successful episode -> the failed ones from its initial state, to prefer it to; those without any are left out.
+
+    DPO's derivation holds for such pairs alone, since the chance of an initial state cancels in them. `across_states`
+    pairs a success without rivals with all failures.
+    """
+    failures: dict[int, list[int]] = {}
+    for record in records:
+        if not record.succeeded and record.initial_state >= 0:  # below 0 it is unknown
+            failures.setdefault(record.initial_state, []).append(record.index)
+    everyone = [record.index for record in records if not record.succeeded] if across_states else []
+    found = {record.index: failures.get(record.initial_state, everyone) for record in records if record.succeeded}
+    return {winner: losers for winner, losers in found.items() if losers}
 
 
 class PreferencePairs:
