@@ -34,11 +34,11 @@ from torch.profiler import ProfilerActivity, profile
 import sizes  # beside this file
 from wmpo.cli import planning as plan
 from wmpo.cli.machine import matmul_gflops
-from wmpo.cli.opening import pick_device
 from wmpo.config import Recipe
 from wmpo.envs import make_env
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
+from wmpo.opening import pick_device
 from wmpo.policies import build_policy
 from wmpo.recipes import recipe_named
 from wmpo.report.results import commit, this_machine

@@ -36,7 +36,6 @@ from wmpo.algorithm import (
     video_clips,
 )
 from wmpo.baselines.methods import improve
-from wmpo.cli.opening import open_run
 from wmpo.config import Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.envs import make_env, task_names
@@ -46,6 +45,7 @@ from wmpo.imagination import Replay, replay
 from wmpo.io.files import read_json, write_json
 from wmpo.io.plain import from_plain, to_plain
 from wmpo.losses.verdicts import auroc, expected_calibration_error
+from wmpo.opening import open_run
 from wmpo.policies import load_policy
 from wmpo.report.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.report.results import BASE, Gap, PolicyResult, RunResult

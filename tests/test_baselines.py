@@ -13,7 +13,6 @@ import torch
 from wmpo.algorithm import collect, demonstrations, imitate
 from wmpo.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
 from wmpo.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
-from wmpo.cli.opening import open_run
 from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.data.records import EpisodeRecord
@@ -21,6 +20,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
+from wmpo.opening import open_run
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes.checks import check_recipe

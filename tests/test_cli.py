@@ -152,7 +152,7 @@ def test_actions_that_are_no_numbers(tmp_path: Path) -> None:
 
 
 def test_two_processes_can_not_share_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from wmpo.cli.opening import locked
+    from wmpo.opening import locked
 
     with locked(tmp_path):
         told = refused(capsys, "run", "smoke", "--out", tmp_path, "--env.workers", 0, "--device", "cpu")

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wmpo.config import FitConfig
 from wmpo.contracts import check_env, check_policy, check_reward_model, check_world_model
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
+from wmpo.protocols import TrainingStage
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.rewards.settings import ConvSettings
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
@@ -53,6 +55,19 @@ class DotEnv:
     def close(self) -> None: ...
 
 
+class Dot(nn.Module):
+    """Its loss is the square of its only weight's distance from the mean of what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        shown = next(value for value in vars(batch).values() if isinstance(value, Tensor))
+        loss = (self.weight - shown.float().mean()).square()
+        return loss, {"loss": loss.detach()}
+
+
 class DotPolicy(nn.Module):
     """Two tokens, minus and plus one, from the mean of the picture."""
 
@@ -79,9 +94,18 @@ class DotPolicy(nn.Module):
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
         return (self.logits(observation) / temperature).log_softmax(-1).gather(-1, trace[..., None])[..., 0]
 
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.logits(batch.observation).square().mean()
+        return loss, {"loss": loss.detach()}
 
-class DotWorld:
+
+class DotWorld(Dot):
     """Imagines the dot's brightness: latents are (B, K) brightness, memory is the last one."""
+
+    chunk, context = 3, 1
+
+    def training_stages(self, align: bool) -> list[TrainingStage]:
+        return [TrainingStage("dot", self, FitConfig())]
 
     def begin(self, first: Observation) -> Any:
         return first.images["front"][:, 0, 0, 0].float()
@@ -99,9 +123,14 @@ class DotWorld:
         return memory[list(rows)]
 
 
-class DotJudge:
+class DotJudge(Dot):
     clip_length = 2
     threshold = 0.5
+
+    def with_threshold(self, threshold: float) -> DotJudge:
+        other = DotJudge()
+        other.threshold = threshold
+        return other
 
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         return clips_BLCHW[:, -1].float().mean((1, 2, 3)) / 255
@@ -227,10 +256,19 @@ def test_broken_environments_are_told(env: DotEnv, complaint: str) -> None:
     assert complaint in " ".join(check_env(env))
 
 
-class OutOfRange(DotPolicy):
-    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
-        decision = super().act(observation, temperature=temperature, generator=generator)
-        return replace(decision, chunk=decision.chunk * 2)
+class Unteachable(DotPolicy):
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().forward(batch, generator)
+        return loss.detach(), metrics
+
+
+class NoForward(DotPolicy):
+    forward = None  # type: ignore[assignment]
+
+
+class LossOfEach(DotPolicy):
+    def forward(self, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.logits(batch.observation).square().mean((1, 2, 3)), {}
 
 
 class OtherTemperature(DotPolicy):
@@ -263,7 +301,9 @@ class ShortChunk(DotPolicy):
 @pytest.mark.parametrize(
     ("policy", "complaint"),
     [
-        (OutOfRange(), "it must lie in [-1, 1]"),
+        (Unteachable(), "The loss of the policy has no gradient"),
+        (NoForward(), "raised TypeError"),
+        (LossOfEach(), "must be a tensor of a single number"),
         (OtherTemperature(), "At temperature 1.6: log_prob differs"),
         (Dropout(), "differs"),
         (OwnDice(), "equal generators give different choices"),

@@ -19,7 +19,6 @@ from test_baselines import TINY
 from test_minivla import CONFIG, SPEC, observation
 from wmpo.algorithm import collect, evaluate_policy
 from wmpo.cli import main
-from wmpo.cli.opening import open_run
 from wmpo.cli.planning import plan
 from wmpo.config import CollectConfig
 from wmpo.envs import make_env, task_names
@@ -29,6 +28,7 @@ from wmpo.envs.tabletop.tasks import TASKS, task_of, tasks_named
 from wmpo.envs.vector import VectorEnv
 from wmpo.errors import UserError
 from wmpo.nn.text import FrozenSentenceEncoder, embedding
+from wmpo.opening import open_run
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes import RECIPES

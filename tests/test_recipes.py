@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from wmpo.cli.opening import flat, keep_recipe, load_recipe
 from wmpo.config import Recipe
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
+from wmpo.io.plain import to_plain
+from wmpo.opening import flat, keep_recipe, load_recipe
 from wmpo.recipes import RECIPES, recipe_named
 from wmpo.recipes.checks import check_recipe
 
@@ -95,6 +96,6 @@ def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
 
 
 def test_flat_names_every_field() -> None:
-    names = flat(RECIPES["push"])
+    names = flat(to_plain(RECIPES["push"]))
     assert names["world_model.align.lr"] == RECIPES["push"].world_model.align.lr
     assert "grpo" not in names and len(names) > 60

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from wmpo.errors import UserError
-from wmpo.report.statistics import wilson_interval
 from wmpo.recipes import RECIPES
 from wmpo.report.results import (
     Agreement,
@@ -23,6 +22,7 @@ from wmpo.report.results import (
     StateFidelity,
     mixed_tasks,
 )
+from wmpo.report.statistics import wilson_interval
 from wmpo.training.log import RunLog
 
 

@@ -3,8 +3,8 @@
 A policy imitates demonstrations, tries itself on a few real episodes, learns a video model and a success classifier
 from them, practises in imagination only, and is then measured in the real environment on states it has never met.
 
-Every stage leaves its result in the run's folder and is skipped when that is there, so that a run that was stopped,
-or killed, goes on where it was and ends where it would have ended.
+Every stage leaves its result in the run's folder, with digests of all that it follows from, and is skipped when that
+is there: a run that was stopped, or killed, goes on where it was and ends where it would have ended.
 
 Departures from the paper (settings name the rest, see `wmpo.config`):
 1. Initial states for demonstrating, collecting, practising and evaluating are disjoint.
@@ -15,8 +15,10 @@ Departures from the paper (settings name the rest, see `wmpo.config`):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,21 +31,24 @@ from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
-from wmpo.evaluate import BATCH, evaluate
-from wmpo.families import save_model
+from wmpo.evaluate import evaluate
+from wmpo.families import MODEL_CONFIG, save_model
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
+from wmpo.io.plain import to_plain
 from wmpo.losses.verdicts import best_f1_threshold, matching_threshold
 from wmpo.policies import build_policy, check_actions
-from wmpo.protocols import Env, Policy, RewardModel, WorldModel
-from wmpo.report.measure import measure_run
+from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
+from wmpo.report.measure import measure_run, real_scores
 from wmpo.report.results import RunResult
-from wmpo.rewards import build_reward_model
+from wmpo.rewards import build_reward_model, load_reward_model
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, is_demonstration, is_held_out, is_rollout, round_of
-from wmpo.types import Observation
+from wmpo.training.checkpoint import digest_of, digest_of_values
+from wmpo.types import Episode, Observation
 from wmpo.world_models import build_world_model
 
+BATCH = 128  # scripted demonstrations asked for at once
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
 
 
@@ -72,14 +77,19 @@ def optimise(run: Run) -> RunResult:
 def demonstrations(run: Run) -> None:
     """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept: the dream needs them."""
     cfg = run.recipe.demonstrations
+    run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace})
+    succeeded = [record.succeeded for record in run.store.records() if record.source == "expert"]
     with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as bar:
-        while (done := len(run.episodes(is_demonstration))) < cfg.episodes:
-            bar.skip(done)
-            tried = len(run.episodes(lambda record: record.source == "expert"))
-            numbers = run.initial_states("demonstrate", tried + min(BATCH, cfg.episodes - done))[tried:]
-            expert = demonstrator(run.env, run.recipe.env.family)
-            seed = run.seed(Purpose.DEMONSTRATE, tried)
-            run.store.append(list(expert.demonstrate(numbers, cfg.noise, seed, cfg.min_pace)))
+        bar.skip(min(sum(succeeded), cfg.episodes))
+        begin = 0
+        while (missing := cfg.episodes - sum(succeeded[:begin])) > 0:
+            numbers = run.initial_states("demonstrate", begin + min(BATCH, missing))
+            expert, seed = demonstrator(run.env, run.recipe.env.family), run.seed(Purpose.DEMONSTRATE, begin)
+            for episode in expert.demonstrate(numbers[max(begin, len(succeeded)) :], cfg.noise, seed, cfg.min_pace):
+                run.store.append([episode])  # each is safe on disk when it ends
+                succeeded.append(episode.succeeded)
+                bar.update(int(episode.succeeded))
+            begin = len(numbers)
 
 
 def imitate(run: Run) -> Policy:
@@ -95,14 +105,10 @@ def imitate(run: Run) -> Policy:
             check_actions(policy, cache.labels_of(shown), cfg.pretrained, run.store.root)
         else:
             policy.set_normalizer(Normalizer.from_cache(cache, shown))
-        frames = ImitationFrames(cache, shown, cfg.chunk, shift=cfg.shift)
-        run.fit(
-            policy,
-            lambda step: frames.sample(cfg.fit.batch_size, run.seed(Purpose.IMITATE), step),
-            cfg.fit,
-            "imitation",
-            run.seed(Purpose.IMITATE),
-        )
+        frames = ImitationFrames(cache, shown, policy.chunk, shift=cfg.shift)
+        seed = run.seed(Purpose.IMITATE)
+        depends = {"demonstrations": cache.digest(shown), "shift": cfg.shift}
+        run.fit(policy, lambda step: frames.sample(cfg.fit.batch_size, seed, step), cfg.fit, "imitation", seed, depends)
         save_policy(run, policy, "base")
     return policy
 
@@ -112,23 +118,50 @@ def save_policy(run: Run, policy: Policy, name: str) -> None:
 
 
 def collect(run: Run, policy: Policy, turn: int) -> None:
+    """P real rollouts of the current policy."""
     cfg = run.recipe.collect
+    run.same_inputs(f"collect-{turn}", {"policy": digest_of(policy), "temperature": cfg.temperature, "task": cfg.task})
     with run.log.stage("collect"):
-        name = f"round-{turn}"
-        if run.episodes(lambda record: record.source == name):
-            return
-        generator = torch.Generator().manual_seed(run.seed(Purpose.COLLECT, turn))
         states = run.initial_states("collect", cfg.episodes // cfg.rollouts_per_state, turn)
         numbers = [state for state in states for _ in range(cfg.rollouts_per_state)]
-        episodes = []
-        for begin in range(0, len(numbers), BATCH):
-            some = numbers[begin : begin + BATCH]
-            played = rollout(
-                run.env, policy, some, temperature=cfg.temperature, generator=generator, record=name,
-                task=task_names(run.env),
-            )  # fmt: skip
-            episodes += played.episodes
-        run.store.append(episodes)  # all at once: a kill leaves either none or all of them
+        seeds = partial(run.seed, Purpose.COLLECT, turn)
+        play(run, run.store, policy, numbers, f"round-{turn}", cfg.temperature, lambda i: seeds(i) if i else seeds())
+
+
+def play(
+    run: Run,
+    store: EpisodeStore,
+    policy: Policy,
+    numbers: Sequence[int],
+    source: str,
+    temperature: float,
+    seed: Callable[[int], int],
+) -> None:
+    """One real episode for each of `numbers` that `store` lacks of `source`; each is safe on disk when it ends.
+
+    `seed(i)` is that of the batch which begins with the i-th number. What a stop has left of a batch is played with all
+    of it, so that the rest ends as it would have; a robot, which plays one at a time, repeats nothing.
+    """
+    stored = Counter(record.initial_state for record in store.records() if record.source == source)
+
+    def keep(episode: Episode) -> None:
+        stored[episode.initial_state] -= 1
+        if stored[episode.initial_state] < 0:
+            store.append([episode])
+            bar.update(1)
+
+    size = run.env.spec.max_batch
+    with run.log.progress(source, len(numbers)) as bar:
+        bar.skip(stored.total())
+        for begin in range(0, len(numbers), size):
+            some = numbers[begin : begin + size]
+            if Counter(some) <= stored:
+                stored.subtract(some)
+            else:
+                rollout(
+                    run.env, policy, some, temperature=temperature, generator=torch.Generator().manual_seed(seed(begin)),
+                    record=source, task=task_names(run.env), on_episode=keep,
+                )  # fmt: skip
 
 
 def model_the_world(run: Run, turn: int) -> WorldModel:
@@ -163,62 +196,112 @@ def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> No
     shown = [i for i in general.episodes if records[i].succeeded] or general.episodes  # those that policies imitate
     model.set_normalizer(Normalizer.from_cache(general.cache, shown))
     for place, stage in enumerate(model.training_stages(align=False)):
-        seed = run.seed(Purpose.WORLD_MODEL, 0, place)
-
-        def clips(step: int, n: int = stage.fit.batch_size, seed: int = seed) -> VideoBatch:
-            return general.sample(n, seed, step)
-
-        run.fit(stage.module, clips, stage.fit, f"world_model_{stage.name}", seed)
+        parts = [(general, stage.fit.batch_size, run.seed(Purpose.WORLD_MODEL, 0, place))]
+        fit_stage(run, stage, parts, "", run.seed(Purpose.WORLD_MODEL, 0, place))
 
 
 def align_world_model(run: Run, model: WorldModel, general: VideoClips, own: VideoClips, turn: int = 1) -> None:
     """Policy behaviour alignment: a part of each batch shows what the policy itself does, failures included."""
     for place, stage in enumerate(model.training_stages(align=True)):
         n = round(stage.fit.batch_size * run.recipe.world_model.align_fraction)
-        sources = (own, n), (general, stage.fit.batch_size - n)
-        parts = [
-            (clips, size, run.seed(Purpose.ALIGN, turn, place, i)) for i, (clips, size) in enumerate(sources) if size
-        ]
+        sources = ((own, n), (general, stage.fit.batch_size - n))
+        seeds = [run.seed(Purpose.ALIGN, turn, place, i) for i in range(2)]
+        parts = [(clips, size, seed) for (clips, size), seed in zip(sources, seeds, strict=True) if size]
+        fit_stage(run, stage, parts, f"_align-{turn}", run.seed(Purpose.ALIGN, turn, place))
 
-        def mixed(step: int, parts: list[tuple[VideoClips, int, int]] = parts) -> VideoBatch:
-            return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts])
 
-        name = f"world_model_{stage.name}_align-{turn}"
-        run.fit(stage.module, mixed, stage.fit, name, run.seed(Purpose.ALIGN, turn, place))
+def fit_stage(
+    run: Run, stage: TrainingStage, parts: Sequence[tuple[VideoClips, int, int]], suffix: str, seed: int
+) -> None:
+    """One training of a world model. `parts` of a batch: clips, how many, and their seed."""
+
+    def clips(step: int) -> VideoBatch:
+        return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts])
+
+    depends = {f"clips {i}": f"{size} of {clips.digest()}" for i, (clips, size, _) in enumerate(parts)}
+    run.fit(stage.module, clips, stage.fit, f"world_model_{stage.name}{suffix}", seed, depends)
+
+
+@dataclass(frozen=True)
+class SuccessData:
+    """Which stored episodes a success classifier is made from."""
+
+    seen: Sequence[int]
+    """Trained on, as real video."""
+    replayed: Sequence[int]
+    """Trained on, imagined again from their first frames and actions."""
+    held_out: Sequence[int]
+    """To choose the threshold on, by F1."""
+    tried: Sequence[int]
+    """Rollouts of the policy, whose rate of success the threshold is to meet in imagination."""
 
 
 def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:
-    """Train the classifier on real clips, then choose its threshold where it will be used: in imagination."""
+    """Train the classifier on real clips and on imagined ones, then choose its threshold."""
+    tried = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
+    data = SuccessData(
+        seen=run.episodes(lambda record: not is_held_out(run, record)),
+        replayed=tried + run.episodes(lambda record: record.source == "expert")[: len(tried)],
+        held_out=run.episodes(lambda record: is_held_out(run, record)),
+        tried=run.episodes(lambda record: record.source == f"round-{turn}"),
+    )
+    return learn_success(run, data, world_model, policy, turn)
+
+
+def learn_success(
+    run: Run, data: SuccessData, world_model: WorldModel | None, policy: Policy | None, turn: int = 1
+) -> RewardModel:
+    """A success classifier in the folder reward_model-TURN of the run.
+
+    Without a world model it is trained and its threshold is chosen on real video alone; rates of success can't be met
+    then. Raises UserError where the settings ask for what isn't there.
+    """
     cfg = run.recipe.reward
+    if cfg.imagined_fraction and world_model is None:
+        raise UserError("reward.imagined_fraction is above 0, which needs a world model: give one, or set it to 0.")
+    if cfg.threshold != "f1" and (world_model is None or policy is None):
+        raise UserError(
+            f"reward.threshold is {cfg.threshold}, which needs a world model and the policy: give both, or choose f1."
+        )
+    cache, folder = FrameCache(run.store), run.folder / f"reward_model-{turn}"
+    inputs: dict[str, object] = {"settings": to_plain(cfg), "seed": run.recipe.seed}
+    inputs |= {f"episodes {name}": cache.digest(episodes) for name, episodes in vars(data).items()}
+    inputs |= {"world model": digest_of(world_model) if world_model else None}
+    inputs |= {"policy": digest_of(policy) if policy else None}
+    run.same_inputs(f"reward_model-{turn}", inputs)
+    if (folder / MODEL_CONFIG).exists():
+        return load_reward_model(folder).to(run.device)
     with run.log.stage("reward model"):
-        cache = FrameCache(run.store)
-        seen = run.episodes(lambda record: not is_held_out(run, record))
         torch.manual_seed(run.seed(Purpose.REWARD, turn))
         model = build_reward_model(cfg, run.env.spec)
         n = round(cfg.fit.batch_size * cfg.imagined_fraction)
-        parts = [(RewardClips(cache, seen, cfg.clip_length), cfg.fit.batch_size - n)]
-        if n:
-            dreams = FrameCache(dream_again(run, world_model, model, turn))
+        parts = [(RewardClips(cache, data.seen, cfg.clip_length), cfg.fit.batch_size - n)]
+        if n and world_model is not None:
+            dreams = FrameCache(imagined_again(run, world_model, model, data.replayed, turn))
             parts.append((RewardClips(dreams, range(len(dreams)), cfg.clip_length), n))
 
         def clips(step: int) -> RewardBatch:
-            draws = [
-                (part, size, run.seed(Purpose.REWARD, turn, place)) for place, (part, size) in enumerate(parts) if size
-            ]
-            return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in draws])
+            seeds = [run.seed(Purpose.REWARD, turn, place) for place in range(len(parts))]
+            sized = [(part, size, seed) for (part, size), seed in zip(parts, seeds, strict=True) if size]
+            return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in sized])
 
-        run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", run.seed(Purpose.REWARD, turn))
-        choose = threshold_by_f1 if cfg.threshold == "f1" else threshold_by_rate
-        threshold = choose(run, policy, world_model, model, turn)
+        seed = run.seed(Purpose.REWARD, turn)
+        run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", seed, {"inputs": digest_of_values(inputs)})
+        if cfg.threshold == "f1" or world_model is None or policy is None:
+            threshold = threshold_by_f1(run, world_model, model, data.held_out)
+        else:
+            threshold = threshold_by_rate(run, policy, world_model, model, data.tried, turn)
         run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
-        save_model(cfg.family, model, run.folder / f"reward_model-{turn}")
+        save_model(cfg.family, model, folder)
     return model
 
 
-def threshold_by_rate(run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, turn: int) -> float:
+def threshold_by_rate(
+    run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, episodes: Sequence[int], turn: int
+) -> float:
     """With it the policy succeeds in the dream as often as it did for real, from the same first frames."""
-    tried = run.store.episodes(run.episodes(lambda record: record.source == f"round-{turn}"))
+    tried = run.store.episodes(episodes)
     spec, stride = run.env.spec, run.recipe.reward.stride
     first = first_frames_of(tried, spec).to(run.device)
     generator = torch.Generator(device=run.device).manual_seed(run.seed(Purpose.THRESHOLD, turn))
@@ -230,35 +313,35 @@ def threshold_by_rate(run: Run, policy: Policy, world_model: WorldModel, model: 
     return matching_threshold(dream.best_scores(), 0.5 if run.recipe.reward.threshold == "half" else rate)
 
 
-def threshold_by_f1(run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, turn: int) -> float:
-    """With it the verdicts on imagined replays of held-out real episodes are best."""
-    held = run.store.episodes(run.episodes(lambda record: is_held_out(run, record)))
-    chunk, stride = run.recipe.policy.chunk, run.recipe.reward.stride
-    dreamt = replay(world_model, model, run.env.spec, held, chunk=chunk, device=run.device, stride=stride)
-    return best_f1_threshold(dreamt.best_scores(), torch.tensor([episode.succeeded for episode in held]))[0]
+def threshold_by_f1(run: Run, world_model: WorldModel | None, model: RewardModel, episodes: Sequence[int]) -> float:
+    """With it the verdicts on held-out real episodes are best: imagined again, or as they are without a world model."""
+    held = run.store.episodes(episodes)
+    if world_model is None:
+        best = real_scores(model, held)
+    else:
+        best = replay(
+            world_model, model, run.env.spec, held, chunk=world_model.chunk, device=run.device,
+            stride=run.recipe.reward.stride,
+        ).best_scores()  # fmt: skip
+    threshold, f1 = best_f1_threshold(best, torch.tensor([episode.succeeded for episode in held]))
+    run.log.info(f"reward model: F1 {f1:.2f} on {len(held)} held-out episodes")
+    return threshold
 
 
-def dream_again(run: Run, world_model: WorldModel, referee: RewardModel, turn: int) -> EpisodeStore:
-    """Imagined replays of the rollouts to learn from, and of as many demonstrations; labels stay the real ones."""
+def imagined_again(
+    run: Run, world_model: WorldModel, model: RewardModel, episodes: Sequence[int], turn: int
+) -> EpisodeStore:
+    """Imagined replays of real episodes, first camera only; labels stay the real ones."""
     spec = run.env.spec
     camera = next(iter(spec.cameras))  # the one that the reward model watches
     store = EpisodeStore.open_or_create(
         run.folder / f"dreams-{turn}", replace(spec, cameras={camera: spec.cameras[camera]})
     )
     if not len(store):
-        tried = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
-        shown = run.episodes(lambda record: record.source == "expert")[: len(tried)]
-        real = run.store.episodes(tried + shown)
-        chunk = run.recipe.policy.chunk
+        real = run.store.episodes(episodes)
+        chunk = world_model.chunk
         dreamt = replay(
-            world_model,
-            referee,
-            spec,
-            real,
-            chunk=chunk,
-            device=run.device,
-            stride=chunk,
-            seed=run.seed(Purpose.REPLAY),
+            world_model, model, spec, real, chunk=chunk, device=run.device, stride=chunk, seed=run.seed(Purpose.REPLAY)
         )
         store.append([replace(episode, images={camera: episode.images[camera]}) for episode in dreamt.episodes])
     return store
@@ -277,51 +360,60 @@ def practise_in_dream(
     """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
     with run.log.stage(name):
         numbers = run.initial_states("practise", cfg.n_initial_states, turn)
-        first = first_frames(run.env, numbers)
-        if cfg.keyframes:
-            first = Observation.cat([first, keyframes(run, cfg.keyframes, turn)])
-            numbers = [*numbers, *range(-cfg.keyframes, 0)]  # initial-state numbers of no initial state
-        first = first.to(run.device)
-        generator = torch.Generator(device=run.device)
-        dream = ImaginedEnv(
-            world_model,
-            reward_model,
-            run.env.spec,
-            first,
-            numbers,
-            generator=generator,
-            stride=run.recipe.reward.stride,
-        )
-        practise(
-            dream,
-            policy,
-            numbers,
-            cfg,
-            seed=run.seed(Purpose.PRACTISE, turn),
-            generator=generator,
-            folder=run.folder,
-            name=name,
-            log=run.log,
+        tried = run.episodes(lambda record: record.source == f"round-{turn}" and not is_held_out(run, record))
+        practise_from(
+            run, policy, world_model, reward_model, numbers, first_frames(run.env, numbers), tried, cfg, name, turn,
             callback=lambda iteration, policy: evaluate_in_practice(run, policy, name, iteration),
-        )
+        )  # fmt: skip
         save_policy(run, policy, save_as)
     return policy
 
 
+def practise_from(
+    run: Run,
+    policy: Policy,
+    world_model: WorldModel,
+    reward_model: RewardModel,
+    numbers: Sequence[int],
+    first: Observation,
+    tried: Sequence[int],
+    cfg: GRPOConfig,
+    name: str,
+    turn: int = 1,
+    callback: Callable[[int, Policy], None] | None = None,
+) -> None:
+    """Practise from real first frames, `first[i]` of initial state `numbers[i]`, and from the middle of the stored
+    rollouts `tried`."""
+    if cfg.keyframes:
+        first = Observation.cat([first, keyframes(run, cfg.keyframes, tried, turn)])
+        numbers = [*numbers, *range(-cfg.keyframes, 0)]  # numbers of no initial state
+    generator = torch.Generator(device=run.device)
+    dream = ImaginedEnv(
+        world_model, reward_model, run.env.spec, first.to(run.device), numbers,
+        generator=generator, stride=run.recipe.reward.stride,
+    )  # fmt: skip
+    practise(
+        dream, policy, numbers, cfg, seed=run.seed(Purpose.PRACTISE, turn), generator=generator, folder=run.folder,
+        name=name, log=run.log, callback=callback,
+        depends={"world model": digest_of(world_model), "reward model": digest_of(reward_model),
+                 "threshold": reward_model.threshold, "stride": run.recipe.reward.stride},
+    )  # fmt: skip
+
+
 def first_frames(env: Env, numbers: list[int]) -> Observation:
-    """What the real environment shows from each initial state; nothing is done there."""
-    return Observation.cat([env.reset(numbers[begin : begin + BATCH]) for begin in range(0, len(numbers), BATCH)])
+    """What the real environment shows at each initial state; nothing is done there."""
+    size = env.spec.max_batch
+    return Observation.cat([env.reset(numbers[begin : begin + size]) for begin in range(0, len(numbers), size)])
 
 
-def keyframes(run: Run, n: int, turn: int) -> Observation:
-    """Real frames from the middle of this round's rollouts, before any success; those held out stay out."""
+def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observation:
+    """Real frames from the middle of stored episodes, before any success."""
     cache = FrameCache(run.store)
-    chosen = run.episodes(lambda record: record.source == f"round-{turn}" and not is_held_out(run, record))
-    dice = np.random.default_rng(run.seed(Purpose.KEYFRAMES, turn))
+    rng = np.random.default_rng(run.seed(Purpose.KEYFRAMES, turn))
     rows = []
-    for episode in dice.choice(chosen, n):
+    for episode in rng.choice(episodes, n):
         frames = cache.first[episode] + np.arange(1, cache.length[episode])
-        rows.append(dice.choice(frames[~cache.success[frames]]))
+        rows.append(rng.choice(frames[~cache.success[frames]]))
     owners = np.searchsorted(cache.first, rows, side="right") - 1
     images = {name: torch.from_numpy(np.take(frames, rows, axis=0)) for name, frames in cache.images.items()}
     return Observation(images, torch.from_numpy(cache.state[rows]), tuple(cache.instruction[owners]))
@@ -332,21 +424,18 @@ def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) ->
     cfg = run.recipe.evaluate
     if cfg.practice_eval_freq and iteration % cfg.practice_eval_freq == 0:
         numbers = run.initial_states("watch", cfg.practice_eval_episodes)
-        result = evaluate(
-            run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE_IN_PRACTICE)
-        )
-        run.log.scalars(iteration, {f"{name}/real_success": result.rate})
+        seed = run.seed(Purpose.EVALUATE_IN_PRACTICE)
+        result = evaluate(run.env, policy, numbers, temperature=cfg.temperature, seed=seed)
+        run.log.scalars(iteration, {f"{name}/real_success": result.rate, f"{name}/real_success_steps": result.steps})
 
 
 def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
+    """Real success from initial states that nothing has learned from; each episode is kept when it ends."""
     cfg = run.recipe.evaluate
+    run.same_inputs(f"evaluate-{name}", {"policy": digest_of(policy), "temperature": cfg.temperature})
     with run.log.stage("evaluate"):
-        if run.evaluation.select(source=name):
-            return
         numbers = run.initial_states("evaluate", cfg.episodes)
-        result = evaluate(
-            run.env, policy, numbers, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE), record=name,
-            task=task_names(run.env),
-        )  # fmt: skip
-        run.evaluation.append(result.episodes)
-        run.log.info(f"{name}: real success {result.rate:.1%} of {len(numbers)}")
+        seed = run.seed(Purpose.EVALUATE)
+        play(run, run.evaluation, policy, numbers, name, cfg.temperature, lambda begin: seed + begin)
+        succeeded = [record.succeeded for record in run.evaluation.records() if record.source == name]
+        run.log.info(f"{name}: real success {sum(succeeded) / len(succeeded):.1%} of {len(succeeded)}")

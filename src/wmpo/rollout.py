@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wmpo.protocols import Env, Policy
-from wmpo.types import Decision, EnvSpec, Episode, Observation, Outcome
+from wmpo.types import Decision, Episode, Observation, Outcome
 
 
 @dataclass
@@ -79,15 +79,17 @@ def rollout(
     generator: torch.Generator,
     record: str | None = None,
     task: Callable[[int], str] = lambda initial_state: "",
+    on_episode: Callable[[Episode], None] | None = None,
 ) -> Rollout:
     """Play one episode from each initial_state until all are done or the horizon is reached.
 
-    `record` keeps whole episodes and names who acted, and `task` names the task of each initial-state number for them.
+    `record` keeps whole episodes and names who acted, and `task` names the task of each initial-state number for them;
+    `on_episode` is called with each as soon as it has ended.
     Episodes that are done cost nothing more.
     """
     observation = env.reset(initial_states)
     instruction = observation.instruction
-    tape = _Tape(env.spec, observation) if record is not None else None
+    tape = _Tape(initial_states, observation, task, record) if record is not None else None
     N, K = len(initial_states), policy.chunk
     chunks = -(-env.spec.horizon // K)
     active = list(range(N))
@@ -98,9 +100,14 @@ def rollout(
         if result is None:
             result = _empty(initial_states, chunks, observation, decision)
         _write(result, m, active, observation, decision, outcome)
+        keep = (~outcome.done).nonzero().squeeze(1).tolist()
         if tape is not None:
             tape.add(active, decision, outcome)
-        keep = (~outcome.done).nonzero().squeeze(1).tolist()
+            ended = [row for place, row in enumerate(active) if m == chunks - 1 or place not in set(keep)]
+            for episode in map(tape.episode, ended):
+                result.episodes.append(episode)
+                if on_episode is not None:
+                    on_episode(episode)
         if not keep:
             break
         sentences = tuple(instruction[row] for row in active)
@@ -108,7 +115,7 @@ def rollout(
         observation = outcome.last(sentences)[keep]
     assert result is not None
     if tape is not None:
-        result.episodes = tape.episodes(initial_states, instruction, task, str(record))
+        result.episodes = tape.in_order(result.episodes)
     return result
 
 
@@ -157,14 +164,18 @@ def _write(
 class _Tape:
     """Whole episodes, as they unfold."""
 
-    def __init__(self, spec: EnvSpec, first: Observation) -> None:
-        self.spec = spec
+    def __init__(
+        self, initial_states: Sequence[int], first: Observation, task: Callable[[int], str], source: str
+    ) -> None:
+        self.initial_states, self.instruction = list(initial_states), first.instruction
+        self.task, self.source = task, source
         self.frames = [
             {name: [image[i : i + 1].cpu().numpy()] for name, image in first.images.items()} for i in range(len(first))
         ]
         self.state = [[first.state[i : i + 1].cpu().numpy()] for i in range(len(first))]
         self.actions: list[list[np.ndarray]] = [[] for _ in range(len(first))]
         self.success: list[list[np.ndarray]] = [[np.zeros(1, bool)] for _ in range(len(first))]
+        self.ended: list[int] = []
 
     def add(self, active: list[int], decision: Decision, outcome: Outcome) -> None:
         chunk = decision.chunk.cpu().numpy()
@@ -175,22 +186,24 @@ class _Tape:
             self.actions[row].append(chunk[i])
             self.success[row].append(outcome.success[i].cpu().numpy())
 
-    def episodes(
-        self, initial_states: Sequence[int], instruction: tuple[str, ...], task: Callable[[int], str], source: str
-    ) -> list[Episode]:
-        return [
-            Episode(
-                images={
-                    name: np.ascontiguousarray(np.concatenate(parts).transpose(0, 2, 3, 1))
-                    for name, parts in self.frames[i].items()
-                },
-                state=np.concatenate(self.state[i]),
-                actions=np.concatenate(self.actions[i]).astype(np.float32),
-                success=np.concatenate(self.success[i]),
-                instruction=instruction[i],
-                initial_state=initial_state,
-                task=task(initial_state),
-                source=source,
-            )
-            for i, initial_state in enumerate(initial_states)
-        ]
+    def episode(self, row: int) -> Episode:
+        """The episode of a row that has ended; the tape forgets its frames."""
+        self.ended.append(row)
+        frames, self.frames[row] = self.frames[row], {}
+        return Episode(
+            images={
+                name: np.ascontiguousarray(np.concatenate(parts).transpose(0, 2, 3, 1))
+                for name, parts in frames.items()
+            },
+            state=np.concatenate(self.state[row]),
+            actions=np.concatenate(self.actions[row]).astype(np.float32),
+            success=np.concatenate(self.success[row]),
+            instruction=self.instruction[row],
+            initial_state=self.initial_states[row],
+            task=self.task(self.initial_states[row]),
+            source=self.source,
+        )
+
+    def in_order(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Episodes in the order of their rows, from that in which they ended."""
+        return [episode for _, episode in sorted(zip(self.ended, episodes, strict=True), key=lambda pair: pair[0])]

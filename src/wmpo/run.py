@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -11,9 +11,12 @@ import torch
 
 from wmpo.config import FitConfig, Recipe
 from wmpo.data.initial_states import held_out, initial_states
-from wmpo.data.records import EpisodeRecord
+from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
+from wmpo.errors import UserError
+from wmpo.io.files import read_json, write_json
+from wmpo.io.plain import to_plain
 from wmpo.protocols import Env
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
@@ -69,22 +72,43 @@ class Run:
             found = initial_states(split, self.recipe.seed, count, turn)
         return found[:n]
 
-    def fit(self, module: Network, sample: Callable[[int], Batch], config: FitConfig, name: str, seed: int) -> Network:
+    def fit(
+        self,
+        module: Network,
+        sample: Callable[[int], Batch],
+        config: FitConfig,
+        name: str,
+        seed: int,
+        depends: Mapping[str, object] | None = None,
+    ) -> Network:
         """Train in this run's folder, on its device; see `wmpo.training.fit`."""
         return fit(
-            module,
-            sample,
-            config,
-            folder=self.folder,
-            name=name,
-            log=self.log,
-            device=self.device,
-            seed=seed,
-        )
+            module, sample, config, folder=self.folder, name=name, log=self.log, device=self.device, seed=seed,
+            depends=depends,
+        )  # fmt: skip
+
+    def same_inputs(self, stage: str, inputs: Mapping[str, object]) -> None:
+        """Keep what the result of a stage follows from. Raises UserError where there is a result of something else."""
+        path = self.folder / "inputs" / f"{stage}.json"
+        if not path.exists():
+            write_json(path, to_plain(inputs))
+            return
+        kept = read_json(path)
+        old, new = (flat(values if isinstance(values, dict) else {}) for values in (kept, to_plain(inputs)))
+        for name in {**old, **new}:
+            if old.get(name) != new.get(name):
+                raise UserError(
+                    f"{self.folder} has begun {stage} with another {name} ({old.get(name)}, now {new.get(name)}): give "
+                    f"the same to continue, or another folder."
+                )
 
     def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
-        """Indices of stored episodes."""
-        return [i for i, record in enumerate(self.store.records()) if wanted(record)]
+        """Indices of stored episodes, by source and initial state, whatever the order in which they ended."""
+        records = list(self.store.records())
+        order = {source: place for place, source in enumerate(dict.fromkeys(record.source for record in records))}
+        chosen = [i for i, record in enumerate(records) if wanted(record)]
+        numbers = initial_states_of(records)
+        return sorted(chosen, key=lambda i: (order[records[i].source], numbers[i]))
 
 
 def is_demonstration(record: EpisodeRecord) -> bool:
@@ -101,3 +125,11 @@ def round_of(record: EpisodeRecord) -> int:
 
 def is_held_out(run: Run, record: EpisodeRecord) -> bool:
     return is_rollout(record) and held_out(record.initial_state, run.recipe.collect.held_out)
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted name -> value of nested mappings."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

@@ -37,6 +37,8 @@ class EnvSpec:
     """Longest episode, in actions."""
     fps: int
     """Control frequency in Hz; one frame per action."""
+    max_batch: int = 128
+    """Episodes that may be under way at once; 1 for a robot."""
 
 
 @dataclass(frozen=True)

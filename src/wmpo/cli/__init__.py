@@ -25,6 +25,9 @@ COMMANDS: dict[str, Command] = {
     "run": Command("run", "RunCommand", "the whole loop, from nothing to a report; continues where it was stopped"),
     "evaluate": Command("evaluate", "EvaluateCommand", "measure policies of a run in the real environment"),
     "report": Command("run", "ReportCommand", "rewrite the report of a finished run"),
+    "check": Command(
+        "check", "CheckCommand", "try an environment, model or data set out, and say what is wrong with it"
+    ),
     "plan": Command("plan", "PlanCommand", "how much memory and time the stages of a recipe will take"),
     "recipes": Command("lists", "RecipesCommand", "what `wmpo run` can run"),
     "tasks": Command("lists", "TasksCommand", "what the embedded simulator can ask of a policy"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class WorldModelCommand:
     """K: actions, and frames, imagined at once; as many as the policy decides."""
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     held_out: float = CollectConfig.held_out
-    """Share of the initial states whose episodes are kept out of training."""
+    """Fraction of the initial states whose episodes are kept out of training."""
     seed: int = 0
     """Of weights and batches."""
     device: str = "auto"
@@ -36,16 +36,22 @@ class WorldModelCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import align_world_model, build_world, pretrain_world_model, video_clips
-        from wmpo.cli.opening import open_stage
         from wmpo.data.cache import FrameCache
         from wmpo.data.clips import VideoClips
         from wmpo.data.compatibility import comparable
         from wmpo.data.store import EpisodeStore
         from wmpo.families import save_model
+        from wmpo.opening import open_stage
 
+        between(self.held_out, 0, 1, "--held-out")
+        between(self.chunk, 1, 1024, "--chunk")
+        if self.align_data is None:
+            refuse_unused(self.world_model, "align", "without --align-data there is no alignment")
         recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device)
-
+        own = None if self.align_data is None else EpisodeStore.open(self.align_data)
         with open_stage(recipe, self.out, self.data) as run:
+            if own is not None:
+                own = comparable(own, run.store)
             model = build_world(run, self.chunk)
 
             def clips(store: EpisodeStore) -> VideoClips:
@@ -53,73 +59,63 @@ class WorldModelCommand:
                 return video_clips(cache, split(cache, self.held_out)[0], model)
 
             general = clips(run.store)
+            tried = None if own is None else clips(own)
             with run.log.stage("world model"):
                 pretrain_world_model(run, model, general)
-                if self.align_data is not None:
-                    store = EpisodeStore.open(self.align_data)
-                    align_world_model(run, model, general, clips(comparable(store, run.store)))
+                if tried is not None:
+                    align_world_model(run, model, general, tried)
             save_model(self.world_model.family, model, self.out / "model")
             run.log.info(f"World model: {self.out / 'model'}")
 
 
 @dataclass(frozen=True)
 class RewardModelCommand:
-    """A success classifier from the episodes of a store; its threshold from those that are kept out of training."""
+    """A success classifier from the episodes of a store, and its threshold."""
 
     data: Path
     """Folder of an episode store with successes and failures."""
     out: Path
     """Folder for the training and for the model, in OUT/model. The same command continues it."""
     world_model: Path | None = None
-    """Folder of a world model: the threshold is then chosen where it will be used, on imagined replays."""
+    """Folder of a world model, for imagined clips (reward.imagined_fraction) and for a threshold that is chosen in
+    imagination. Without it set --reward.imagined-fraction 0 and --reward.threshold f1."""
+    policy: Path | None = None
+    """Folder of the policy whose rollouts the store holds; reward.threshold rate and half need it."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     held_out: float = CollectConfig.held_out
-    """Share of the initial states whose episodes are kept out of training, to choose the threshold on."""
+    """Fraction of the initial states whose episodes are kept out of training; the f1 threshold is chosen on them."""
+    temperature: float = CollectConfig.temperature
+    """Sampling temperature at which the policy collected its rollouts."""
     seed: int = 0
     """Of weights and batches."""
     device: str = "auto"
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        import numpy as np
-        import torch
-
-        from wmpo.cli.models import load_world_model
-        from wmpo.cli.opening import open_stage
+        from wmpo.algorithm import SuccessData, learn_success
+        from wmpo.cli.models import load_policy, load_world_model
         from wmpo.data.cache import FrameCache
-        from wmpo.data.clips import RewardClips
-        from wmpo.imagination import replay
-        from wmpo.losses.verdicts import best_f1_threshold
-        from wmpo.report.measure import score_video
-        from wmpo.rewards import build_reward_model
-        from wmpo.run import Purpose
+        from wmpo.families import save_model
+        from wmpo.opening import open_stage
 
-        cfg = self.reward
-        recipe = Recipe(seed=self.seed, reward=cfg, device=self.device)
-        with open_stage(recipe, self.out, self.data) as run, run.log.stage("reward model"):
-            spec = run.env.spec
-            cache = FrameCache(run.store)
-            seen, kept = split(cache, self.held_out)
-            if not kept:
+        between(self.held_out, 0, 1, "--held-out")
+        collect = CollectConfig(temperature=self.temperature)
+        recipe = Recipe(seed=self.seed, reward=self.reward, collect=collect, device=self.device)
+        with open_stage(recipe, self.out, self.data) as run:
+            spec, records = run.env.spec, list(run.store.records())
+            seen, kept = split(FrameCache(run.store), self.held_out)
+            if not kept and self.reward.threshold == "f1":
                 raise UserError(f"No episode of {self.data} is left to choose the threshold on: raise --held-out.")
-            clips = RewardClips(cache, seen, cfg.clip_length)
-            torch.manual_seed(run.seed(Purpose.REWARD))
-            model = build_reward_model(cfg, spec)
-            seed = run.seed(Purpose.REWARD)
-            run.fit(model, lambda step: clips.sample(cfg.fit.batch_size, seed, step), cfg.fit, "reward_model", seed)
-            episodes = run.store.episodes(kept)
-            camera = next(iter(spec.cameras))
-            if self.world_model is None:
-                videos = [score_video(model, episode.images[camera], episode.instruction) for episode in episodes]
-                best = torch.tensor([float(np.nanmax(scores)) for scores in videos])
-            else:
-                dream = load_world_model(self.world_model, spec, run.device)
-                best = replay(dream, model, spec, episodes, chunk=dream.chunk, device=run.device,
-                              stride=cfg.stride).best_scores()  # fmt: skip
-            label = torch.tensor([episode.succeeded for episode in episodes])
-            threshold, f1 = best_f1_threshold(best, label)
-            model.with_threshold(threshold).save_pretrained(self.out / "model")
-            run.log.info(f"Threshold {threshold:.3f} (a logit), F1 {f1:.2f} on {len(kept)} held-out episodes")
+            tried = [record.index for record in records if record.source != "expert"]
+            if not tried and self.reward.threshold != "f1":
+                raise UserError(
+                    f"{self.data} holds no rollouts of a policy, which reward.threshold {self.reward.threshold} needs: "
+                    "choose f1."
+                )
+            world_model = self.world_model and load_world_model(self.world_model, spec, run.device)
+            policy = self.policy and load_policy(self.policy, spec, run.device)
+            model = learn_success(run, SuccessData(seen, seen, kept, tried), world_model or None, policy or None)
+            save_model(self.reward.family, model, self.out / "model")
             run.log.info(f"Reward model: {self.out / 'model'}")
 
 
@@ -134,46 +130,59 @@ class PractiseCommand:
     reward_model: Path
     """Folder of the reward model."""
     data: Path
-    """Folder of an episode store: dreams begin with its first frames. Nothing else of it is used, but its actions must
-    fit the policy's statistics."""
+    """Folder of an episode store: dreams begin with its first frames, and with frames from the middle of its rollouts
+    where grpo.keyframes says so. Its actions must fit the policy's statistics."""
     out: Path
     """Folder for the training and for the policy, in OUT/policy. The same command continues it."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     stride: int = RewardConfig.stride
     """Frames between the ends of scored clips."""
+    held_out: float = CollectConfig.held_out
+    """Fraction of the initial states whose episodes no frames from the middle are taken of."""
     seed: int = 0
     """Of all sampling."""
     device: str = "auto"
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        import torch
-
+        from wmpo.algorithm import practise_from
         from wmpo.cli.models import check_chunk, load_policy, load_reward_model, load_world_model
-        from wmpo.cli.opening import open_stage
         from wmpo.data.cache import FrameCache
-        from wmpo.grpo import practise
-        from wmpo.imagination import ImaginedEnv
+        from wmpo.families import save_model, saved_family
+        from wmpo.opening import open_stage
         from wmpo.policies import check_actions
-        from wmpo.run import Purpose
 
-        reward = RewardConfig(stride=self.stride)
-        recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=reward, device=self.device)
+        recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
             cache = FrameCache(run.store)
             policy = load_policy(self.policy, spec, device)
             check_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
-            dream = load_world_model(self.world_model, spec, device)
-            check_chunk(dream, policy)
-            judge = load_reward_model(self.reward_model, spec, device)
+            world_model = load_world_model(self.world_model, spec, device)
+            check_chunk(world_model, policy)
+            reward_model = load_reward_model(self.reward_model, spec, device)
+            seen, records = set(split(cache, self.held_out)[0]), list(run.store.records())
+            tried = [record.index for record in records if record.source != "expert" and record.index in seen]
+            if self.grpo.keyframes and not tried:
+                raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")
             numbers, first = first_frames(cache, self.grpo.n_initial_states)
-            generator = torch.Generator(device=device)
-            env = ImaginedEnv(dream, judge, spec, first.to(device), numbers, generator=generator, stride=self.stride)
-            practise(env, policy, numbers, self.grpo, seed=run.seed(Purpose.PRACTISE), generator=generator, folder=self.out,
-                     name="practice", log=run.log)  # fmt: skip
-            policy.save_pretrained(self.out / "policy")
+            practise_from(run, policy, world_model, reward_model, numbers, first, tried, self.grpo, "practice")
+            save_model(saved_family("policy", self.policy, "minivla"), policy, self.out / "policy")
             run.log.info(f"Policy: {self.out / 'policy'}")
+
+
+def between(value: float, least: float, most: float, option: str) -> None:
+    """Raise UserError for an option outside of its range."""
+    if not least <= value <= most:
+        raise UserError(f"{option} is {value}; it must be from {least:g} to {most:g}.")
+
+
+def refuse_unused(settings: object, prefix: str, why: str) -> None:
+    """Raise UserError where a setting whose name begins so was changed though it does nothing here."""
+    default = type(settings)()
+    for one in fields(settings):  # type: ignore[arg-type]
+        if one.name.startswith(prefix) and getattr(settings, one.name) != getattr(default, one.name):
+            raise UserError(f"The setting {one.name} does nothing here: {why}.")
 
 
 def split(cache: FrameCache, share: float) -> tuple[list[int], list[int]]:
@@ -197,7 +206,7 @@ def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:
     for index, number in enumerate(initial_states_of(cache.store.records())):
         number_of.setdefault(number, index)
     numbers = list(number_of)[:most]
-    episodes = [number_of[initial_state] for initial_state in numbers]
+    episodes = [number_of[number] for number in numbers]
     frames = cache.first[episodes]
     images = {name: torch.from_numpy(np.take(image, frames, axis=0)) for name, image in cache.images.items()}
     return numbers, Observation(images, torch.from_numpy(cache.state[frames]), tuple(cache.instruction[episodes]))

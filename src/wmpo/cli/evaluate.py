@@ -38,10 +38,10 @@ class EvaluateCommand:
 
     def execute(self) -> None:
         from wmpo.cli.models import find_policy, latest, load_policy
-        from wmpo.cli.opening import load_recipe, pick_device
         from wmpo.data.initial_states import initial_states
         from wmpo.envs import make_env, task_names
         from wmpo.evaluate import evaluate
+        from wmpo.opening import load_recipe, pick_device
         from wmpo.report.results import PolicyResult, RunResult
         from wmpo.report.terminal import terminal_table
         from wmpo.training.log import RunLog

@@ -81,6 +81,11 @@ def with_families(options: type[Options], args: Sequence[str]) -> type[Options]:
     return make_dataclass(options.__name__, narrowed, bases=(options,), frozen=True)
 
 
+def settings_from(kind: str, args: Sequence[str]) -> Any:
+    """The default settings of the family that `args` name for this kind."""
+    return _settings(kind, PLUGS[kind].base(), args)
+
+
 def _settings(kind: str, config: Any, args: Sequence[str]) -> Any:
     family = value_of(f"{kind}.family", args)
     if kind == "policy" and (folder := value_of("policy.pretrained", args)):

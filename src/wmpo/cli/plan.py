@@ -36,9 +36,9 @@ class PlanCommand:
         from rich.table import Table
 
         from wmpo.cli.machine import matmul_gflops
-        from wmpo.cli.opening import pick_device
         from wmpo.cli.planning import fitting, plan
         from wmpo.envs import make_env
+        from wmpo.opening import pick_device
         from wmpo.recipes.checks import check_recipe
 
         if not self.gpu_memory > 0:

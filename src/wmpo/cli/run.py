@@ -48,7 +48,7 @@ class RunCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import optimise
-        from wmpo.cli.opening import open_run
+        from wmpo.opening import open_run
         from wmpo.report.results import RunResult
         from wmpo.report.terminal import terminal_table
 
@@ -73,7 +73,7 @@ class ReportCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import optimise
-        from wmpo.cli.opening import load_recipe, open_run
+        from wmpo.opening import load_recipe, open_run
         from wmpo.report.terminal import terminal_table
 
         recipe = load_recipe(self.folder)

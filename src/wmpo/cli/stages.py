@@ -22,8 +22,8 @@ class DemonstrateCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import demonstrations
-        from wmpo.cli.opening import open_stage
         from wmpo.envs import make_env
+        from wmpo.opening import open_stage
 
         recipe = Recipe(seed=self.seed, env=self.env, demonstrations=self.demonstrations)
         with (
@@ -50,7 +50,7 @@ class ImitateCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import imitate
-        from wmpo.cli.opening import open_stage
+        from wmpo.opening import open_stage
 
         recipe = Recipe(seed=self.seed, policy=self.policy, device=self.device)
         with open_stage(recipe, self.out, self.data) as run:
@@ -78,8 +78,8 @@ class CollectCommand:
     def execute(self) -> None:
         from wmpo.algorithm import collect
         from wmpo.cli.models import load_policy
-        from wmpo.cli.opening import open_stage, pick_device
         from wmpo.envs import make_env
+        from wmpo.opening import open_stage, pick_device
 
         recipe = Recipe(seed=self.seed, env=self.env, collect=self.collect, device=self.device)
         with closing(make_env(self.env)) as env:

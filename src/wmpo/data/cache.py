@@ -89,6 +89,22 @@ class FrameCache:
         before = np.cumsum(count) - count
         return np.arange(count.sum()) + np.repeat(self.first[episodes] - before, count)
 
+    def digest(self, episodes: Sequence[int]) -> str:
+        """What tells some episodes from others: 16 hexadecimal digits from all but their frames, of which the first of
+        each counts, and from what the cameras are called."""
+        found = hashlib.sha256(repr([*self.store.spec.cameras.items()]).encode())
+        chosen = np.asarray(episodes, dtype=np.int64)
+        frames = self.frames_of(chosen)
+        for values in (
+            self.length[chosen],
+            *(array[frames] for array in (self.action, self.label, self.state, self.success)),
+        ):
+            found.update(np.ascontiguousarray(values).data)
+        for images in self.images.values():
+            found.update(np.ascontiguousarray(images[self.first[chosen]]).data)
+        found.update("\n".join(self.instruction[chosen]).encode())
+        return found.hexdigest()[:16]
+
     def labels_of(self, episodes: Sequence[int]) -> np.ndarray:
         """(actions, D): all that an imitator of some episodes should do."""
         chosen = np.asarray(episodes, dtype=np.int64)

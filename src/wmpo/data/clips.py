@@ -106,6 +106,10 @@ class VideoClips:
                 "or collect longer episodes."
             )
 
+    def digest(self) -> str:
+        """See `FrameCache.digest`."""
+        return self.cache.digest(self.episodes)
+
     def sample(self, batch_size: int, seed: int, step: int) -> VideoBatch:
         cache = self.cache
         episode, now = self.spans.draw(batch_size, _generator(seed, step))

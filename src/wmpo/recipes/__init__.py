@@ -1,6 +1,6 @@
 """Named experiments as Python values. `wmpo run NAME` runs one; `--field value` changes a setting of it.
 
-A recipe of your own is a value like these: add it to `RECIPES`, or pass it to `wmpo.cli.opening.open_run`.
+A recipe of your own is a value like these: add it to `RECIPES`, or pass it to `wmpo.opening.open_run`.
 """
 
 from __future__ import annotations

@@ -59,13 +59,18 @@ def probability(logit: float) -> float:
     return float(torch.tensor(logit, dtype=torch.float64).sigmoid())
 
 
-def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> RewardQuality:
-    """The reward model on real videos: one verdict per episode, as imagination would give it."""
+def real_scores(reward_model: RewardModel, episodes: Sequence[Episode]) -> Tensor:
+    """(N,) the highest score of a clip of each real video."""
     camera = next(iter(episodes[0].images))
-    best = torch.tensor([
+    return torch.tensor([
         float(np.nanmax(score_video(reward_model, episode.images[camera], episode.instruction)))
         for episode in episodes
     ])  # fmt: skip
+
+
+def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> RewardQuality:
+    """The reward model on real videos: one verdict per episode, as imagination would give it."""
+    best = real_scores(reward_model, episodes)
     label = torch.tensor([episode.succeeded for episode in episodes])
     quality = precision_recall_f1(best > reward_model.threshold, label)
     return RewardQuality(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_path, read_json, write_json
 from wmpo.io.plain import from_plain, to_plain
-from wmpo.protocols import Trainable
+from wmpo.protocols import Trainable, WorldModel
 from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")
@@ -63,7 +63,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def digest_of(module: Trainable) -> str:
+def digest_of(module: Trainable | WorldModel) -> str:
     """What tells one set of weights from another: 16 hexadecimal digits from their names, kinds, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -75,6 +75,11 @@ def digest_of(module: Trainable) -> str:
 def digest_of_numbers(numbers: Sequence[int]) -> str:
     """The same for whole numbers, such as those of initial states."""
     return hashlib.sha256(",".join(map(str, numbers)).encode()).hexdigest()[:16]
+
+
+def digest_of_values(values: Mapping[str, object]) -> str:
+    """The same for JSON values."""
+    return hashlib.sha256(json.dumps(to_plain(values), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest_of_file(path: Path) -> str:

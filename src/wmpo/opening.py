@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from wmpo.io.files import read_json, write_json
 from wmpo.io.plain import to_plain
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
-from wmpo.run import Run
+from wmpo.run import Run, flat
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
@@ -107,21 +106,13 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
     if not (folder / RECIPE).exists():
         write_json(folder / RECIPE, to_plain(recipe))
         return
-    old, new = flat(load_recipe(folder)), flat(recipe)
+    old, new = flat(to_plain(load_recipe(folder))), flat(to_plain(recipe))
     for name, value in new.items():
         if old.get(name) != value and name not in CHANGES_NO_NUMBER:
             raise UserError(
                 f"{folder} holds a run with {name} = {old.get(name)}, not {value}: "
                 "give the same settings to continue it, or another folder with --out."
             )
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field -> value of nested dataclasses."""
-    found: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        found |= flat(value, f"{prefix}{name}.") if is_dataclass(value) else {f"{prefix}{name}": value}
-    return found
 
 
 @contextmanager

@@ -1,10 +1,4 @@
-"""Does an implementation keep the promises of `wmpo.protocols`? Each check answers with complaints in plain words.
-
-    for complaint in check_env(MyRobot(), initial_states=[0, 1]):
-        print(complaint)
-
-An empty list means that nothing was found. A check tries things out: it resets, acts and imagines a little.
-"""
+"""Does it act, imagine and judge as promised?"""
 
 from __future__ import annotations
 
@@ -46,46 +40,56 @@ def check_env(env: Env, initial_states: Sequence[int] = (0, 1, 2), seed: int = 0
     if len(set(initial_states)) != len(initial_states) or len(initial_states) < 3:
         return ["The check needs at least three different initial-state numbers."]
     spec = env.spec
-    said = _spec(spec)
-    if said:
-        return said
+    complaints = _spec(spec)
+    if complaints:
+        return complaints
+    if spec.max_batch < len(initial_states):
+        return _one_at_a_time(env, initial_states[0], seed)
     first = env.reset(initial_states)
-    said = _observation(first, spec, len(initial_states), "reset")
-    if said:
-        return said
+    complaints = _observation(first, spec, len(initial_states), "reset")
+    if complaints:
+        return complaints
     if not _equal(first, env.reset(initial_states)):
-        said.append(
+        complaints.append(
             "Two resets from the same initial-state numbers show different first frames; equal numbers must be equal."
         )
     if not _equal(first[[1]], env.reset([initial_states[1], initial_states[0]])[[0]]):
-        said.append(
+        complaints.append(
             "The first frame of a initial-state number depends on what else is in the batch or on its place there."
         )
     generator = torch.Generator().manual_seed(seed)
     actions = torch.rand(len(initial_states), 2 * CHUNK, spec.action_dim, generator=generator) * 2 - 1
     env.reset(initial_states)
     begun = env.step(range(len(initial_states)), actions[:, :CHUNK])
-    said += _outcome(begun, spec, len(initial_states), CHUNK)
-    if said:
-        return said
+    complaints += _outcome(begun, spec, len(initial_states), CHUNK)
+    if complaints:
+        return complaints
     # Two of the rows go on; then all of it again.
     rows = [0, 2]
     ended = env.step(rows, actions[rows, CHUNK:])
-    said += _outcome(ended, spec, len(rows), CHUNK)
-    if said:
-        return said
+    complaints += _outcome(ended, spec, len(rows), CHUNK)
+    if complaints:
+        return complaints
     env.reset(initial_states)
     if not _equal(begun, env.step(range(len(initial_states)), actions[:, :CHUNK])):
-        said.append(
+        complaints.append(
             "The same actions from the same initial-state numbers lead to different frames, states or successes."
         )
     elif not _equal(ended, env.step(rows, actions[rows, CHUNK:])):
-        said.append("After a step with some of the rows, the same actions lead to different outcomes.")
+        complaints.append("After a step with some of the rows, the same actions lead to different outcomes.")
     env.reset(initial_states)
     apart = torch.cat([actions[:1, :CHUNK], -actions[1:, :CHUNK]])
     if not _equal(_row(begun, 0), _row(env.step(range(len(initial_states)), apart), 0)):
-        said.append("What one row does changes the outcome of another row.")
-    return said + _ends(env, initial_states, generator)
+        complaints.append("What one row does changes the outcome of another row.")
+    return complaints + _ends(env, initial_states, generator)
+
+
+def _one_at_a_time(env: Env, initial_state: int, seed: int) -> list[str]:
+    """What can be asked of a robot, which shows no two equal frames: shapes, types, and an end."""
+    complaints = _observation(env.reset([initial_state]), env.spec, 1, "reset")
+    generator = torch.Generator().manual_seed(seed)
+    chunk = torch.zeros(1, CHUNK, env.spec.action_dim)
+    return complaints or _outcome(env.step([0], chunk), env.spec, 1, CHUNK) or _ends(env, [initial_state], generator)
 
 
 def _ends(env: Env, initial_states: Sequence[int], generator: torch.Generator) -> list[str]:
@@ -109,54 +113,56 @@ def check_policy(policy: Policy, observation: Observation, action_dim: int, seed
     B, K = len(observation), policy.chunk
     if not isinstance(K, int) or K < 1:
         return [f"chunk must be a whole number of at least 1, not {K!r}."]
-    said: list[str] = []
+    complaints: list[str] = []
     for temperature in (0.0, 1.0, 1.6):
         decision = policy.act(observation, temperature=temperature, generator=_generator(observation, seed))
-        said += [f"At temperature {temperature:g}: {text}" for text in _decision(decision, B, K, action_dim)]
-        if said:
-            return said
+        complaints += [f"At temperature {temperature:g}: {text}" for text in _decision(decision, B, K, action_dim)]
+        if complaints:
+            return complaints
         again = policy.act(observation, temperature=temperature, generator=_generator(observation, seed))
         if not torch.equal(decision.chunk, again.chunk):
             way = "the greedy choice differs" if temperature == 0 else "equal generators give different choices"
-            said.append(f"At temperature {temperature:g}: {way} from one call to the next.")
+            complaints.append(f"At temperature {temperature:g}: {way} from one call to the next.")
         if temperature:
-            said += _log_prob(policy, observation, decision, temperature)
-    return said
+            complaints += _log_prob(policy, observation, decision, temperature)
+    return complaints
 
 
 def _decision(decision: Decision, B: int, K: int, D: int) -> list[str]:
-    said = _tensor("chunk", decision.chunk, (B, K, D), torch.float32, (-1.0, 1.0))
+    complaints = _tensor("chunk", decision.chunk, (B, K, D), torch.float32, None)
     if decision.log_prob.ndim != 3 or decision.log_prob.shape[:2] != (B, K):
-        said.append(f"log_prob has the shape {tuple(decision.log_prob.shape)}; it must be ({B}, {K}, U).")
+        complaints.append(f"log_prob has the shape {tuple(decision.log_prob.shape)}; it must be ({B}, {K}, U).")
     elif not torch.isfinite(decision.log_prob).all():
-        said.append("log_prob holds NaN or infinity.")
+        complaints.append("log_prob holds NaN or infinity.")
     elif decision.log_prob.max() > TOLERANCE:
-        said.append("log_prob is above 0: more likely than certain. Continuous densities must be in units of bins.")
+        complaints.append(
+            "log_prob is above 0: more likely than certain. Continuous densities must be in units of bins."
+        )
     if len(decision.trace) != B:
-        said.append(f"trace has {len(decision.trace)} rows for {B} observations.")
+        complaints.append(f"trace has {len(decision.trace)} rows for {B} observations.")
     if decision.chunk.requires_grad or decision.log_prob.requires_grad:
-        said.append("act keeps gradients; decide under torch.no_grad().")
-    return said
+        complaints.append("act keeps gradients; decide under torch.no_grad().")
+    return complaints
 
 
 def _log_prob(policy: Policy, observation: Observation, decision: Decision, temperature: float) -> list[str]:
-    said = []
+    complaints = []
     asked = policy.log_prob(observation, decision.trace, temperature=temperature)
     if asked.shape != decision.log_prob.shape:
         return [f"log_prob answers in the shape {tuple(asked.shape)}, act in {tuple(decision.log_prob.shape)}."]
     error = float((asked.detach() - decision.log_prob).abs().max())
     if not error <= TOLERANCE:
-        said.append(
+        complaints.append(
             f"At temperature {temperature:g}: log_prob differs by up to {error:.2g} from that at sampling; "
             "look for dropout, for another temperature, or for batch statistics."
         )
     if not asked.requires_grad:
-        said.append("log_prob has no gradient, so that nothing can be learned.")
+        complaints.append("log_prob has no gradient, so that nothing can be learned.")
     elif len(observation) > 1:
         one = policy.log_prob(observation[[1]], decision.trace[1:2], temperature=temperature)
         if not float((one.detach() - asked.detach()[1:2]).abs().max()) <= TOLERANCE:
-            said.append("The log-probability of one decision depends on what else is in the batch.")
-    return said
+            complaints.append("The log-probability of one decision depends on what else is in the batch.")
+    return complaints
 
 
 @complains
@@ -175,32 +181,34 @@ def check_world_model(
     memory = world_model.begin(first)
     memory_1, latents_1 = dream(memory, chunk_BKD, 0)
     frames_1 = world_model.decode(latents_1)
-    said = _frames(frames_1, spec, B, K)
-    if said:
-        return said
+    complaints = _frames(frames_1, spec, B, K)
+    if complaints:
+        return complaints
     if not _same(frames_1, world_model.decode(dream(world_model.begin(first), chunk_BKD, 0)[1])):
-        said.append("Equal generators give different videos: draw all random numbers from the given generator.")
-        return said
+        complaints.append("Equal generators give different videos: draw all random numbers from the given generator.")
+        return complaints
     if not _same(frames_1, world_model.decode(dream(memory, chunk_BKD, 0)[1])):
-        said.append("imagine changes the memory that it is given; it must return a new one.")
-        return said
+        complaints.append("imagine changes the memory that it is given; it must return a new one.")
+        return complaints
     memory_2, _ = dream(memory_1, chunk_BKD, 1)
     going_on = world_model.decode(dream(memory_2, chunk_BKD, 2)[1])
     whole = world_model.decode(dream(world_model.select(memory_2, rows), chunk_BKD, 2)[1])
     if not _same(going_on, whole):
-        said.append("select with all rows changes the memory.")
+        complaints.append("select with all rows changes the memory.")
     # The first row keeps its place, and with it its noise; the others don't.
     swapped = world_model.decode(dream(world_model.select(memory_2, [0, *rows[:0:-1]]), chunk_BKD, 2)[1])
     if not _same(_first_row(going_on), _first_row(swapped), TOLERANCE_PIXELS):
-        said.append("select of rows in another order changes a row that kept its place.")
+        complaints.append("select of rows in another order changes a row that kept its place.")
     alone = world_model.select(memory_2, [B - 1])
     twice = world_model.select(world_model.select(memory_2, rows[1:]), [B - 2])
     once_on, twice_on = (world_model.decode(dream(kept, chunk_BKD[-1:], 2)[1]) for kept in (alone, twice))
     if len(next(iter(once_on[0].values()))) != 1:
-        said.append("select of one row leaves more than one video.")
+        complaints.append("select of one row leaves more than one video.")
     elif not _same(once_on, twice_on):
-        said.append("select twice is not the same as select once: row numbers count within the memory that is given.")
-    return said
+        complaints.append(
+            "select twice is not the same as select once: row numbers count within the memory that is given."
+        )
+    return complaints
 
 
 TOLERANCE_PIXELS = 2  # sums in another order may round a pixel to its neighbour
@@ -208,10 +216,10 @@ TOLERANCE_PIXELS = 2  # sums in another order may round a pixel to its neighbour
 
 def _frames(frames: tuple[dict[str, Tensor], Tensor], spec: EnvSpec, B: int, K: int) -> list[str]:
     images, state = frames
-    said = _images(images, spec, (B, K), "decode")
+    complaints = _images(images, spec, (B, K), "decode")
     if state.shape[:2] != (B, K):
-        said.append(f"decode gives states of the shape {tuple(state.shape)}; it must be ({B}, {K}, S).")
-    return said
+        complaints.append(f"decode gives states of the shape {tuple(state.shape)}; it must be ({B}, {K}, S).")
+    return complaints
 
 
 @complains
@@ -222,60 +230,64 @@ def check_reward_model(reward_model: RewardModel, clips_BLCHW: Tensor, instructi
         return [f"clip_length must be a whole number of at least 1, not {reward_model.clip_length!r}."]
     if B < 2 or len(instruction) != B or reward_model.clip_length != L or clips_BLCHW.dtype != torch.uint8:
         return [f"The check needs two or more uint8 clips of {reward_model.clip_length} frames, a sentence for each."]
-    said = []
+    complaints = []
     if not isfinite(reward_model.threshold):
-        said.append(f"threshold is {reward_model.threshold}; it must be a finite number, a logit as the scores are.")
+        complaints.append(
+            f"threshold is {reward_model.threshold}; it must be a finite number, a logit as the scores are."
+        )
     before = clips_BLCHW.clone()
     score = reward_model.score(clips_BLCHW, instruction)
-    said += _tensor("score", score, (B,), torch.float32, None)
-    if said:
-        return said
+    complaints += _tensor("score", score, (B,), torch.float32, None)
+    if complaints:
+        return complaints
     if not torch.equal(before, clips_BLCHW):
-        said.append("score changes the clips that it is given.")
+        complaints.append("score changes the clips that it is given.")
     if score.requires_grad:
-        said.append("score keeps gradients; judge under torch.no_grad().")
+        complaints.append("score keeps gradients; judge under torch.no_grad().")
     if not torch.equal(score, reward_model.score(before, instruction)):
-        said.append("The same clips get different scores from one call to the next; look for dropout.")
+        complaints.append("The same clips get different scores from one call to the next; look for dropout.")
     alone = torch.cat([reward_model.score(before[i : i + 1], instruction[i : i + 1]) for i in range(B)])
     if not float((alone - score).abs().max()) <= TOLERANCE:
-        said.append("The score of a clip depends on what else is in the batch.")
-    return said
+        complaints.append("The score of a clip depends on what else is in the batch.")
+    return complaints
 
 
 def _spec(spec: EnvSpec) -> list[str]:
-    said = []
+    complaints = []
     if not spec.cameras:
-        said.append("spec.cameras is empty; there must be at least one camera.")
+        complaints.append("spec.cameras is empty; there must be at least one camera.")
     for name in ("action_dim", "horizon", "fps"):
         if getattr(spec, name) < 1:
-            said.append(f"spec.{name} is {getattr(spec, name)}; it must be at least 1.")
+            complaints.append(f"spec.{name} is {getattr(spec, name)}; it must be at least 1.")
     if spec.state_dim < 0:
-        said.append(f"spec.state_dim is {spec.state_dim}; it must be 0 or more.")
-    return said
+        complaints.append(f"spec.state_dim is {spec.state_dim}; it must be 0 or more.")
+    return complaints
 
 
 def _observation(seen: Observation, spec: EnvSpec, B: int, who: str) -> list[str]:
-    said = _images(seen.images, spec, (B,), who)
-    said += _tensor(f"the state from {who}", seen.state, (B, spec.state_dim), torch.float32, None)
+    complaints = _images(seen.images, spec, (B,), who)
+    complaints += _tensor(f"the state from {who}", seen.state, (B, spec.state_dim), torch.float32, None)
     if len(seen.instruction) != B:
-        said.append(f"{who} gives {len(seen.instruction)} instructions for {B} episodes.")
-    return said
+        complaints.append(f"{who} gives {len(seen.instruction)} instructions for {B} episodes.")
+    return complaints
 
 
 def _outcome(outcome: Outcome, spec: EnvSpec, A: int, K: int) -> list[str]:
-    said = _images(outcome.images, spec, (A, K), "step")
-    said += _tensor("the state from step", outcome.state, (A, K, spec.state_dim), torch.float32, None)
-    said += _tensor("success", outcome.success, (A, K), torch.bool, None)
-    return said + _tensor("done", outcome.done, (A,), torch.bool, None)
+    complaints = _images(outcome.images, spec, (A, K), "step")
+    complaints += _tensor("the state from step", outcome.state, (A, K, spec.state_dim), torch.float32, None)
+    complaints += _tensor("success", outcome.success, (A, K), torch.bool, None)
+    return complaints + _tensor("done", outcome.done, (A,), torch.bool, None)
 
 
 def _images(images: Any, spec: EnvSpec, leading: tuple[int, ...], who: str) -> list[str]:
     if set(images) != set(spec.cameras):
         return [f"{who} gives the cameras {sorted(images)}, but spec names {sorted(spec.cameras)}."]
-    said = []
+    complaints = []
     for name, (height, width) in spec.cameras.items():
-        said += _tensor(f"camera {name!r} from {who}", images[name], (*leading, 3, height, width), torch.uint8, None)
-    return said
+        complaints += _tensor(
+            f"camera {name!r} from {who}", images[name], (*leading, 3, height, width), torch.uint8, None
+        )
+    return complaints
 
 
 def _tensor(

@@ -1,0 +1,112 @@
+"""`wmpo check`: does an implementation keep the promises of `wmpo.protocols`?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from wmpo.config import EnvConfig, PolicyConfig, RewardConfig, WorldModelConfig
+from wmpo.errors import UserError
+
+KINDS = {"env": "env", "policy": "policy", "world-model": "world_model", "reward-model": "reward", "data": ""}
+
+
+@dataclass(frozen=True)
+class CheckCommand:
+    """Try an implementation out, and say in plain words what it gets wrong; status 1 if anything.
+
+    wmpo check env|policy|world-model|reward-model NAME, where NAME is a family, an entry point, module:Class, or the
+    folder of a saved model; wmpo check data FOLDER for an episode store. Models are tried on random pictures of the
+    given size.
+    """
+
+    kind: tyro.conf.Positional[Literal["env", "policy", "world-model", "reward-model", "data"]]
+    """What it is."""
+    name: tyro.conf.Positional[str]
+    """Its name, or its folder."""
+    env: EnvConfig
+    """Settings of the environment, for check env."""
+    policy: PolicyConfig
+    """Settings of the policy, for check policy."""
+    world_model: WorldModelConfig
+    """Settings of the world model, for check world-model."""
+    reward: RewardConfig
+    """Settings of the reward model, for check reward-model."""
+    size: tuple[int, int] = (64, 64)
+    """Height and width of the pictures that a model is tried on."""
+    state_dim: int = 4
+    """Numbers of the proprioceptive state that a model is tried on."""
+    action_dim: int = 4
+    """Numbers of an action."""
+    chunk: int = 4
+    """Actions at once, for check world-model."""
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> CheckCommand:
+        from wmpo.cli.parse import parse, settings_from
+
+        kind = next((arg for arg in args if not arg.startswith("-")), "")
+        name = next((arg for arg in args[1:] if not arg.startswith("-")), "")
+        field = KINDS.get(kind, "")
+        named = [] if not field or Path(name).is_dir() or not name else [f"--{field}.family", name]
+        settings: dict[str, Any] = {key: settings_from(key, [*args, *(named if key == field else [])])
+                                    for key in ("env", "policy", "world_model", "reward")}  # fmt: skip
+        return parse(cls, args, "wmpo check", cls("data", "", **settings) if not args or args[0].startswith("-")
+                     else cls(kind, name, **settings))  # type: ignore[arg-type]  # fmt: skip
+
+    def execute(self) -> int:
+        check = {"data": self._data, "env": self._env}.get(self.kind, self._model)
+        complaints = check()
+        for complaint in complaints:
+            print(f"- {complaint}")
+        what = f"{self.kind} {self.name}"
+        print(f"{what}: {len(complaints)} things to mend" if complaints else f"{what}: keeps the contract")
+        return int(bool(complaints))
+
+    def _data(self) -> list[str]:
+        from wmpo.data.store import EpisodeStore
+
+        store = EpisodeStore.open(Path(self.name))
+        for _ in store:  # every frame and number is read, and refused if it is damaged
+            pass
+        for source, count in store.summary().by_source.items():
+            print(f"{count} episodes of {source}, {store.summary().success_rate[source]:.1%} successful")
+        return []
+
+    def _env(self) -> list[str]:
+        from wmpo.contracts import check_env
+        from wmpo.envs import make_env
+
+        with closing(make_env(self.env)) as env:
+            return check_env(env)
+
+    def _model(self) -> list[str]:
+        import torch
+
+        from wmpo import contracts
+        from wmpo.families import family_class, saved_family
+        from wmpo.policies import build_policy
+        from wmpo.rewards import build_reward_model
+        from wmpo.types import EnvSpec
+        from wmpo.world_models import build_world_model
+
+        if min(*self.size, self.action_dim, self.chunk) < 1 or self.state_dim < 0:
+            raise UserError("--size, --action-dim and --chunk must be at least 1, --state-dim at least 0.")
+        spec = EnvSpec({"front": self.size}, self.state_dim, self.action_dim, horizon=40, fps=10)
+        torch.manual_seed(0)
+        made: Any
+        if Path(self.name).is_dir():
+            kind = KINDS[self.kind]
+            made = family_class(kind, saved_family(kind, Path(self.name), "")).from_pretrained(Path(self.name))
+        elif self.kind == "policy":
+            made = build_policy(self.policy, spec)
+        elif self.kind == "world-model":
+            made = build_world_model(self.world_model, spec, self.chunk)
+        else:
+            made = build_reward_model(self.reward, spec)
+        return contracts.try_out(self.kind, made, spec)
