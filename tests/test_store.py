@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from episodes_by_hand import SPEC, assert_same, make_episode, make_store
-from wmpo.data import layout
+from wmpo.data import layout, parts
+from wmpo.data import store as store_module
 from wmpo.data.cache import FrameCache
 from wmpo.data.initial_states import SPLITS, held_out, initial_states, split_of
 from wmpo.data.store import EpisodeStore
@@ -263,3 +266,87 @@ def test_held_out_share_is_exact_and_stable() -> None:
     assert sum(held_out(number, 0.3) for number in numbers[:10]) == 3
     assert not any(held_out(number, 0.0) for number in numbers)
     assert all(held_out(number, 1.0) for number in numbers)
+
+
+def test_episodes_one_by_one_end_in_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parts are merged, bit for bit, however often the store is opened in between."""
+    monkeypatch.setattr(store_module, "MERGE", 4)
+    episodes = [make_episode(i, 2 + i % 5, success=(1,) if i % 3 else (), labels=i % 4 == 0) for i in range(11)]
+    store = EpisodeStore.create(tmp_path, SPEC)
+    for i, episode in enumerate(episodes):
+        store.append([episode])
+        assert len(EpisodeStore.open(tmp_path)) == i + 1
+        if i in (5, 6):
+            FrameCache(store)
+    assert (store.files, store.parts) == ([4, 9, 10, 11, 12], 5)
+    cache = FrameCache(store)
+    assert np.array_equal(
+        cache.images["front"].transpose(0, 2, 3, 1), np.concatenate([episode.images["front"] for episode in episodes])
+    )
+    for opened in (store, EpisodeStore.open(tmp_path)):
+        for kept, given in zip(opened, episodes, strict=True):
+            assert_same(kept, given)
+        for i in (7, 0, 10):
+            assert_same(opened.episode(i), episodes[i])
+    found = set(tmp_path.rglob("*file-*"))
+    assert found == {path for file in store.files for path in layout.part_paths(tmp_path, file, SPEC)}
+
+
+def test_statistics_keep_up_with_episodes_one_by_one(tmp_path: Path) -> None:
+    episodes = [make_episode(i, 2 + i % 5, labels=i % 4 == 0) for i in range(20)]
+    one_by_one, at_once = EpisodeStore.create(tmp_path / "a", SPEC), make_store(tmp_path / "b", episodes)
+    for episode in episodes:
+        one_by_one.append([episode])
+    found, wanted = (json.loads((store.root / layout.STATS).read_text()) for store in (one_by_one, at_once))
+    assert found.keys() == wanted.keys()
+    for key in wanted:
+        for name in ("min", "max", "mean", "std", "count"):
+            assert np.allclose(found[key][name], wanted[key][name]), (key, name)
+    assert np.allclose(found["action"]["q50"], wanted["action"]["q50"], atol=2)
+
+
+def test_what_an_append_costs_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in files read; merging and exact quantiles come seldom."""
+    store = EpisodeStore.create(tmp_path, SPEC)
+    opened = itertools.count()
+    read = pq.ParquetFile.__init__
+
+    def counted(self: pq.ParquetFile, *args: object, **more: object) -> None:
+        next(opened)
+        read(self, *args, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", counted)
+    costs = []
+    for i in range(100):
+        before = next(opened)
+        store.append([make_episode(i, 2)])
+        costs.append(next(opened) - before - 1)
+    assert np.median(costs[:50]) == np.median(costs[50:]) <= 4
+    assert sum(costs[50:]) <= 2 * sum(costs[:50])
+
+
+def test_a_merge_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MERGE", 3)
+    episodes = [make_episode(i, 3) for i in range(4)]
+    store = make_store(tmp_path, episodes[:1])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "_join", full)
+        for episode in episodes[1:3]:
+            store.append([episode])
+    assert store.files == [0, 1, 2] and len(list(tmp_path.rglob("*file-*"))) == 3 * 4
+    store.append(episodes[3:])
+    assert store.files == [3, 4] or store.files == [4]
+    for kept, given in zip(EpisodeStore.open(tmp_path), episodes, strict=True):
+        assert_same(kept, given)
+
+
+def test_the_example_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "data.md"
+    monkeypatch.chdir(tmp_path)
+    (example,) = (block for block in page.read_text().split("```python")[1:] if "Episode(" in block)
+    exec(example.partition("```")[0], {})
+    assert EpisodeStore.open("my_data").episode(0).finish_step == 40

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
 from wmpo.errors import UserError
@@ -13,6 +15,13 @@ def check_episode(episode: Episode, spec: EnvSpec, who: str) -> None:
     T, D, S = episode.length, spec.action_dim, spec.state_dim
     if T < 1:
         raise UserError(f"{who} has no actions: store episodes of at least one action.")
+    if not isinstance(episode.initial_state, Integral) or not -(2**63) <= episode.initial_state < 2**63:
+        raise UserError(f"{who} has the initial state {str(episode.initial_state)[:40]}: give a number of 64 bits.")
+    texts = {"instruction": episode.instruction, "task": episode.task, "source": episode.source}
+    texts |= {f"meta[{key!r}]": value for key, value in episode.meta.items()}
+    for name, text in texts.items():
+        if not isinstance(text, str) or text != text.encode(errors="replace").decode():
+            raise UserError(f"{who} has something else than text in UTF-8 as its {name}.")
     if set(episode.images) != set(spec.cameras):
         raise UserError(f"{who} has the cameras {sorted(episode.images)} where the store has {sorted(spec.cameras)}.")
     for name, (height, width) in spec.cameras.items():

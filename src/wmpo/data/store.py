@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
@@ -26,7 +25,7 @@ from wmpo.data.info import Info, check_spec, new_info, read_info
 from wmpo.data.parts import merge_parts, read_frames, split_by_length, write_part
 from wmpo.data.records import EpisodeRecord, episode_stats, read_records, read_stats
 from wmpo.data.stats import Stats, merge_stats, vector_stats
-from wmpo.data.tables import damaged, read_tasks
+from wmpo.data.tables import column, damaged, read_table, read_tasks, vector
 from wmpo.data.video import LOSSLESS, Codec, Video
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_path, file_lock, write_json
@@ -319,16 +318,15 @@ class EpisodeStore:
 
     def _exact_stats(self, names: Sequence[str], files: Sequence[int]) -> dict[str, Stats]:
         """Of vectors, over all files. Rows that only repeat the last action don't count."""
-        tables = [pq.ParquetFile(layout.data_path(self.root, file)).read([*names, layout.PADDED]) for file in files]
-        table = pa.concat_tables(tables)
-        real = ~table[layout.PADDED].to_numpy()
-        stats = {}
-        for name in names:
-            column = table[name].combine_chunks()
-            flat = column.flatten() if isinstance(column, pa.FixedSizeListArray) else column
-            rows = flat.to_numpy().reshape(len(table), -1)
-            stats[name] = vector_stats(rows if name == layout.STATE else rows[real])
-        return stats
+        gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for path in (layout.data_path(self.root, file) for file in files):
+            table = read_table(path, [*names, layout.PADDED])
+            real = ~column(table, layout.PADDED, "truth values", path).to_numpy(zero_copy_only=False)
+            for name in names:
+                width = self.spec.state_dim if name == layout.STATE else self.spec.action_dim
+                rows = vector(table, name, width, path)
+                gathered[name].append(rows if name == layout.STATE else rows[real])
+        return {name: vector_stats(np.concatenate(rows)) for name, rows in gathered.items()}
 
     def _remove_leftovers(self) -> None:
         """Files of an append that was cut short, or that were merged: LeRobot reads every parquet file it finds."""

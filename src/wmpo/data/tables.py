@@ -93,7 +93,7 @@ def read_tasks(root: Path) -> list[str]:
 
 def check_equal(found: np.ndarray, wanted: np.ndarray, name: str, path: Path, tolerance: float = 0.0) -> None:
     """A column whose values follow from the others must hold them."""
-    wrong = np.abs(found - wanted) > tolerance
+    wrong = ~(np.abs(found - wanted) <= tolerance)  # NaN is wrong, too
     if wrong.any():
         row = int(wrong.argmax())
         raise damaged(path, f"has {found[row]} in row {row} of the column {name!r} in place of {wanted[row]}")

@@ -45,7 +45,10 @@ def from_plain(cls: type[T], data: Any, where: str, null_is_nan: bool = False) -
             values[name] = _convert(hints[name], data[name], f"{where}: {name}", null_is_nan)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where} lacks the field {name!r} of {cls.__name__}.")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UserError as error:  # of the dataclass's own checks
+        raise UserError(f"{where}: {error}") from None
 
 
 def _convert(hint: Any, value: Any, where: str, null_is_nan: bool) -> Any:
