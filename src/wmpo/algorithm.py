@@ -158,8 +158,9 @@ def play(
             if Counter(some) <= stored:
                 stored.subtract(some)
             else:
+                generator = torch.Generator().manual_seed(seed(begin))
                 rollout(
-                    run.env, policy, some, temperature=temperature, generator=torch.Generator().manual_seed(seed(begin)),
+                    run.env, policy, some, temperature=temperature, generator=generator,
                     record=source, task=task_names(run.env), on_episode=keep,
                 )  # fmt: skip
 

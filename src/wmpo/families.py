@@ -85,7 +85,8 @@ def _names(kind: str, family: str) -> tuple[str, str]:
     if ":" in family:
         if family not in _allowed:
             raise UserError(
-                f"{family!r} is a class of yours, which no file may name by itself: add --allow {family} if you trust it."
+                f"{family!r} is a class of yours, which no file may name by itself: add --allow {family} if you trust "
+                "it."
             )
         return family, ""
     installed = {entry.name: (entry.value, "") for entry in entry_points(group=plug.group)}

@@ -71,9 +71,8 @@ def check_tasks(recipe: Recipe, env: Env) -> None:
     known = tuple(env.tasks) if isinstance(env, NamesTasks) else ()
     for task in filter(None, recipe.collect.task.split("+")):
         if task not in known:
-            raise UserError(
-                f"collect.task names {task!r}, which is none of the environment's tasks: {', '.join(known) or 'it names none'}."
-            )
+            names = ", ".join(known) or "it names none"
+            raise UserError(f"collect.task names {task!r}, which is none of the environment's tasks: {names}.")
 
 
 @dataclass

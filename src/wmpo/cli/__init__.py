@@ -30,7 +30,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "plan": Command("plan", "PlanCommand", "how much memory and time the stages of a recipe will take"),
     "recipes": Command("lists", "RecipesCommand", "what `wmpo run` can run"),
-    "tasks": Command("lists", "TasksCommand", "what the embedded simulator can ask of a policy"),
+    "tasks": Command("lists", "TasksCommand", "what an environment can ask of a policy"),
     "doctor": Command("lists", "DoctorCommand", "what this machine has, what will be used, and how to get more"),
     "demonstrate": Command("stages", "DemonstrateCommand", "stage: scripted demonstrations into an episode store"),
     "imitate": Command("stages", "ImitateCommand", "stage: a policy from the demonstrations in a store"),

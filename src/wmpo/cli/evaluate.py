@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -28,9 +27,9 @@ class EvaluateCommand:
     """Initial states; default as in the recipe."""
     temperature: float | None = None
     """Sampling temperature, 0 for the greedy choice; default as in the recipe."""
-    disruption: Literal["none", "position", "background", "texture", "paraphrase"] = "none"
-    """Change the scene as the paper does: other positions, another background, other textures; or only the sentence:
-    paraphrase gives one that nothing was trained on."""
+    disruption: str = "none"
+    """Change the scene as the paper does, in a way that the environment offers; the embedded one knows position,
+    background and texture, and paraphrase, which changes the sentence alone."""
     seed: int = 0
     """Of the sampling, where the temperature is above 0."""
     device: str = "auto"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from wmpo.config import EnvConfig
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,20 @@ class RecipesCommand:
 
 @dataclass(frozen=True)
 class TasksCommand:
-    """What the embedded simulator can ask of a policy."""
+    """What an environment can ask of a policy."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
 
     def execute(self) -> None:
-        from wmpo.envs.tabletop.tasks import TASKS
+        from wmpo.errors import UserError
+        from wmpo.families import family_class
 
-        width = max(map(len, TASKS))
-        for name, task in TASKS.items():
-            print(f"{name:{width}}  {task.instruction}  (at most {task.horizon} actions)")
+        tasks = getattr(family_class("env", self.env.family), "describe_tasks", None)
+        if tasks is None:
+            raise UserError(f"The environment {self.env.family} names no tasks.")
+        width = max(map(len, tasks()))
+        for name, about in tasks().items():
+            print(f"{name:{width}}  {about}")
 
 
 @dataclass(frozen=True)

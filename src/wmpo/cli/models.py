@@ -46,8 +46,8 @@ def existing(folder: Path, what: str) -> Path:
 def check_chunk(world_model: WorldModel, policy: Policy) -> None:
     if world_model.chunk != policy.chunk:
         raise UserError(
-            f"The world model imagines {world_model.chunk} frames at a time, but the policy decides {policy.chunk} actions at "
-            "once: train one of them with the other's chunk."
+            f"The world model imagines {world_model.chunk} frames at a time, but the policy decides {policy.chunk} "
+            "actions at once: train one of them with the other's chunk."
         )
 
 

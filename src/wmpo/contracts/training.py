@@ -25,7 +25,7 @@ def check_loss(module: Any, batch: object, what: str) -> list[str]:
     for name in OF_A_MODULE:
         if not callable(getattr(module, name, None)):
             return [
-                f"{what.capitalize()} has no method {name}, so that it can't be trained: derive it from torch.nn.Module."
+                f"{what.capitalize()} has no method {name}: derive it from torch.nn.Module, or it can't be trained."
             ]
     answers = [module(batch, torch.Generator().manual_seed(0)) for _ in range(2)]
     if not isinstance(answers[0], tuple) or len(answers[0]) != 2:

@@ -30,8 +30,8 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if not 0 < round(states * recipe.collect.held_out) < states:
         raise UserError(
-            f"collect.held_out is {recipe.collect.held_out}; of the rollouts from {states} initial states it must leave "
-            "some to learn from and some to choose thresholds on."
+            f"collect.held_out is {recipe.collect.held_out}; of the rollouts from {states} initial states it must "
+            "leave some to learn from and some to choose thresholds on."
         )
     if recipe.policy.pretrained and not (Path(recipe.policy.pretrained) / "config.json").is_file():
         raise UserError(

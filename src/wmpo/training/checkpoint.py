@@ -177,7 +177,7 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def check_fits(model: object, spec: EnvSpec, where: str | Path) -> None:
     """A network, by what its `config` says where it has one, must see and do what `spec` shows and accepts.
 
-    `config.cameras` names the cameras, and may map each to its (height, width); else `config.image_size` is that of all.
+    `config.cameras` names the cameras, and may map each to its (height, width), else `config.image_size` is of all.
     Without either, images may have any size; with a `state_dim` of None the network looks at no state.
     """
     config: object = getattr(model, "config", None)

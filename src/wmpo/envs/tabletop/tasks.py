@@ -178,7 +178,7 @@ def task_of(tasks: tuple[Task, ...], start: int) -> Task:
 
 
 def sentence_of(task: Task, start: int, paraphrased: bool) -> str:
-    """What the episode with this initial-state number is told: the task's sentence, or one of its paraphrases, by lot."""
+    """The instruction of the episode that begins there: the task's sentence, or one of its paraphrases, by lot."""
     if not paraphrased:
         return task.instruction
     return task.paraphrases[int(np.random.default_rng([start, 3]).integers(len(task.paraphrases)))]
