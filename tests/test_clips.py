@@ -198,17 +198,6 @@ def test_no_episodes(cache: FrameCache, tmp_path: Path) -> None:
         FrameCache(EpisodeStore.create(tmp_path, SPEC))
 
 
-def test_statistics_by_hand(tmp_path: Path) -> None:
-    """Labels of 101 frames run from 0 to 1: their quantiles are known; the 101 repeats of the last one don't count."""
-    episode = make_episode(0, 101)
-    cache = FrameCache(make_store(tmp_path, [make_episode(5, 2), episode]))
-    statistics = cache.statistics([1])
-    assert torch.allclose(statistics.action_low, torch.full((3,), 0.01))
-    assert torch.allclose(statistics.action_high, torch.full((3,), 0.99))
-    assert torch.allclose(statistics.state_mean, torch.full((2,), 0.505))
-    assert torch.allclose(statistics.state_std, torch.full((2,), (102**2 - 1) ** 0.5 / 12**0.5 / 100))
-
-
 def test_the_cache_grows_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "BLOCK_BYTES", 3 * (3 * 16 * 24))  # several blocks per part
     store = make_store(tmp_path, [make_episode(0, 4), make_episode(1, 5)])

@@ -140,6 +140,7 @@ def test_labels_of_the_chosen_episodes_count(tmp_path: Path) -> None:
     assert torch.allclose(normalizer.action_low, torch.full((3,), -0.99))
     assert torch.allclose(normalizer.action_high, torch.full((3,), -0.01))
     assert torch.allclose(normalizer.state_mean, torch.full((2,), 0.505))
+    assert torch.allclose(normalizer.state_std, torch.full((2,), (102**2 - 1) ** 0.5 / 12**0.5 / 100))
     with pytest.raises(UserError, match="No episodes"):
         Normalizer.from_cache(cache, [])
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from episodes_by_hand import make_episode, make_store
 from wmpo.cli import main
 from wmpo.cli.dreaming import first_frames
-from wmpo.data.cache import FrameCache, Statistics
+from wmpo.data.cache import FrameCache
 from wmpo.data.normalizer import Normalizer
 from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
@@ -111,7 +111,7 @@ def test_a_published_flow_policy_imitates_from_the_command_line(
     assert "other action statistics than the data's" in capsys.readouterr().err
 
 
-def of_robot(folder: Path, family: str, statistics: Statistics) -> None:
+def of_robot(folder: Path, family: str, statistics: Normalizer) -> None:
     """Give a tiny published flow policy the dimensions and statistics of some data."""
     mean, std = (
         (statistics.action_low + statistics.action_high) / 2,
@@ -145,7 +145,7 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
     store = ["--data", str(data)]
     assert main(["demonstrate", *store, "--demonstrations.episodes", "4", *env]) == 0
     opened = EpisodeStore.open(data)
-    of_robot(start, family, FrameCache(opened).statistics(range(len(opened))))
+    of_robot(start, family, Normalizer.from_cache(FrameCache(opened), range(len(opened))))
     tiny = ["--policy.chunk", "2", "--policy.flow.steps", "2", "--policy.fit.optimizer", "adamw"]
     fit = ["--policy.fit.steps", "1", "--policy.fit.batch-size", "2"]
     assert main(["imitate", *store, "--out", str(out), "--policy.pretrained", str(start), *tiny, *fit, *DEVICE]) == 0
@@ -213,7 +213,7 @@ def test_a_published_openvla_oft_imitates_and_practises_from_the_command_line(
     env = ["--env.image-size", "32", "--env.workers", "0", "--env.renderer", "rays"]
     assert main(["demonstrate", "--data", str(data), "--demonstrations.episodes", "2", *env]) == 0
     store = EpisodeStore.open(data)
-    numbers = FrameCache(store).statistics(range(len(store)))
+    numbers = Normalizer.from_cache(FrameCache(store), range(len(store)))
     quantiles = {"q01": numbers.action_low.tolist(), "q99": numbers.action_high.tolist()}
     (start / "dataset_statistics.json").write_text(json.dumps({"tabletop": {"action": quantiles}}))
     imitate = ["imitate", "--data", str(data), "--policy.pretrained", str(start), "--policy.chunk", "2", *DEVICE]

@@ -15,6 +15,7 @@ from wmpo.data import layout, parts
 from wmpo.data import store as store_module
 from wmpo.data.cache import FrameCache
 from wmpo.data.initial_states import SPLITS, held_out, initial_states, split_of
+from wmpo.data.normalizer import Normalizer
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import lossy
 from wmpo.errors import UserError
@@ -47,7 +48,7 @@ def test_any_number_of_dimensions(tmp_path: Path) -> None:
         assert EpisodeStore.open(store.root).spec == spec
         assert_same(store.episode(0), episode)
         assert FrameCache(store).state.shape == (5, state_dim)
-        assert FrameCache(store).statistics([0]).state_std.shape == (state_dim,)
+        assert Normalizer.from_cache(FrameCache(store), [0]).state_std.shape == (state_dim,)
 
 
 def test_labels_are_kept(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
 from wmpo.families import completed, recipe_from_plain
-from wmpo.io.files import read_json, write_json
+from wmpo.io.files import file_lock, read_json, write_json
 from wmpo.io.plain import to_plain
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
@@ -118,9 +117,9 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run. The lock dies with its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(file_lock(folder / ".lock", wait=False))
         except BlockingIOError:
             raise UserError(f"Another process is at work in {folder}: wait for it, or use another folder.") from None
         yield

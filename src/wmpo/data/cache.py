@@ -10,14 +10,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from wmpo.data import layout
-from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.io.files import file_lock
@@ -25,15 +21,6 @@ from wmpo.io.files import file_lock
 CACHE = "WMPO_CACHE"
 """Environment variable: a folder for the decoded frames of all stores."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class Statistics(NamedTuple):
-    """What a policy normalises by."""
-
-    action_low: Tensor  # (D,) float32, 1 % quantile
-    action_high: Tensor  # (D,) float32, 99 % quantile
-    state_mean: Tensor  # (S,) float32
-    state_std: Tensor  # (S,) float32
 
 
 class FrameCache:
@@ -111,13 +98,6 @@ class FrameCache:
         if not len(chosen):
             raise UserError(f"No episodes of {self.store.root} were chosen to take statistics of: collect some first.")
         return self.label[self.frames_of(chosen, actions_only=True)]
-
-    def statistics(self, episodes: Sequence[int]) -> Statistics:
-        """Over some episodes; actions are the labels, since those are what is imitated."""
-        action = vector_stats(self.labels_of(episodes))
-        state = vector_stats(self.state[self.frames_of(np.asarray(episodes, dtype=np.int64))])
-        values = (action["q01"], action["q99"], state["mean"], state["std"])
-        return Statistics(*(torch.from_numpy(value.astype(np.float32)) for value in values))
 
     def _frames(self, camera: str) -> np.ndarray:
         store = self.store
