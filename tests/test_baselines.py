@@ -15,6 +15,7 @@ from wmpo.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
 from wmpo.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
 from wmpo.data.cache import FrameCache
+from wmpo.data.normalizer import Normalizer
 from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
@@ -73,8 +74,9 @@ def test_stored_rollouts_hold_the_very_decisions(tmp_path: Path) -> None:
     env = make_env(ENV)
     torch.manual_seed(0)
     policy = MiniVLA.build(TINY.policy, env.spec)
-    state = torch.zeros(env.spec.state_dim)
-    policy.set_statistics(-torch.rand(4), torch.rand(4), state, state + 1)
+    dice = np.random.default_rng(0)
+    shown = [dice.normal(0, 0.3, (4000, size)).astype(np.float32) for size in (4, env.spec.state_dim)]
+    policy.set_normalizer(Normalizer.fit(*shown))
     generator = torch.Generator().manual_seed(1)
     played = rollout(env, policy, [3, 4, 5], temperature=0.7, generator=generator, record="round-1")
     env.close()
