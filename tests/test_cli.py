@@ -230,7 +230,8 @@ TINY = [
     "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--collect.held-out", "0.09", "--world-model.width",
     "16", "--world-model.fit.steps", "20", "--world-model.fit.batch-size", "8", "--world-model.align.steps", "10",
     "--world-model.align.batch-size", "8", "--reward.fit.steps", "20", "--grpo.iterations", "3", "--grpo.groups", "2",
-    "--grpo.group-size", "4", "--grpo.n-initial-states", "4", "--evaluate.episodes", "8", "--evaluate.practice-eval-freq", "2",
+    "--grpo.group-size", "4", "--grpo.n-initial-states", "4", "--evaluate.episodes", "8",
+    "--evaluate.practice-eval-freq", "2",
     "--evaluate.practice-eval-episodes", "4",
 ]  # fmt: skip
 

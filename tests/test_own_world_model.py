@@ -38,8 +38,8 @@ TINY = [
     "--demonstrations.episodes", "12", "--policy.width", "16", "--policy.hidden", "32", "--policy.fit.steps", "30",
     "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--collect.held-out", "0.09", "--reward.fit.steps",
     "20", "--reward.threshold", "half", "--world-model.fit.steps", "60", "--world-model.align.steps", "20",
-    "--grpo.iterations", "1", "--grpo.groups", "2", "--grpo.group-size", "4", "--grpo.n-initial-states", "4", "--evaluate.episodes", "4",
-    "--evaluate.practice-eval-freq", "0",
+    "--grpo.iterations", "1", "--grpo.groups", "2", "--grpo.group-size", "4", "--grpo.n-initial-states", "4",
+    "--evaluate.episodes", "4", "--evaluate.practice-eval-freq", "0",
 ]  # fmt: skip
 
 
