@@ -114,8 +114,8 @@ def test_a_published_flow_policy_imitates_from_the_command_line(
 def of_robot(folder: Path, family: str, statistics: Normalizer) -> None:
     """Give a tiny published flow policy the dimensions and statistics of some data."""
     mean, std = (
-        (statistics.action_low + statistics.action_high) / 2,
-        (statistics.action_high - statistics.action_low) / 6,
+        (statistics.action_min + statistics.action_max) / 2,
+        (statistics.action_max - statistics.action_min) / 6,
     )
     if family == "pi0":
         numbers = {"state_mean": statistics.state_mean, "state_std": statistics.state_std}
