@@ -248,7 +248,7 @@ def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
     label = torch.tensor([episode.succeeded for episode in episodes])
     result.reward = reward_quality(reward_model, episodes)
     result.agreement = agreement(dreams[0], reward_model, episodes)
-    result.dream_calibration = expected_calibration_error(dreams[0].best_scores().sigmoid(), label)[0]
+    result.dream_calibration = expected_calibration_error(dreams[0].best_scores().sigmoid(), label)
     result.doubt = doubt(dreams[0], dreams[1], reward_model.threshold, label)
 
 

@@ -184,6 +184,19 @@ def test_clips_reach_back_across_chunks_and_repeat_the_first_frame() -> None:
     assert referee.clips == [[[0, 0, 1]]]
 
 
+def test_what_comes_after_the_horizon_is_not_judged() -> None:
+    dream, _, _ = counting_dream(7, stop=False)
+    dream.reset([7])
+    dream.step([0], torch.zeros(1, 5, 2))
+    outcome = dream.step([0], torch.zeros(1, 5, 2))  # frames 6 to 10 of 8
+    assert outcome.success.tolist() == [[False, True, True, True, True]] and outcome.done.tolist() == [True]
+    assert dream.scores[1].isnan().tolist() == [[False, False, False, True, True]]
+    late, _, _ = counting_dream(9)
+    late.reset([7])
+    assert not late.step([0], torch.zeros(1, 10, 2)).success.any()
+    assert late.best_scores().tolist() == [-3]
+
+
 def test_a_replay_may_go_on_after_success() -> None:
     dream, _, _ = counting_dream(1, stop=False)
     dream.reset([7, 8])

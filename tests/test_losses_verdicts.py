@@ -104,13 +104,8 @@ def test_auroc_counts_pairs(pairs):
 def test_calibration_by_hand():
     probability = torch.tensor([0.0, 0.1, 0.15, 0.95, 1.0], dtype=torch.float64)
     label = torch.tensor([0, 0, 1, 1, 0])
-    error, bins = expected_calibration_error(probability, label, bins=10)
+    error = expected_calibration_error(probability, label, bins=10)
     # Bin 0 holds 0.0 and 0.1 (its upper edge), bin 1 holds 0.15, bin 9 the other two.
-    assert [b.predictions for b in bins] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
-    assert bins[0][:2] == (0.0, 0.1)
-    assert bins[9].confidence == pytest.approx(0.975)
-    assert bins[9].frequency == pytest.approx(0.5)
-    assert math.isnan(bins[4].confidence)
     assert error == pytest.approx((2 * 0.05 + 1 * 0.85 + 2 * 0.475) / 5)
 
 

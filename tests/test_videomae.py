@@ -148,7 +148,9 @@ def test_a_saved_threshold_that_is_no_finite_number_is_refused(tmp_path, thresho
         path = tmp_path / "config.json"
         assert '"threshold_logit": 1.5' in path.read_text()
         path.write_text(path.read_text().replace('"threshold_logit": 1.5', f'"threshold_logit": {threshold}'))
-        with pytest.raises(UserError, match=f"{tmp_path.name} has the threshold (nan|inf)"):
+        with pytest.raises(
+            UserError, match=rf"{tmp_path.name}/config\.json: threshold_logit is (nan|inf|None); it must be"
+        ):
             type(model).from_pretrained(tmp_path)
         with pytest.raises(UserError, match="must be a finite number"):
             model.with_threshold(float("nan"))

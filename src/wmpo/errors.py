@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TypeVar
 
 Value = TypeVar("Value")
 
@@ -23,7 +24,7 @@ def named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
     raise UserError(f"There is no {kind} {name!r}: {hint} {', '.join(known)}.")
 
 
-def optional(package: str, who_needs: str, extra: str = "hub") -> Any:
+def optional(package: str, who_needs: str, extra: str = "hub") -> ModuleType:
     """A package that not everybody installs, imported where it is used; `who_needs` begins the complaint without it."""
     try:
         return __import__(package)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.protocols import RewardModel, WorldModel
+from wmpo.protocols import Memory, RewardModel, WorldModel
 from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
@@ -56,7 +55,7 @@ class ImaginedEnv:
     def reset(self, initial_states: Sequence[int]) -> Observation:
         first = self.first_frames[[self.row_of_start[initial_state] for initial_state in initial_states]]
         self.instruction = first.instruction
-        self.memory: Any = self.world_model.begin(first)
+        self.memory: Memory = self.world_model.begin(first)
         self.memory_rows = list(range(len(initial_states)))  # which episode each row of the memory belongs to
         self.steps = torch.zeros(len(initial_states), dtype=torch.long)
         image = first.images[self.camera]
@@ -74,15 +73,19 @@ class ImaginedEnv:
         self.memory, latents = self.world_model.imagine(self.memory, chunk_AKD, self.generator)
         images, state = self.world_model.decode(latents)
         index = torch.as_tensor(rows)
+        time_AK = self.steps[index][:, None] + torch.arange(1, chunk_AKD.shape[1] + 1)
+        success = self._judge(index, images[self.camera], time_AK <= self.spec.horizon)
         self.steps[index] += chunk_AKD.shape[1]
-        success = self._judge(index, images[self.camera])
         done = self.steps[index].to(success.device) >= self.spec.horizon
         if self.stop:
             done |= success.any(1)
         return Outcome(images, state, success, done)
 
-    def _judge(self, index: Tensor, frames_AKCHW: Tensor) -> Tensor:
-        """(A, K) bool: the clip that ends at this frame shows success, or an earlier one of the chunk did."""
+    def _judge(self, index: Tensor, frames_AKCHW: Tensor, counts_AK: Tensor) -> Tensor:
+        """(A, K) bool: the clip that ends at this frame shows success, or an earlier one of the chunk did.
+
+        Frames beyond the horizon don't count: a chunk may end after it.
+        """
         K = frames_AKCHW.shape[1]
         L = self.reward_model.clip_length
         video = torch.cat([self.recent[index], frames_AKCHW], dim=1)  # (A, L-1+K, C, H, W)
@@ -92,7 +95,7 @@ class ImaginedEnv:
         ends = list(range(K - 1, -1, -self.stride))  # counted back from the chunk's end, which is always scored
         clips = [video[:, end : end + L] for end in ends]
         for end, score in zip(ends, parallel_map(self.reward_model.score, clips, [sentences] * len(ends)), strict=True):
-            scores[index, end] = score.cpu()
+            scores[index, end] = score.cpu().where(counts_AK[:, end], torch.nan)
         self.scores.append(scores)
         hit = scores[index] > self.reward_model.threshold  # both logits; NaN compares False
         return (hit.cumsum(1) > 0).to(frames_AKCHW.device)

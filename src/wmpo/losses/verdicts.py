@@ -28,10 +28,10 @@ def verdict_loss(logits_B: Tensor, label_B: Tensor) -> tuple[Tensor, dict[str, T
     return loss, {"loss": loss.detach(), "accuracy": accuracy}
 
 
-def finite_threshold(threshold: float, where: str) -> float:
-    """The threshold itself, if it is a finite number. Raises UserError, which begins with `where`."""
+def finite_threshold(threshold: float) -> float:
+    """The threshold itself. Raises UserError unless it is a finite number."""
     if not math.isfinite(threshold):
-        raise UserError(f"{where} has the threshold {threshold}; it must be a finite number: train it again.")
+        raise UserError(f"The reward model's threshold is {threshold}; it must be a finite number: train it again.")
     return float(threshold)
 
 
@@ -135,34 +135,13 @@ def auroc(score_N: Tensor, label_N: Tensor) -> float:
     return float((below + below_or_equal).sum() / 2 / (len(negatives) * len(positives)))
 
 
-class ReliabilityBin(NamedTuple):
-    """The predictions within one range of probabilities."""
-
-    low: float
-    high: float
-    predictions: int
-    confidence: float
-    """Their mean probability; NaN where there are none."""
-    frequency: float
-    """The share of them that came true; NaN where there are none."""
-
-
-def expected_calibration_error(
-    probability_N: Tensor, label_N: Tensor, bins: int = 10
-) -> tuple[float, list[ReliabilityBin]]:
-    """(error in [0, 1], bins): the gap between confidence and frequency, averaged over predictions.
+def expected_calibration_error(probability_N: Tensor, label_N: Tensor, bins: int = 10) -> float:
+    """In [0, 1]: the gap between confidence and frequency, averaged over predictions.
 
     Bins are of equal width over [0, 1] and hold their upper edge (arXiv 1706.04599, eq. 3); the first holds 0 too.
     """
     probability_N = probability_N.detach().double().cpu()
     label_N = label_N.double().cpu()
     bin_N = (probability_N * bins).ceil().long().clamp(1, bins) - 1
-    count = torch.bincount(bin_N, minlength=bins).double()
-    confidence = torch.bincount(bin_N, probability_N, minlength=bins) / count
-    frequency = torch.bincount(bin_N, label_N, minlength=bins) / count
-    gap = torch.nansum(count * (confidence - frequency).abs()).item() / max(len(label_N), 1)
-    table = [
-        ReliabilityBin(i / bins, (i + 1) / bins, int(count[i]), confidence[i].item(), frequency[i].item())
-        for i in range(bins)
-    ]
-    return gap, table
+    confidence, frequency = (torch.bincount(bin_N, each, minlength=bins) for each in (probability_N, label_N))
+    return float((confidence - frequency).abs().sum() / max(len(label_N), 1))  # count * |mean - mean|, over all

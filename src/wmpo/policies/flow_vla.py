@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,14 @@ from wmpo.io.files import atomic_write, read_json
 from wmpo.losses.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
 from wmpo.nn.layers import zero_init
 from wmpo.nn.text import refuse_longer
-from wmpo.policies.published import Published
+from wmpo.policies.published import FlowNetwork, Published
 from wmpo.policies.settings import FlowConfig, FlowVLASettings, MiniVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
 from wmpo.types import Decision, Observation
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from wmpo.data.clips import ImitationBatch
 
 TOKENIZER = "tokenizer.json"
@@ -43,7 +45,7 @@ class FlowVLAConfig:
     """What a saved one needs to be built again."""
 
     network: Literal["pi0", "smolvla"]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """The network's own, as it was published."""
     chunk: int
     state_dim: int
@@ -64,7 +66,7 @@ class FlowVLA(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = _tokenizer(tokenizer)
-        self.network: Any = _network(config)
+        self.network = _network(config)
         self.spread = self._noise_network()
         self.normalizer = Normalizer(config.action_dim, config.state_dim)
 
@@ -214,7 +216,7 @@ class FlowVLA(nn.Module):
         return policy.eval()
 
 
-def _network(config: FlowVLAConfig) -> nn.Module:
+def _network(config: FlowVLAConfig) -> FlowNetwork:
     if config.network == "pi0":
         from wmpo.policies.pi0 import PI0Network
 
@@ -230,10 +232,10 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _tokenizer(text: str) -> Any:
+def _tokenizer(text: str) -> Tokenizer:
     tokenizers = optional("tokenizers", "pi0 and SmolVLA need")
     try:
-        found = tokenizers.Tokenizer.from_str(text)
+        found: Tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # whatever its parser raises
         raise UserError(f"tokenizer.json is damaged: {str(error).splitlines()[0]}.") from error
     found.no_truncation()  # what its batches once needed may be stored with it

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.policies.published import Published, standardizer, statistics, transformers, weight_files
+from wmpo.policies.published import Prefix, Published, standardizer, statistics, transformers, weight_files
 
 
 class PI0Network(nn.Module):
     """`PI0ForConditionalGeneration`, its prefix and its expert asked one by one."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, object]) -> None:
         super().__init__()
         library = transformers()
         config = library.PI0Config.from_dict(settings)
@@ -27,12 +27,12 @@ class PI0Network(nn.Module):
         self.image_size: int = vision.image_size
         self.image_tokens: int = (vision.image_size // vision.patch_size) ** 2
         self.image_token: int = config.vlm_config.image_token_id
-        self.begin = (config.vlm_config.text_config.bos_token_id,)
+        self.begin: tuple[int, ...] = (config.vlm_config.text_config.bos_token_id,)
         self.state_width: int = config.max_state_dim
         self.action_width: int = config.max_action_dim
         self.width: int = config.dit_config.hidden_size
 
-    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Any:
+    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
         """What the expert attends to: keys and values of pictures and words, and which of them are no padding."""
         B, V = images_BVCHW.shape[:2]
         pictures = tokens_BL.new_full((B, V * self.image_tokens), self.image_token)
@@ -49,7 +49,7 @@ class PI0Network(nn.Module):
         ).past_key_values
         return cache, mask, state
 
-    def velocity(self, prefix: Any, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+    def velocity(self, prefix: Prefix, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """(velocity (B, K, action_width), features (B, K, width)) at noisy actions x; time 1 is noise."""
         cache, mask, state = prefix
         length = cache.get_seq_length()

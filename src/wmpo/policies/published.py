@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +19,37 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FARTHEST = 20.0  # standard deviations: what makes up 1/400 of the data or more lies within (Chebyshev)
 
 
+Prefix = Any
+"""What a network computes once per decision; opaque to everybody else."""
+
+
+class FlowNetwork(Protocol):
+    """What `FlowVLA` asks of a network. Time runs from data, 0, to noise, 1."""
+
+    begin: tuple[int, ...]
+    """Tokens before every sentence."""
+    image_size: int
+    """Height and width of its pictures, in pixels."""
+    state_width: int
+    action_width: int
+    width: int
+    """Of the features that `velocity` gives."""
+
+    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
+        """Of V pictures in [-1, 1], words and padded states (B, state_width)."""
+        ...
+
+    def velocity(self, prefix: Prefix, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(velocity (B, K, action_width), features (B, K, width)) at noisy actions x."""
+        ...
+
+
 @dataclass(frozen=True)
 class Published:
     """What a published folder says about a policy."""
 
     network: Literal["pi0", "smolvla"]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     chunk: int
     tensors: Mapping[str, Tensor]
     normalizer: Normalizer
@@ -78,7 +104,7 @@ def standardizer(
     return found
 
 
-def statistics(mean: Any, std: Any, size: int, what: str, folder: Path) -> tuple[Tensor, Tensor]:
+def statistics(mean: object, std: object, size: int, what: str, folder: Path) -> tuple[Tensor, Tensor]:
     """(mean, std) of `size` numbers each; they must be there, finite, and as many as the robot has dimensions."""
     if mean is None or std is None:
         raise UserError(
@@ -93,7 +119,7 @@ def statistics(mean: Any, std: Any, size: int, what: str, folder: Path) -> tuple
     return rows
 
 
-def transformers() -> Any:
+def transformers() -> ModuleType:
     transformers = optional("transformers", "pi0 and SmolVLA need")
     if not hasattr(transformers, "PI0Config"):
         raise UserError("pi0 and SmolVLA need transformers 5 or later: pip install -U transformers.")

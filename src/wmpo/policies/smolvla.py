@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,39 +19,58 @@ from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.policies.published import Published, read_weights, standardizer, statistics, transformers
+from wmpo.io.plain import from_plain, to_plain
+from wmpo.policies.published import Prefix, Published, read_weights, standardizer, statistics, transformers
 from wmpo.training.checkpoint import load_tensors
 
 ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
 UNUSED = "model.vlm_with_expert.vlm.lm_head.weight"
-DEFAULTS = {  # LeRobot's
-    "max_state_dim": 32, "max_action_dim": 32, "chunk_size": 50, "resize_imgs_with_padding": [512, 512],
-    "num_vlm_layers": 16, "num_expert_layers": -1, "self_attn_every_n_layers": 2, "expert_width_multiplier": 0.75,
-    "attention_mode": "cross_attn", "min_period": 4e-3, "max_period": 4.0, "add_image_special_tokens": False,
-    "adapt_to_pi_aloha": False,
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """LeRobot's settings that make a difference, with its names and defaults."""
+
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+    chunk_size: int = 50
+    resize_imgs_with_padding: tuple[int, int] = (512, 512)
+    num_vlm_layers: int = 16
+    num_expert_layers: int = -1
+    self_attn_every_n_layers: int = 2
+    expert_width_multiplier: float = 0.75
+    attention_mode: str = "cross_attn"
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    add_image_special_tokens: bool = False
+    adapt_to_pi_aloha: bool = False
+
+    @classmethod
+    def of(cls, described: Mapping[str, object], where: str) -> Sizes:
+        """Those among other settings. Raises UserError for values of a wrong type."""
+        return from_plain(cls, {name: described[name] for name in vars(cls()) if name in described}, where)
 
 
 class SmolVLANetwork(nn.Module):
     """SmolVLM and the action expert; `settings` are LeRobot's, with the config of the SmolVLM under "vlm"."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, object]) -> None:
         super().__init__()
         library = transformers()
-        self.settings = settings = {**DEFAULTS, **settings}
+        self.sizes = sizes = Sizes.of(settings, "SmolVLA")
         config = library.SmolVLMConfig.from_dict(settings["vlm"])
         text = config.text_config
-        if settings["num_vlm_layers"] > 0:
-            text.num_hidden_layers = min(text.num_hidden_layers, settings["num_vlm_layers"])
+        if sizes.num_vlm_layers > 0:
+            text.num_hidden_layers = min(text.num_hidden_layers, sizes.num_vlm_layers)
         inner = copy.deepcopy(text)
-        inner.hidden_size = int(text.hidden_size * settings["expert_width_multiplier"])
+        inner.hidden_size = int(text.hidden_size * sizes.expert_width_multiplier)
         inner.intermediate_size = 256 * math.ceil(int(4 * int(2 * inner.hidden_size / 3)) / 256)
         self.heads, self.key_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
         expert = library.AutoModel.from_config(inner)
         expert.embed_tokens = None  # the expert meets no words
-        own = settings["self_attn_every_n_layers"]
+        own = sizes.self_attn_every_n_layers
         self.crosses = [
-            "cross" in settings["attention_mode"] and not (own > 0 and i % own == 0) for i in range(len(expert.layers))
+            "cross" in sizes.attention_mode and not (own > 0 and i % own == 0) for i in range(len(expert.layers))
         ]
         for layer, cross in zip(expert.layers, self.crosses, strict=True):
             if cross:
@@ -62,8 +83,8 @@ class SmolVLANetwork(nn.Module):
         both.vlm.requires_grad_(False)
         self.vlm_with_expert = both
         self.begin: tuple[int, ...] = ()
-        self.image_size: int = settings["resize_imgs_with_padding"][0]
-        self.state_width, self.action_width = settings["max_state_dim"], settings["max_action_dim"]
+        self.image_size = sizes.resize_imgs_with_padding[0]
+        self.state_width, self.action_width = sizes.max_state_dim, sizes.max_action_dim
         self.width: int = inner.hidden_size
         self.state_proj = nn.Linear(self.state_width, text.hidden_size)
         self.action_in_proj = nn.Linear(self.action_width, self.width)
@@ -71,7 +92,7 @@ class SmolVLANetwork(nn.Module):
         self.action_time_mlp_in = nn.Linear(2 * self.width, self.width)
         self.action_time_mlp_out = nn.Linear(self.width, self.width)
 
-    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Any:
+    def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
         """Keys and values of pictures, words and state in every layer, and which of them are no padding."""
         vlm = self.vlm_with_expert.vlm.model
         B = len(tokens_BL)
@@ -92,7 +113,7 @@ class SmolVLANetwork(nn.Module):
             x = _block(layer, x, self._attend(query, key, value, sees_BPP))
         return memory, mask_BP
 
-    def velocity(self, prefix: Any, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+    def velocity(self, prefix: Prefix, x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """(velocity (B, K, action_width), features (B, K, width)) at noisy actions x; time 1 is noise."""
         memory, mask_BP = prefix
         B, K = x.shape[:2]
@@ -138,7 +159,7 @@ class SmolVLANetwork(nn.Module):
         return found.transpose(1, 2).flatten(2)
 
     def _waves(self, time_B: Tensor) -> Tensor:
-        shortest, longest = self.settings["min_period"], self.settings["max_period"]
+        shortest, longest = self.sizes.min_period, self.sizes.max_period
         place = torch.linspace(0, 1, self.width // 2, dtype=torch.float64, device=time_B.device)
         angle = 2 * math.pi * time_B.double()[:, None] / (shortest * (longest / shortest) ** place)
         return torch.cat([angle.sin(), angle.cos()], 1).to(time_B.dtype)
@@ -164,7 +185,7 @@ def published(folder: Path) -> Published:
     if not (vlm / "config.json").is_file():
         name = described.get("vlm_model_name", "its SmolVLM")
         raise UserError(f"{vlm} needs config.json and tokenizer.json of {name}: LeRobot does not save them.")
-    settings = {name: described.get(name, value) for name, value in DEFAULTS.items()}
+    settings = Sizes.of(described, str(folder / "config.json"))
     _check(settings, folder)
     tensors = read_weights(folder)
     tensors.pop(UNUSED, None)
@@ -183,25 +204,22 @@ def published(folder: Path) -> Published:
     known = all(bound is not None and bound.shape == action[0].shape and bound.isfinite().all() for bound in limits)
     return Published(
         network="smolvla",
-        settings={**settings, "vlm": read_json(vlm / "config.json")},
-        chunk=settings["chunk_size"],
+        settings={**to_plain(settings), "vlm": read_json(vlm / "config.json")},
+        chunk=settings.chunk_size,
         tensors={name.removeprefix("model."): tensor for name, tensor in tensors.items()},
         normalizer=standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None),
         tokenizer=vlm / "tokenizer.json",
     )
 
 
-def _check(settings: dict[str, Any], folder: Path) -> None:
-    layers: int = settings["num_expert_layers"]
-    width, height = settings["resize_imgs_with_padding"]
+def _check(sizes: Sizes, folder: Path) -> None:
+    layers = sizes.num_expert_layers
+    width, height = sizes.resize_imgs_with_padding
     for wrong, why in (
-        (
-            layers > 0 and layers != settings["num_vlm_layers"],
-            f"an expert of {layers} layers, fewer than its SmolVLM's",
-        ),
+        (layers > 0 and layers != sizes.num_vlm_layers, f"an expert of {layers} layers, fewer than its SmolVLM's"),
         (width != height, f"pictures of {width}x{height} pixels, which are not square"),
-        (settings["add_image_special_tokens"], "special tokens around pictures"),
-        (settings["adapt_to_pi_aloha"], "the joints of an Aloha turned into pi's"),
+        (sizes.add_image_special_tokens, "special tokens around pictures"),
+        (sizes.adapt_to_pi_aloha, "the joints of an Aloha turned into pi's"),
     ):
         if wrong:
             raise UserError(f"{folder} is a SmolVLA with {why}, which wmpo does not know.")

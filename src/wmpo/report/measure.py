@@ -79,7 +79,7 @@ def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> Re
         recall=quality.recall,
         f1=quality.f1,
         accuracy=quality.accuracy,
-        calibration_error=expected_calibration_error(best.sigmoid(), label)[0],
+        calibration_error=expected_calibration_error(best.sigmoid(), label),
         auroc=auroc(best, label),
         episodes=len(episodes),
         successes=int(label.sum()),

@@ -69,7 +69,7 @@ class ClipClassifier(nn.Module):
 
     def with_threshold(self, threshold: float) -> ClipClassifier:
         """The same weights, judged by another threshold, a finite logit."""
-        threshold = finite_threshold(threshold, "The reward model")
+        threshold = finite_threshold(threshold)
         other = ClipClassifier(replace(self.config, threshold_logit=threshold))
         other.load_state_dict(self.state_dict())
         return other.to(next(self.parameters()).device)
@@ -96,8 +96,6 @@ class ClipClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ClipClassifier:
-        config, _ = load_config(folder, ClipClassifierConfig)
-        finite_threshold(config.threshold_logit, str(folder))
-        model = cls(config)
+        model = cls(load_config(folder, ClipClassifierConfig)[0])
         load_module(folder, model)
         return model.eval()

@@ -5,9 +5,11 @@ Departures from the paper's code, which are repairs: one logit, in training, in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +65,7 @@ class VideoMAEClassifier(nn.Module):
             )
         self.clip_length, self.threshold = config.clip_length, config.threshold_logit
         transformers = _transformers()
-        self.network: Any = transformers.VideoMAEForVideoClassification(
+        self.network: nn.Module = transformers.VideoMAEForVideoClassification(
             transformers.VideoMAEConfig(
                 image_size=config.image_size,
                 patch_size=config.patch,
@@ -144,7 +146,7 @@ class VideoMAEClassifier(nn.Module):
 
     def with_threshold(self, threshold: float) -> VideoMAEClassifier:
         """The same weights, judged by another threshold, a finite logit."""
-        threshold = finite_threshold(threshold, "The reward model")
+        threshold = finite_threshold(threshold)
         other = VideoMAEClassifier(replace(self.config, threshold_logit=threshold))
         other.load_state_dict(self.state_dict())
         return other.to(self.mean.device).train(self.training)
@@ -173,18 +175,16 @@ class VideoMAEClassifier(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path) -> VideoMAEClassifier:
         """One that `save_pretrained` wrote; for weights from transformers see `from_transformers`."""
-        config, _ = load_config(folder, VideoMAEConfig)
-        finite_threshold(config.threshold_logit, str(folder))
-        model = cls(config)
+        model = cls(load_config(folder, VideoMAEConfig)[0])
         load_module(folder, model)
         return model.eval()
 
 
-def _transformers() -> Any:
+def _transformers() -> ModuleType:
     return optional("transformers", "The VideoMAE reward model needs")
 
 
-def _side(size: Any) -> int:
+def _side(size: int | Sequence[int]) -> int:
     """Of a number, or of equal height and width."""
     if isinstance(size, int):
         return size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 from torch import nn
 
@@ -14,7 +14,7 @@ ALPHA = 16
 LEARNED, FROZEN = ".lora_", ".base_layer"  # in the names of the changes, and of the weights that they are added to
 
 
-def peft() -> Any:
+def peft() -> ModuleType:
     """The package, imported where it is used."""
     return optional("peft", "Low-rank changes (lora_rank) need")
 

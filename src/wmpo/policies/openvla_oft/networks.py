@@ -5,7 +5,7 @@ Names inside follow the published checkpoints where the modules are ours, and tr
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from wmpo.errors import optional
 from wmpo.policies.openvla_oft.config import LanguageConfig, TowerConfig
 
 
-def transformers() -> Any:
+def transformers() -> ModuleType:
     """The package, imported where it is used."""
     return optional("transformers", "The OpenVLA-OFT policy needs")
 
@@ -57,7 +57,7 @@ def siglip(config: TowerConfig) -> nn.Module:
     return tower
 
 
-def patches(tower: Any, pixels_BCHW: Tensor, prefix: int) -> Tensor:
+def patches(tower: nn.Module, pixels_BCHW: Tensor, prefix: int) -> Tensor:
     """(B, patches, width) features of the last computed layer, without the `prefix` tokens before the patches."""
     return tower(pixels_BCHW).last_hidden_state[:, prefix:]
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,16 @@ if TYPE_CHECKING:
 ADAPTED = ("dino", "siglip", "projector", "language_model.model")  # what low-rank changes are made to
 
 
+class Options(TypedDict, total=False):
+    """Settings of `OpenVLAOFTConfig` that no checkpoint tells."""
+
+    resize: Literal["lanczos", "bicubic"]
+    crop: float
+    precision: Literal["float32", "bfloat16"]
+    checkpointing: bool
+    lora_rank: int
+
+
 class OpenVLAOFT(nn.Module):
     """Fulfils `wmpo.protocols.Policy`; `forward` is the imitation loss."""
 
@@ -52,8 +62,8 @@ class OpenVLAOFT(nn.Module):
         self.config, self.prompt = config, prompt
         self.chunk = config.chunk
         width = config.language.width
-        self.dino: Any = networks.dino(config.dino)
-        self.siglip: Any = networks.siglip(config.siglip)
+        self.dino = networks.dino(config.dino)
+        self.siglip = networks.siglip(config.siglip)
         self.projector = networks.Projector(config.dino.width + config.siglip.width, width)
         self.language_model: Any = networks.llama(config.language)
         states = config.state_dim
@@ -139,7 +149,7 @@ class OpenVLAOFT(nn.Module):
         index = P + first - 1 + torch.arange(cfg.chunk * cfg.action_dim, device=ids.device)
         return hidden[torch.arange(len(ids), device=ids.device)[:, None], index].unflatten(1, (cfg.chunk, -1))
 
-    def _arithmetic(self) -> Any:
+    def _arithmetic(self) -> AbstractContextManager[object]:
         kind = self.edges.device.type
         half = self.config.precision == "bfloat16" and torch.amp.is_autocast_available(kind)  # not without numbers
         return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
@@ -249,7 +259,7 @@ class OpenVLAOFT(nn.Module):
         chunk: int = 8,
         statistics: str | None = None,
         adapter: Path | None = None,
-        **settings: Any,
+        **settings: Unpack[Options],
     ) -> OpenVLAOFT:
         """From a checkpoint in the layout of its authors, which `wmpo.policies.openvla_oft.published` describes.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from wmpo.errors import UserError
 from wmpo.io.files import atomic_write
 from wmpo.policies.openvla_oft.networks import transformers
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 TOKENIZER = "tokenizer.json"
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 
@@ -20,15 +23,18 @@ PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 class Prompt:
     """A tokenizer read from its JSON: plain data, no code."""
 
-    def __init__(self, tokenizer: Any, where: str | Path) -> None:
-        """`tokenizer`: a `tokenizers.Tokenizer` that begins every sentence as Llama's does."""
+    def __init__(self, tokenizer: Tokenizer, where: str | Path) -> None:
+        """`tokenizer`: begins every sentence as Llama's does."""
         tokenizer.no_truncation()  # a tokenizer.json may hold what somebody's batches once needed
         tokenizer.no_padding()
         self.tokenizer = tokenizer
-        found = {name: tokenizer.token_to_id(name) for name in ("▁", "</s>")}
-        if missing := [name for name, number in found.items() if number is None]:
-            raise UserError(f"{where} is no tokenizer of a Llama, since it has no token {missing[0]!r}.")
-        self.empty, self.end = found.values()
+        self.empty, self.end = (self._number(name, where) for name in ("▁", "</s>"))
+
+    def _number(self, name: str, where: str | Path) -> int:
+        number = self.tokenizer.token_to_id(name)
+        if number is None:
+            raise UserError(f"{where} is no tokenizer of a Llama, since it has no token {name!r}.")
+        return number
 
     def ids(self, instruction: Sequence[str], actions: int) -> tuple[Tensor, Tensor]:
         """(B, longest) token numbers, the end repeated as padding, and the length (B,) of each row.

@@ -22,20 +22,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
+from wmpo.io.plain import from_plain
 from wmpo.policies.openvla_oft import lora, statistics
 from wmpo.policies.openvla_oft.config import BINS, LanguageConfig, OpenVLAOFTConfig, TowerConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.policies.openvla_oft.shards import PARTS, Shards, part, refuse_pickles
 from wmpo.training.checkpoint import CONFIG
 
-Policy = TypeVar("Policy", bound=nn.Module)
+if TYPE_CHECKING:
+    from wmpo.policies.openvla_oft.policy import OpenVLAOFT, Options
+
 TOWERS = {"dino": "vision_backbone.featurizer", "siglip": "vision_backbone.fused_featurizer"}
 BACKBONE, HEADS = "dinosiglip-vit-so-224px", 16  # attention heads, which no file tells; both towers have as many
 TIMM = [  # (transformers' name of a tower's part, timm's)
@@ -62,14 +65,14 @@ TEXT = {
 
 
 def load(
-    cls: type[Policy],
+    cls: type[OpenVLAOFT],
     folder: Path,
     cameras: tuple[str, ...],
     chunk: int,
     data: str | None,
     adapter: Path | None,
-    settings: Mapping[str, Any],
-) -> Policy:
+    settings: Options,
+) -> OpenVLAOFT:
     """The policy `cls(OpenVLAOFTConfig, Prompt)` with the weights in `folder`; arguments as of `from_published`."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no OpenVLA-OFT, since it has no {CONFIG}: give the folder of a checkpoint.")
@@ -94,7 +97,7 @@ def load(
         **settings,
     )
     policy = cls(config, Prompt.load(folder))
-    policy.set_normalizer(normalizer)  # type: ignore[operator]
+    policy.set_normalizer(normalizer)
     _fill(policy, shards, parts)
     return policy
 
@@ -158,10 +161,10 @@ def _unused(shards: Shards) -> str:
     return "|".join(rf"{tower}\.(norm|fc_norm|attn_pool|blocks\.{layer})\..*" for tower, layer in last)
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def _described(folder: Path) -> dict[str, object]:
     described = read_json(folder / CONFIG)
     kind = described.get("model_type") if isinstance(described, dict) else None
-    if kind != "openvla":
+    if not isinstance(described, dict) or kind != "openvla":
         raise UserError(f"{folder} holds another architecture: its {CONFIG} says {kind!r}, not 'openvla'.")
     for name, wanted in (("vision_backbone_id", BACKBONE), ("n_action_bins", BINS)):
         if described.get(name, BINS) != wanted:
@@ -169,7 +172,7 @@ def _described(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _language(described: Mapping[str, Any], where: Path) -> LanguageConfig:
+def _language(described: Mapping[str, object], where: Path) -> LanguageConfig:
     """Sizes of the Llama; what config.json leaves out has the default of transformers, as when it was written."""
     text = described.get("text_config")
     if not isinstance(text, dict) or text.get("model_type", "llama") != "llama":
@@ -179,12 +182,10 @@ def _language(described: Mapping[str, Any], where: Path) -> LanguageConfig:
             raise UserError(f"{where} asks for a Llama with {name}, which can't be loaded.")
     sizes = {own: text[name] for own, name in TEXT.items() if text.get(name) is not None}
     padding = described.get("pad_to_multiple_of", 64)
-    return LanguageConfig(
-        vocabulary=text.get("vocab_size", 32000 + padding),
-        padding=padding,
-        kv_heads=text.get("num_key_value_heads") or sizes.get("heads", LanguageConfig.heads),
-        **sizes,
-    )
+    sizes["padding"] = padding
+    sizes["vocabulary"] = text.get("vocab_size", 32000 + padding if isinstance(padding, int) else None)
+    sizes["kv_heads"] = text.get("num_key_value_heads") or sizes.get("heads", LanguageConfig.heads)
+    return from_plain(LanguageConfig, sizes, str(where))
 
 
 def _layers(shards: Shards, tower: str) -> int:

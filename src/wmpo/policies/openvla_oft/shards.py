@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -30,7 +29,7 @@ class Shards(Mapping[str, Tensor]):
     def __init__(self, folder: Path, adapter: Path | None = None) -> None:
         self.folder = folder
         where = _index(folder)
-        self.files: dict[str, Any] = {}  # tensor -> the open file that holds it
+        self.files: dict[str, safe_open] = {}  # tensor -> the open file that holds it
         for file in sorted(set(where.values())) or [WEIGHTS]:
             opened = _open(folder / file)
             self.files |= dict.fromkeys(opened.keys(), opened)
@@ -102,7 +101,7 @@ def _index(folder: Path) -> dict[str, str]:
     return {name: Path(file).name for name, file in where.items()}
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> safe_open:
     if not path.is_file():
         raise UserError(f"{path} does not exist: the checkpoint is incomplete.")
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ PIXELS: tuple[tuple[Three, Three], ...] = (  # mean and deviation of red, green 
 )
 
 
-def normalizer(folder: Path, described: Mapping[str, Any], chosen: str | None, sees_state: bool) -> Normalizer:
+def normalizer(folder: Path, described: Mapping[str, object], chosen: str | None, sees_state: bool) -> Normalizer:
     """What the policy's actions (D) and, if it `sees_state`, states (S) mean: their 1 % and 99 % quantiles in training.
 
     `described`: the checkpoint's config.json, which may hold them too; `chosen`: which data set's.
@@ -64,7 +64,7 @@ class Range(NamedTuple):
     most: Tensor
 
 
-def _range(own: Any, what: str, path: Path) -> Range | None:
+def _range(own: object, what: str, path: Path) -> Range | None:
     stats = own.get(what) if isinstance(own, dict) else None
     if stats is None:
         return None
@@ -101,6 +101,6 @@ def pixels(folder: Path) -> tuple[tuple[Three, Three], ...]:
     return dino, siglip
 
 
-def _three(values: Any) -> Three:
+def _three(values: Iterable[float]) -> Three:
     red, green, blue = map(float, values)
     return red, green, blue
