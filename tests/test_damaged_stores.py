@@ -28,6 +28,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.data.video import LOSSLESS, Codec, lossy, write_video
 from wmpo.errors import UserError
 from wmpo.io.files import file_lock
+from wmpo.io.plain import from_plain
 
 Damage = Callable[[Path], object]
 FRAMES, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
@@ -488,3 +489,20 @@ def test_memory_of_decoding_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     store = EpisodeStore.create(tmp_path, SPEC)
     store.append([make_episode(0, 4)])
     assert [len(block) for block in store.video(0, "front").blocks()] == [2, 2, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    value: float
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "null", "1" + "0" * 400, '"0.5"', "true"])
+def test_numbers_of_settings_are_finite(text: str) -> None:
+    with pytest.raises(UserError, match=r"here: value is .*; it must be a"):
+        from_plain(Threshold, {"value": json.loads(text)}, "here")
+
+
+def test_null_is_nan_where_results_say_so() -> None:
+    assert np.isnan(from_plain(Threshold, {"value": None}, "here", null_is_nan=True).value)
+    with pytest.raises(UserError, match="finite"):
+        from_plain(Threshold, {"value": float("inf")}, "here", null_is_nan=True)
