@@ -24,6 +24,7 @@ from wmpo.families import recipe_from_plain
 from wmpo.io.files import atomic_folder, atomic_write, read_json, write_json
 from wmpo.io.machine import memory_mb
 from wmpo.io.plain import from_plain, to_plain
+from wmpo.policies import build_policy, load_policy
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes import RECIPES
 from wmpo.training.checkpoint import (
@@ -41,6 +42,7 @@ from wmpo.training.log import RunLog, clock, read_metrics, read_stages, repair_l
 from wmpo.training.metrics import METRICS, meaning, metrics_page
 from wmpo.training.prefetch import prefetch
 from wmpo.training.resume import Checkpoints
+from wmpo.types import EnvSpec
 
 
 def test_atomic_write_keeps_the_old_file_when_the_new_one_fails(tmp_path: Path) -> None:
@@ -195,6 +197,30 @@ def test_missing_permission_is_no_damage(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="can't be read: Permission denied") as caught:
         load_tensors(path)
     assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"hidden": 10**12}, "no network that can be built|far larger"),
+        ({"hidden": 20_000}, "far larger network"),
+        ({"width": 10**9}, "no network that can be built|far larger"),
+        ({"width": 0}, "can be built|trained with other settings"),
+        ({"width": -3}, "no network that can be built"),
+        ({"chunk": 10**7}, "far larger network|no network that can be built"),
+    ],
+)
+def test_impossible_sizes_of_a_saved_policy_are_refused(change: dict[str, int], complaint: str, tmp_path: Path) -> None:
+    spec = EnvSpec({"front": (16, 16)}, 0, 2, 8, 5)
+    build_policy(MiniVLASettings(), spec).save_pretrained(tmp_path)
+    described = read_json(tmp_path / "config.json")
+    assert described["config"].keys() >= change.keys()
+    described["config"] |= change
+    write_json(tmp_path / "config.json", described)
+    before = memory_mb()
+    with pytest.raises(UserError, match=complaint):
+        load_policy(tmp_path)
+    assert memory_mb() - before < 1000
 
 
 def test_digests_tell_weights_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
 from wmpo.families import complete, family_class, saved_family
 from wmpo.protocols import Policy
-from wmpo.training.checkpoint import check_fits
+from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec
 
 FAR, OFTEN, NARROW = 0.5, 0.25, 0.1
@@ -20,7 +20,9 @@ FAR, OFTEN, NARROW = 0.5, 0.25, 0.1
 
 def load_policy(folder: Path) -> Policy:
     """The policy that a folder holds, of any family, ready to act. Raises UserError where it holds none."""
-    policy: Policy = family_class("policy", saved_family("policy", folder, "minivla")).from_pretrained(Path(folder))
+    family = saved_family("policy", folder, "minivla")
+    with opening(folder):
+        policy: Policy = family_class("policy", family).from_pretrained(Path(folder))
     return policy
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from wmpo.config import RewardConfig
 from wmpo.families import complete, family_class, saved_family
 from wmpo.protocols import RewardModel
+from wmpo.training.checkpoint import opening
 from wmpo.types import EnvSpec
 
 
@@ -20,5 +21,6 @@ def build_reward_model(config: RewardConfig, spec: EnvSpec) -> RewardModel:
 def load_reward_model(folder: Path) -> RewardModel:
     """The classifier that a folder holds, of any family. Raises UserError where it holds none."""
     family = saved_family("reward", folder, "conv")
-    model: RewardModel = family_class("reward", family).from_pretrained(Path(folder))
+    with opening(folder):
+        model: RewardModel = family_class("reward", family).from_pretrained(Path(folder))
     return model

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_path, read_json, write_json
@@ -21,6 +24,7 @@ from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+LARGE, MANY = 2**26, 20_000  # numbers in a parameter, and parameters, that any network may have; see `opening`
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
@@ -143,6 +147,34 @@ def load_module(folder: Path, module: nn.Module) -> nn.Module:
         raise UserError(f"{folder} holds another architecture: a {facts['module']}, not a {type(module).__name__}.")
     load_weights(module, tensors, path)
     return module
+
+
+@contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """While a saved network is built: its config.json may ask for no more than the weights beside it can fill.
+
+    Raises UserError for sizes and depths that are impossible, or far beyond those weights, before memory is filled.
+    """
+    path = Path(folder) / WEIGHTS
+    largest, count = LARGE, MANY
+    with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        largest, count = max(largest, *map(math.prod, shapes)), max(count, 4 * len(shapes))
+
+    def check(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count -= 1
+        if count < 0 or (parameter is not None and parameter.numel() > largest):
+            raise UserError(f"{path.with_name(CONFIG)} describes a far larger network than {path} holds weights for.")
+
+    hook = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path.with_name(CONFIG)} describes no network that can be built ({reason}).") from error
+    finally:
+        hook.remove()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from wmpo.config import WorldModelConfig
 from wmpo.families import complete, family_class, saved_family
 from wmpo.protocols import WorldModel
+from wmpo.training.checkpoint import opening
 from wmpo.types import EnvSpec
 
 
@@ -20,5 +21,6 @@ def build_world_model(config: WorldModelConfig, spec: EnvSpec, chunk: int) -> Wo
 def load_world_model(folder: Path) -> WorldModel:
     """The world model that a folder holds, of any family. Raises UserError where it holds none."""
     family = saved_family("world_model", folder, "video_diffusion")
-    model: WorldModel = family_class("world_model", family).from_pretrained(Path(folder))
+    with opening(folder):
+        model: WorldModel = family_class("world_model", family).from_pretrained(Path(folder))
     return model
