@@ -155,7 +155,8 @@ def test_commands_exist(page: Path) -> None:
         if command == "run" and argument:
             assert argument in (*RECIPES, "RECIPE"), argument
     own = set(re.findall(r"^    (\w+): ", text, re.MULTILINE))  # settings of the example on the page
-    for option in re.findall(r" --([a-z_]+\.[a-z_.]+)", text):
+    for option in re.findall(r" --([a-z_-]+\.[a-z_.-]+)", text):
+        option = option.replace("-", "_")
         if option.rpartition(".")[2] in own:
             continue
         assert any(name == option or name.startswith(f"{option}.") for name in generate.settings()), option
