@@ -130,11 +130,10 @@ def folder(file: str) -> Damage:
     return damage
 
 
-def outside(root: Path) -> None:
-    """A playlist that names a file outside, in place of a video."""
-    secret = root.parent / "secret.mp4"
-    shutil.copy(root / FRONT, secret)
-    (root / FRONT).write_text(f"ffconcat version 1.0\nfile '{secret}'\n")
+def playlist(root: Path) -> None:
+    """A list of other files in place of a video."""
+    (root / FRONT).rename((root / FRONT).with_name("other.mp4"))
+    (root / FRONT).write_text("ffconcat version 1.0\nfile other.mp4\n")
 
 
 def swap(values: list[Any]) -> list[Any]:
@@ -300,7 +299,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "video: empty": (replaced(FRONT, b""), FRONT),
     "video: no video": (replaced(FRONT, "hello" * 100), FRONT),
     "video: a folder": (folder(FRONT), FRONT),
-    "video: a list of other files": (outside, FRONT),
+    "video: a list of other files": (playlist, FRONT),
     "video: shorter": (video(frames=17), "17 frames .* 18"),
     "video: longer": (video(frames=19), "19 frames .* 18"),
     "video: slower": (video(fps=5), "at another time"),
@@ -341,7 +340,7 @@ def test_damage_is_refused(name: str, whole: Path, tmp_path: Path, monkeypatch: 
     message = str(caught.value)
     assert str(root) in message and "\n" not in message and len(message) < 600 + len(str(root))
     assert snapshot(root) == before
-    assert {path.name for path in tmp_path.iterdir()} <= {"store", "cache", "secret.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"store", "cache"}
 
 
 def test_tables_that_others_have_written(whole: Path, tmp_path: Path) -> None:
