@@ -299,7 +299,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "video: empty": (replaced(FRONT, b""), FRONT),
     "video: no video": (replaced(FRONT, "hello" * 100), FRONT),
     "video: a folder": (folder(FRONT), FRONT),
-    "video: a list of other files": (playlist, FRONT),
+    "video: a list of other files": (playlist, f"{FRONT} is damaged"),
     "video: shorter": (video(frames=17), "17 frames .* 18"),
     "video: longer": (video(frames=19), "19 frames .* 18"),
     "video: slower": (video(fps=5), "at another time"),
