@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmpo.cli.machine import matmul_gflops
 from wmpo.imagination import ImaginedEnv, first_frames_of
 from wmpo.io.plain import to_plain
+from wmpo.io.provenance import commit, this_machine
 from wmpo.opening import load_recipe, open_run
 from wmpo.policies.minivla import MiniVLA
-from wmpo.report.results import commit, this_machine
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.rollout import rollout
 from wmpo.types import Observation

@@ -38,10 +38,10 @@ from wmpo.config import Recipe
 from wmpo.envs import make_env
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
+from wmpo.io.provenance import commit, this_machine
 from wmpo.opening import pick_device
 from wmpo.policies import build_policy
 from wmpo.recipes import recipe_named
-from wmpo.report.results import commit, this_machine
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec
 

@@ -21,12 +21,12 @@ from wmpo.cli.planning import META, Need, plan
 from wmpo.config import FitConfig, FlowConfig, Recipe
 from wmpo.envs import make_env
 from wmpo.io.files import write_json
+from wmpo.io.provenance import commit
 from wmpo.policies.flow_vla import FlowVLA, FlowVLAConfig
 from wmpo.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
 from wmpo.policies.openvla_oft.config import LanguageConfig, TowerConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.recipes import recipe_named
-from wmpo.report.results import commit
 from wmpo.types import EnvSpec
 
 CHUNK, RANK = 8, 32

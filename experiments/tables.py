@@ -30,6 +30,7 @@ from experiments.pairs import (
 from wmpo.report.charts import Line, line_plot
 from wmpo.report.results import BASE
 from wmpo.report.statistics import Interval, wilson_interval
+from wmpo.report.tables import Table
 from wmpo.report.words import number, percent, points
 from wmpo.training.log import clock
 
@@ -57,8 +58,7 @@ def seeds_of(pairs: Sequence[Pair]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return Table(head, rows).markdown()
 
 
 # Sections

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import re
-import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from experiments import pages
@@ -204,7 +204,7 @@ def test_terminal_table() -> None:
     result = invented_result()
     Console(file=text, width=120).print(terminal_table(result))
     base = result.policies["base"].rate
-    assert f"{100 * base.value:.1f} % of 256" in text.getvalue()
+    assert f"of 256 ({100 * base.value:.1f} %)" in text.getvalue()
     assert "After practice in imagination" in text.getvalue()
 
 
@@ -223,7 +223,7 @@ def test_the_success_of_each_task_is_shown(tmp_path: Path) -> None:
     part, gain = result.of_task("place-blue"), result.summary().tasks["place-blue"].gains["wmpo"]
     for name in ("base", "wmpo", "control"):
         rate, count = part.policies[name].rate, len(part.policies[name].initial_states)
-        assert f"{100 * rate.value:.1f} % of {count}" in text.getvalue() and 80 < count < 90
+        assert f"of {count} ({100 * rate.value:.1f} %)" in text.getvalue() and 80 < count < 90
         assert f"{sum(part.policies[name].success)} of {count}" in page
         assert f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %" in page
     for shown in (text.getvalue(), page, row):
@@ -302,8 +302,4 @@ def test_filmstrip_and_png() -> None:
     strip = filmstrip([moving_square(9), moving_square(5)], columns=3, factor=2, gap=4)
     assert strip.shape == (2 * 128 + 4, 3 * 128 + 2 * 4, 3)
     assert (strip[:128, -128:] == moving_square(9)[8].repeat(2, 0).repeat(2, 1)).all()
-    png = encode_png(strip)
-    data = zlib.decompress(png[png.index(b"IDAT") + 4 : png.index(b"IEND") - 8])
-    assert len(data) == strip.shape[0] * (1 + 3 * strip.shape[1])
-    lines = np.frombuffer(data, np.uint8).reshape(strip.shape[0], -1)
-    assert (lines[:, 0] == 0).all() and (lines[:, 1:].reshape(strip.shape) == strip).all()
+    assert (np.asarray(Image.open(io.BytesIO(encode_png(strip)))) == strip).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.recipe["grpo"]["group_size"] == 8 and loaded.task == "push"
     assert loaded.curves["wmpo"]["success"] == [(1, 0.1), (2, 0.2)]
     assert set(loaded.versions) >= {"python", "torch", "numpy", "mujoco", "wmpo"}
+
+
+def test_a_result_of_a_checkout_names_its_commit() -> None:
+    if not (Path(__file__).parents[1] / ".git").exists():
+        pytest.skip("no checkout")
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?", RunResult.begin(RECIPES["push"]).commit)
 
 
 def test_older_results_knew_one_camera_and_no_state(tmp_path: Path) -> None:

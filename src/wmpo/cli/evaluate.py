@@ -42,7 +42,7 @@ class EvaluateCommand:
         from wmpo.evaluate import evaluate
         from wmpo.opening import load_recipe, pick_device
         from wmpo.report.results import PolicyResult, RunResult
-        from wmpo.report.terminal import terminal_table
+        from wmpo.report.tables import terminal_table
         from wmpo.training.log import RunLog
         from wmpo.training.parallel import use_one_thread
 

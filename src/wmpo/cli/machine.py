@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wmpo.io.machine import available_gb, cpu_flags, cpu_model, memory_total_gb
-from wmpo.report.results import version
+from wmpo.io.provenance import version
 from wmpo.training.parallel import cores
 
 Status = Literal["ok", "warn", "missing"]

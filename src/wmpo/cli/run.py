@@ -50,7 +50,7 @@ class RunCommand:
         from wmpo.algorithm import optimise
         from wmpo.opening import open_run
         from wmpo.report.results import RunResult
-        from wmpo.report.terminal import terminal_table
+        from wmpo.report.tables import terminal_table
 
         folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
         with open_run(self.recipe, folder) as run:
@@ -74,7 +74,7 @@ class ReportCommand:
     def execute(self) -> None:
         from wmpo.algorithm import optimise
         from wmpo.opening import load_recipe, open_run
-        from wmpo.report.terminal import terminal_table
+        from wmpo.report.tables import terminal_table
 
         recipe = load_recipe(self.folder)
         if not (self.folder / "result.json").exists():

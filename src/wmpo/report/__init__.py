@@ -2,6 +2,6 @@
 
 from wmpo.report.media import Clip, Media, Pair, ScoreCurve
 from wmpo.report.page import write_report
-from wmpo.report.terminal import terminal_table
+from wmpo.report.tables import terminal_table
 
 __all__ = ["Clip", "Media", "Pair", "ScoreCurve", "terminal_table", "write_report"]

@@ -286,17 +286,11 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
         base, final = played["base"], played[result.final]
         replayed = [
             replay(
-                world_model,
-                reward_model,
-                spec,
-                episodes,
-                chunk=recipe.policy.chunk,
-                device=run.device,
-                seed=run.seed(Purpose.MEASURE_REPLAY),
-                stride=recipe.reward.stride,
+                world_model, reward_model, spec, episodes, chunk=recipe.policy.chunk, device=run.device,
+                seed=run.seed(Purpose.MEASURE_REPLAY), stride=recipe.reward.stride,
             )
             for episodes in (base, final)
-        ]
+        ]  # fmt: skip
         both = Replay(replayed[0].episodes + replayed[1].episodes, replayed[0].scores + replayed[1].scores)
         result.reward = reward_quality(reward_model, base + final)
         result.agreement = agreement(both, reward_model, base + final)
@@ -305,16 +299,9 @@ def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: Re
         before = load_policy(run.folder / "policies" / "base").to(run.device)
         for name, who, episodes in (("base", before, base), (result.final, policy, final)):
             imagined = imagined_success(
-                world_model,
-                reward_model,
-                spec,
-                who,
-                episodes,
-                temperature=recipe.evaluate.temperature,
-                stride=recipe.reward.stride,
-                device=run.device,
-                seed=run.seed(Purpose.MEASURE_IMAGINED),
-            )
+                world_model, reward_model, spec, who, episodes, temperature=recipe.evaluate.temperature,
+                stride=recipe.reward.stride, device=run.device, seed=run.seed(Purpose.MEASURE_IMAGINED),
+            )  # fmt: skip
             result.gaps[name] = gap(imagined, episodes)
         measured = {purpose: result.interactions.pop(purpose) for purpose in ("evaluation", "watching_practice")}
         resets = Interactions(recipe.grpo.n_initial_states * recipe.rounds, 0)

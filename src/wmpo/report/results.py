@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.evaluate import Evaluation
 from wmpo.io.files import read_json, write_json
-from wmpo.io.machine import cpu_model, memory_total_gb, usable_cores
 from wmpo.io.plain import from_plain, to_plain
+from wmpo.io.provenance import Machine, commit, this_machine, versions
 from wmpo.report.statistics import Interval, mcnemar_exact, paired_difference, wilson_interval
 from wmpo.training.log import read_metrics, read_stages
 
 FORMAT = 1
 BASE, CONTROL, FINAL = "base", "control", "wmpo"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the run was made on."""
-
-    cpu: str
-    cores: int
-    memory_gb: float
-    gpu: str  # "" without one
-    system: str
 
 
 @dataclass(frozen=True)
@@ -324,33 +308,3 @@ class Summary:
 def mixed_tasks(task: Sequence[str]) -> list[str]:
     """The task of each initial state, or nothing where all are of one."""
     return list(task) if len(set(task)) > 1 else []
-
-
-def commit() -> str:
-    """The commit of the checkout that this code runs from, else the installed version."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        if (here.parents[1] / ".git").exists():  # else git would describe whatever checkout surrounds site-packages
-            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return version("wmpo")
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("wmpo", "torch", "mujoco", "numpy", "av")
-    }
-
-
-def this_machine() -> Machine:
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    return Machine(cpu_model(), usable_cores(), round(memory_total_gb(), 1), gpu, platform.platform(terse=True))

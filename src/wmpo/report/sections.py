@@ -12,8 +12,9 @@ from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_ba
 from wmpo.report.media import Media, Pair
 from wmpo.report.results import RunResult
 from wmpo.report.statistics import wilson_interval
+from wmpo.report.tables import Table, success_table
 from wmpo.report.video import encode_mp4, side_by_side
-from wmpo.report.words import INTERACTIONS, nice, number, points, policy_kind, policy_name, short_name, signed, span
+from wmpo.report.words import INTERACTIONS, nice, number, policy_kind, policy_name, short_name, signed
 from wmpo.training.log import clock
 
 
@@ -26,9 +27,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(text)}</th>" for text in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+    return Table(head, rows).html()
 
 
 def tiles(result: RunResult) -> str:
@@ -61,11 +60,10 @@ def success(result: RunResult) -> str:
         paragraph(
             "Every policy starts from the same real situations, none of which was used for learning. "
             "Whiskers are 95 % intervals. The gain compares with the policy before, situation by situation: how many "
-            "are newly solved, how many are solved no more."
+            "are newly solved (won), how many are solved no more (lost). Steps are the mean length of successes."
         ),
         rate_bars(bars),
-        success_table(result),
-        *(f"<h3>{escape(task)}</h3>{success_table(result.of_task(task))}" for task in result.tasks),
+        success_table(result).html(),
         paragraph(
             "The control practises just as long, but is told successes and failures in random order. "
             "If it doesn't improve, the gain comes from what was imagined, not from more training.",
@@ -74,25 +72,6 @@ def success(result: RunResult) -> str:
         if any(policy_kind(name) == "control" for name in result.policies)
         else "",
     )
-
-
-def success_table(result: RunResult) -> str:
-    gains = result.summary().gains
-    rows = []
-    for name, policy in result.policies.items():
-        gain = gains.get(name)
-        rows.append(
-            [
-                policy_name(name),
-                f"{sum(policy.success)} of {len(policy.success)}",
-                f"{span(policy.rate)} %",
-                points(gain.difference) if gain else "–",
-                f"{gain.won} / {gain.lost}" if gain else "–",
-                number(policy.steps_to_success),
-            ]
-        )
-    head = ("policy", "successes", "95 % interval", "gain in points", "solved / lost", "steps to success")
-    return table(head, rows)
 
 
 def learning(result: RunResult) -> str:

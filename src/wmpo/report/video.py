@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Sequence
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from wmpo.errors import UserError
 
@@ -96,16 +95,6 @@ def filmstrip(rows: Sequence[Frames], columns: int = 8, factor: int = 2, gap: in
 
 
 def encode_png(picture_HW3: NDArray[np.uint8]) -> bytes:
-    """A PNG file, without an image library."""
-    height, width, channels = picture_HW3.shape
-    if channels != 3:
-        raise UserError(f"A picture needs 3 channels, not {channels}.")
-    flat = np.ascontiguousarray(picture_HW3).reshape(height, width * 3)
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), flat], axis=1)  # each line begins with its filter: none
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(lines.tobytes(), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    buffer = io.BytesIO()
+    Image.fromarray(picture_HW3).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
