@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from wmpo.config import EnvConfig, PolicyConfig, Recipe, RewardConfig, WorldModelConfig
 from wmpo.errors import UserError, named
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import from_plain, to_plain
+from wmpo.io.plain import JsonObject, from_plain, to_plain
+from wmpo.protocols import Policy, RewardModel, WorldModel
 
 Config = TypeVar("Config", EnvConfig, PolicyConfig, WorldModelConfig, RewardConfig)
 MODEL_CONFIG = "config.json"
@@ -133,7 +134,7 @@ def completed(recipe: Recipe) -> Recipe:
     return _replace(recipe, {kind: complete(kind, getattr(recipe, kind)) for kind in PLUGS})
 
 
-def _replace(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
+def _replace(recipe: Recipe, parts: JsonObject) -> Recipe:
     return Recipe(**{field.name: parts.get(field.name, getattr(recipe, field.name)) for field in fields(recipe)})
 
 
@@ -141,7 +142,7 @@ def recipe_from_plain(data: object, where: str) -> Recipe:
     """A recipe from the values of a JSON file. Raises UserError that names `where` and the setting."""
     if not isinstance(data, dict):
         raise UserError(f"{where} holds no recipe.")
-    parts: dict[str, Any] = {}
+    parts: JsonObject = {}
     rest = dict(data)
     for kind, plug in PLUGS.items():
         part = rest.pop(kind, {})
@@ -164,7 +165,7 @@ def saved_family(kind: str, folder: Path, default: str) -> str:
     return str(described.get("family") or described.get("type") or described.get("model_type") or default)
 
 
-def save_model(family: str, model: Any, folder: Path) -> None:
+def save_model(family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:
     """Save a model so that `saved_family` knows it again, whatever its own `save_pretrained` writes."""
     model.save_pretrained(folder)
     path = Path(folder) / MODEL_CONFIG

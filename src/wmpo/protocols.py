@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Metrics = dict[str, Tensor]
 Memory = Any
 """What a world model knows of B videos; opaque to everybody else."""
+Latents = Any
+"""K imagined frames of B videos, before they are decoded; opaque likewise."""
+State = Any
+"""A saved episode of an environment; opaque likewise."""
 
 
 class Env(Protocol):
@@ -67,9 +71,9 @@ class NamesTasks(Protocol):
 class Restorable(Protocol):
     """An environment whose episodes can be saved and continued, bit for bit."""
 
-    def get_state(self, rows: Sequence[int]) -> list[Any]: ...
+    def get_state(self, rows: Sequence[int]) -> list[State]: ...
 
-    def reset_to(self, states: Sequence[Any]) -> Observation: ...
+    def reset_to(self, states: Sequence[State]) -> Observation: ...
 
 
 @runtime_checkable
@@ -90,9 +94,9 @@ class Trainable(Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
 
     def requires_grad_(self, requires_grad: bool = True) -> Self: ...
 
@@ -155,11 +159,11 @@ class WorldModel(Protocol):
         """The memory of B videos that begin with `first`."""
         ...
 
-    def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Any]:
+    def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Latents]:
         """(new memory, latents of the K next frames)."""
         ...
 
-    def decode(self, latents: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def decode(self, latents: Latents) -> tuple[dict[str, Tensor], Tensor]:
         """Frames of latents: camera -> (B, K, C, H, W) uint8, and states (B, K, S)."""
         ...
 
@@ -177,7 +181,7 @@ class WorldModel(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
 
     def to(self, device: torch.device) -> Self: ...
 

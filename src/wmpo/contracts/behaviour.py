@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import isfinite
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
-from wmpo.protocols import Env, Policy, RewardModel, WorldModel
+from wmpo.protocols import Env, Latents, Memory, Policy, RewardModel, WorldModel
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
 
 P = ParamSpec("P")
@@ -175,7 +175,7 @@ def check_world_model(
         return ["The check needs first frames and actions of at least three episodes."]
     rows = list(range(B))
 
-    def dream(start: Any, chunk: Tensor, number: int) -> tuple[Any, Any]:
+    def dream(start: Memory, chunk: Tensor, number: int) -> tuple[Memory, Latents]:
         return world_model.imagine(start, chunk, _generator(first, seed + number))
 
     memory = world_model.begin(first)
@@ -279,7 +279,7 @@ def _outcome(outcome: Outcome, spec: EnvSpec, A: int, K: int) -> list[str]:
     return complaints + _tensor("done", outcome.done, (A,), torch.bool, None)
 
 
-def _images(images: Any, spec: EnvSpec, leading: tuple[int, ...], who: str) -> list[str]:
+def _images(images: Mapping[str, Tensor], spec: EnvSpec, leading: tuple[int, ...], who: str) -> list[str]:
     if set(images) != set(spec.cameras):
         return [f"{who} gives the cameras {sorted(images)}, but spec names {sorted(spec.cameras)}."]
     complaints = []
@@ -291,7 +291,7 @@ def _images(images: Any, spec: EnvSpec, leading: tuple[int, ...], who: str) -> l
 
 
 def _tensor(
-    name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, span: tuple[float, float] | None
+    name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, span: tuple[float, float] | None
 ) -> list[str]:
     if not isinstance(value, Tensor):
         return [f"{name} is a {type(value).__name__}; it must be a tensor."]
@@ -307,7 +307,7 @@ def _tensor(
     return []
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: Observation | Outcome) -> list[object]:
     """All tensors and sentences of an observation or outcome, in one order."""
     named = dict(vars(value))
     images = named.pop("images")
@@ -316,7 +316,7 @@ def _parts(value: Any) -> list[Any]:
 
 def _equal(one: Observation | Outcome, other: Observation | Outcome) -> bool:
     pairs = zip(_parts(one), _parts(other), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
 
 
 def _row(outcome: Outcome, row: int) -> Outcome:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from wmpo.data import layout
 from wmpo.data.video import STORED, Codec
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.io.plain import from_plain
+from wmpo.io.plain import JsonObject, from_plain
 from wmpo.types import EnvSpec
 
 CAMERA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -42,9 +40,9 @@ class Info:
     own: Own
     episodes: int
     frames: int
-    content: dict[str, Any]
+    content: JsonObject
 
-    def grown(self, episodes: int, frames: int, tasks: int, files: list[int]) -> dict[str, Any]:
+    def grown(self, episodes: int, frames: int, tasks: int, files: list[int]) -> JsonObject:
         """The content once the store has grown."""
         own = {**self.content["wmpo"], "files": files}
         totals = {"total_episodes": episodes, "total_frames": frames, "total_tasks": tasks}
@@ -115,7 +113,7 @@ def check_spec(spec: EnvSpec, where: str) -> None:
             raise UserError(f"{where}: {name} is {value}; it must be from {least} to {most}.")
 
 
-def new_info(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
+def new_info(spec: EnvSpec, codec: Codec) -> JsonObject:
     """meta/info.json of an empty store."""
     return {
         "codebase_version": layout.VERSION,
@@ -133,14 +131,14 @@ def new_info(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
     }
 
 
-def _features(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
-    def vector(size: int, stem: str) -> dict[str, Any]:
+def _features(spec: EnvSpec, codec: Codec) -> JsonObject:
+    def vector(size: int, stem: str) -> JsonObject:
         return {"dtype": "float32", "shape": [size], "names": [f"{stem}_{i}" for i in range(size)]}
 
-    def scalar(dtype: str) -> dict[str, Any]:
+    def scalar(dtype: str) -> JsonObject:
         return {"dtype": dtype, "shape": [1], "names": None}
 
-    features: dict[str, Any] = {}
+    features: JsonObject = {}
     for camera, (height, width) in spec.cameras.items():
         features[layout.video_key(camera)] = {
             "dtype": "video",
@@ -172,7 +170,7 @@ def _features(spec: EnvSpec, codec: Codec) -> dict[str, Any]:
     return features
 
 
-def _cameras(content: Mapping[str, Any], path: Path, fps: int) -> dict[str, tuple[int, int]]:
+def _cameras(content: JsonObject, path: Path, fps: int) -> dict[str, tuple[int, int]]:
     """Camera -> (height, width)."""
     prefix = layout.video_key("")
     cameras = {}
@@ -188,11 +186,11 @@ def _cameras(content: Mapping[str, Any], path: Path, fps: int) -> dict[str, tupl
     return cameras
 
 
-def _width(content: Mapping[str, Any], name: str, path: Path) -> int:
+def _width(content: JsonObject, name: str, path: Path) -> int:
     return _shape(content, name, path, 1)[0]
 
 
-def _shape(content: Mapping[str, Any], name: str, path: Path, sizes: int) -> list[int]:
+def _shape(content: JsonObject, name: str, path: Path, sizes: int) -> list[int]:
     feature = content["features"].get(name)
     shape = feature.get("shape") if isinstance(feature, dict) else None
     if not isinstance(shape, list) or len(shape) != sizes or not all(type(side) is int for side in shape):
@@ -200,7 +198,7 @@ def _shape(content: Mapping[str, Any], name: str, path: Path, sizes: int) -> lis
     return shape
 
 
-def _whole(content: Mapping[str, Any], name: str, path: Path, least: int, most: int) -> int:
+def _whole(content: JsonObject, name: str, path: Path, least: int, most: int) -> int:
     value = content.get(name)
     if type(value) is not int or not least <= value <= most:
         raise UserError(f"{path}: {name} is {repr(value)[:40]}; it must be a whole number from {least} to {most}.")

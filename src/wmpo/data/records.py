@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from wmpo.data import layout
 from wmpo.data.initial_states import split_of
 from wmpo.data.stats import NAMES, Stats, image_stats, vector_stats
 from wmpo.data.tables import column, damaged, read_table
+from wmpo.io.plain import JsonObject
 from wmpo.types import EnvSpec, Episode
 
 
@@ -65,10 +65,10 @@ def episode_stats(episode: Episode, spec: EnvSpec) -> dict[str, Stats]:
 
 def episode_row(
     episode: Episode, stats: Mapping[str, Stats], spec: EnvSpec, *, index: int, part: int, first_frame: int, offset: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """The episode's row; `index`, `first_frame` and `offset` are those of its record, `part` is its files' number."""
     frames = episode.length + 1
-    row: dict[str, Any] = {
+    row: JsonObject = {
         "episode_index": index,
         "tasks": [episode.instruction],
         "length": frames,
@@ -88,10 +88,10 @@ def episode_row(
     return row
 
 
-def place_of(spec: EnvSpec, part: int, offset: int, frames: int) -> dict[str, Any]:
+def place_of(spec: EnvSpec, part: int, offset: int, frames: int) -> JsonObject:
     """The columns that say where an episode lies: in the files with this number, from frame `offset` on."""
     chunk, file = divmod(part, layout.FILES_PER_CHUNK)
-    place: dict[str, Any] = {}
+    place: JsonObject = {}
     for kind in ("data", "meta/episodes", *(f"videos/{layout.video_key(camera)}" for camera in spec.cameras)):
         place |= {f"{kind}/chunk_index": chunk, f"{kind}/file_index": file}
         if kind.startswith("videos"):

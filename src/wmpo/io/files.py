@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from wmpo.errors import UserError
+from wmpo.io.plain import Json
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
@@ -76,12 +76,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Replace the file at `path` by `data` as readable JSON; NaN becomes null, as JSON has none."""
     atomic_write(path, json.dumps(_no_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """What a JSON file holds. Raises UserError where there is none, or where it can't be read."""
     path = Path(path)
     try:
@@ -124,7 +124,7 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def _no_nan(data: Any) -> Any:
+def _no_nan(data: Json) -> Json:
     if isinstance(data, float):
         return data if abs(data) != float("inf") and data == data else None
     if isinstance(data, dict):

@@ -13,9 +13,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from wmpo.errors import UserError
 
 T = TypeVar("T")
+Json = Any
+"""A value as JSON knows it; what is in it is checked where it is read."""
+JsonObject = dict[str, Any]
+"""A JSON object, likewise."""
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Json:
     """Dataclasses, mappings, sequences and numbers as JSON knows them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -28,7 +32,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_plain(cls: type[T], data: Any, where: str, null_is_nan: bool = False) -> T:
+def from_plain(cls: type[T], data: Json, where: str, null_is_nan: bool = False) -> T:
     """The dataclass `cls` from `to_plain`'s output. `where` names the source in error messages.
 
     Numbers must be finite; `null_is_nan`: or null, which `write_json` stores for NaN. Raises UserError.
@@ -51,8 +55,8 @@ def from_plain(cls: type[T], data: Any, where: str, null_is_nan: bool = False) -
         raise UserError(f"{where}: {error}") from None
 
 
-def _convert(hint: Any, value: Any, where: str, null_is_nan: bool) -> Any:
-    def convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Json, where: str, null_is_nan: bool) -> Json:
+    def convert(hint: Any, value: Json, where: str) -> Json:
         return _convert(hint, value, where, null_is_nan)
 
     origin, arguments = get_origin(hint), get_args(hint)
@@ -95,11 +99,11 @@ def _convert(hint: Any, value: Any, where: str, null_is_nan: bool) -> Any:
     return value
 
 
-def _expect(value: Any, kind: Any, where: str, name: str) -> None:
+def _expect(value: object, kind: Any, where: str, name: str) -> None:
     if not isinstance(value, kind):
         raise UserError(f"{where} is {_kind(value)}; it must be {name}.")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"a {type(value).__name__}"

@@ -4,7 +4,6 @@ name as entry points of the group wmpo.policies (docs/own_policy.md)."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -48,7 +47,7 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Policy:
     return built
 
 
-def check_actions(policy: Any, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
+def check_actions(policy: Policy, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
     """Complain where `policy` (from `where`) has the action statistics of another robot or other units than `data`.
 
     In some dimension, more than the share OFTEN of the actions lies outside its `action_range()` by more than FAR times

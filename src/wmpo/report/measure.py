@@ -6,7 +6,6 @@ Everything here looks at the real evaluation episodes, which no stage has learne
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from wmpo.imagination import ImaginedEnv, Replay, first_frames_of, replay
 from wmpo.io.files import atomic_write
 from wmpo.losses.verdicts import auroc, expected_calibration_error, precision_recall_f1
 from wmpo.policies import load_policy
-from wmpo.protocols import RewardModel, WorldModel
+from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.report.media import Clip, Media, Pair, ScoreCurve, panorama
 from wmpo.report.page import write_report
 from wmpo.report.results import (
@@ -172,7 +171,7 @@ def imagined_success(
     world_model: WorldModel,
     reward_model: RewardModel,
     spec: EnvSpec,
-    policy: Any,
+    policy: Policy,
     episodes: Sequence[Episode],
     *,
     temperature: float,
@@ -277,7 +276,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
     return result, played
 
 
-def measure_run(run: Run, policy: Any, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
+def measure_run(run: Run, policy: Policy, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
     """Measure the dream, then write result.json, report.html and dream.png: real film strips above imagined ones."""
     recipe = run.recipe
     spec = run.env.spec

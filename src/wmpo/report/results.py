@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.evaluate import Evaluation
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import from_plain, to_plain
+from wmpo.io.plain import JsonObject, from_plain, to_plain
 from wmpo.io.provenance import Machine, commit, this_machine, versions
 from wmpo.report.statistics import Interval, mcnemar_exact, paired_difference, wilson_interval
 from wmpo.training.log import read_metrics, read_stages
@@ -170,7 +170,7 @@ Result = TypeVar("Result", bound="RunResult")
 class RunResult:
     """Everything that is told about a run. Absent measurements are empty or None."""
 
-    recipe: dict[str, Any]
+    recipe: JsonObject
     task: str
     seed: int
     commit: str

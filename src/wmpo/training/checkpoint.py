@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_path, read_json, write_json
-from wmpo.io.plain import from_plain, to_plain
+from wmpo.io.plain import JsonObject, from_plain, to_plain
 from wmpo.protocols import Trainable, WorldModel
 from wmpo.types import EnvSpec
 
@@ -27,7 +27,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LARGE, MANY = 2**26, 20_000  # numbers in a parameter, and parameters, that any network may have; see `opening`
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None) -> None:
     """Replace the file at `path` by `tensors`, with `facts` (JSON values) in its header."""
     seen: set[tuple[int, int]] = set()
     stored = {}
@@ -44,7 +44,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         raise UserError(f"{path} can't be written ({first_line(error)}); what was there before is kept.") from None
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], JsonObject]:
     """(tensors, facts) as `save_tensors` stored them."""
     path = Path(path)
     try:
@@ -111,7 +111,7 @@ def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | 
     module.load_state_dict(dict(tensors))
 
 
-def save_module(folder: Path, module: nn.Module, config: Any, extra: Mapping[str, Any] | None = None) -> None:
+def save_module(folder: Path, module: nn.Module, config: object, extra: Mapping[str, object] | None = None) -> None:
     """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`.
 
     A module that says its `family` (see `wmpo.families`) is opened as one of it.
@@ -127,7 +127,7 @@ def save_module(folder: Path, module: nn.Module, config: Any, extra: Mapping[str
     save_tensors(Path(folder) / WEIGHTS, module.state_dict(), {"module": described["module"]})
 
 
-def load_config(folder: Path, config_type: type[Config]) -> tuple[Config, dict[str, Any]]:
+def load_config(folder: Path, config_type: type[Config]) -> tuple[Config, JsonObject]:
     """(config, extra) as `save_module` wrote them; the first step of loading a module."""
     path = Path(folder) / CONFIG
     described = read_json(path)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
 from wmpo.io.machine import memory_mb
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PLAIN_SECONDS = 10.0
 
@@ -66,7 +69,7 @@ class RunLog:
         self.quiet = quiet
         self.folder.mkdir(parents=True, exist_ok=True)
         self.console = Console(quiet=quiet, file=sys.stdout or open(os.devnull, "w"))  # noqa: SIM115
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         self._lock = threading.Lock()
         self._live: Progress | None = None
         repair_lines(self.folder / "metrics.jsonl")

@@ -43,7 +43,7 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def parallel_map(work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+def parallel_map(work: Callable[..., T], *arguments: Iterable[object]) -> list[T]:
     """`[work(*row) for row in zip(*arguments)]`, as many at a time as there are cores (or `OMP_NUM_THREADS` says).
 
     Modes of gradients and of precision do not travel into `work`: it must set its own.
@@ -102,7 +102,7 @@ def accumulate_gradients(
     parameters: Sequence[nn.Parameter],
     work: Callable[..., tuple[Sequence[Tensor | None], T]],
     weights: Sequence[float],
-    *arguments: Iterable[Any],
+    *arguments: Iterable[object],
 ) -> list[T]:
     """Give each parameter the weighted sum of its gradients of all parts; one that none has used gets none.
 
