@@ -17,7 +17,7 @@ from wmpo.imagination import ImaginedEnv, replay
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.rollout import rollout
-from wmpo.types import EnvSpec, Episode, Observation
+from wmpo.types import Decision, EnvSpec, Episode, Observation
 
 SPEC = EnvSpec({"front": (8, 8)}, 0, 2, 8, 5)
 
@@ -195,6 +195,29 @@ def test_what_comes_after_the_horizon_is_not_judged() -> None:
     late.reset([7])
     assert not late.step([0], torch.zeros(1, 10, 2)).success.any()
     assert late.best_scores().tolist() == [-3]
+
+
+class Waits(MiniVLA):
+    """Chunks of 5, of which the second reaches beyond the horizon of 8."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.chunk = 5
+
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        chunk = torch.zeros(len(observation), 5, 2)
+        return Decision(chunk, chunk, chunk)
+
+
+@pytest.mark.parametrize(("value", "step", "succeeded"), [(8, 8, True), (9, 8, False), (6, 6, True)])
+def test_episodes_end_at_the_horizon_whatever_the_chunk(value: int, step: int, succeeded: bool) -> None:
+    dream, _, _ = counting_dream(value)
+    found = rollout(dream, Waits(), [7], temperature=0, generator=torch.Generator(), record="waits")
+    assert found.success.tolist() == [succeeded] and found.length.tolist() == [8]
+    assert found.finish_step.tolist() == [step] and int(found.mask.sum()) == step
+    episode = found.episodes[0]
+    assert (episode.length, len(episode.state), len(episode.success)) == (8, 9, 9)
+    assert episode.images["front"][:, 0, 0, 0].tolist() == list(range(9)) and episode.finish_step == step
 
 
 def test_a_replay_may_go_on_after_success() -> None:

@@ -19,6 +19,7 @@ from wmpo.families import saved_family
 from wmpo.rewards import load_reward_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_reward_model.md"
+COMMANDS = re.findall(r"```bash\nwmpo (.*?)\n```", PAGE.read_text())
 NAME = "coarse_judge:CoarseJudge"
 
 
@@ -40,6 +41,8 @@ def blocks() -> list[str]:
 def test_the_check_of_the_page_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     exec(blocks()[1], {})
     assert capsys.readouterr().out == "[]\n"
+    assert main(COMMANDS[1].split()) == 0
+    assert "keeps the contract" in capsys.readouterr().out
 
 
 def test_the_example_learns_and_is_opened_again(module: Any, tmp_path: Path) -> None:
@@ -63,7 +66,7 @@ def test_the_example_learns_and_is_opened_again(module: Any, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("module")
 def test_a_whole_run_judges_with_it(tmp_path: Path) -> None:
-    command = re.findall(r"```bash\nwmpo (.*?)\n```", PAGE.read_text())[0].split()
+    command = COMMANDS[0].split()
     assert command[:2] == TINY[:2] == ["run", "smoke"] and NAME in command
     assert main([*TINY, *command[2:], "--out", "out", "--grpo.iterations", "1"]) == 0
     saved = Path("out/reward_model-1")

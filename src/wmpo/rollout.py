@@ -96,7 +96,7 @@ def rollout(
     result: Rollout | None = None
     for m in range(chunks):
         decision = policy.act(observation, temperature=temperature, generator=generator)
-        outcome = env.step(active, decision.chunk)
+        outcome = env.step(active, decision.chunk).first(env.spec.horizon - m * K)  # a chunk may end after the horizon
         if result is None:
             result = _empty(initial_states, chunks, observation, decision)
         _write(result, m, active, observation, decision, outcome)
@@ -144,18 +144,18 @@ def _write(
     result: Rollout, m: int, active: list[int], observation: Observation, decision: Decision, outcome: Outcome
 ) -> None:
     rows = torch.tensor(active)
-    K = result.mask.shape[-1]
     for name, image in observation.images.items():
         result.images[name][rows, m] = image
     result.state[rows, m] = observation.state
     result.trace[rows, m] = decision.trace
     result.log_prob[rows, m] = decision.log_prob
-    hit = outcome.success.cpu()  # (A, K)
+    hit = outcome.success.cpu()  # (A, K), or fewer where the horizon is reached
+    K = hit.shape[1]
     before = result.success[rows]
     # The action that leads to the first successful frame still counts; what comes after doesn't.
     earlier = (hit.cumsum(1) - hit.long()) > 0
     mask = ~(earlier | before[:, None])
-    result.mask[rows, m] = mask
+    result.mask[rows, m, :K] = mask
     result.success[rows] = before | hit.any(1)
     result.finish_step[rows] += mask.sum(1)
     result.length[rows] += K
@@ -183,7 +183,7 @@ class _Tape:
             for name, image in outcome.images.items():
                 self.frames[row][name].append(image[i].cpu().numpy())
             self.state[row].append(outcome.state[i].cpu().numpy())
-            self.actions[row].append(chunk[i])
+            self.actions[row].append(chunk[i, : outcome.success.shape[1]])
             self.success[row].append(outcome.success[i].cpu().numpy())
 
     def episode(self, row: int) -> Episode:

@@ -83,6 +83,11 @@ class Outcome:
     success: Tensor  # (A, K) bool, True on the frames at which the task counts as accomplished
     done: Tensor  # (A,) bool, the episode needs no further chunk
 
+    def first(self, count: int) -> Outcome:
+        """Without what comes after so many frames."""
+        images = {name: image[:, :count] for name, image in self.images.items()}
+        return Outcome(images, self.state[:, :count], self.success[:, :count], self.done)
+
     def last(self, instruction: tuple[str, ...]) -> Observation:
         """The last frame of the chunk, as the policy sees it next."""
         images = {name: image[:, -1] for name, image in self.images.items()}

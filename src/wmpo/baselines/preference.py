@@ -69,7 +69,8 @@ class Rollouts:
         mask = np.arange(chunks * K).reshape(1, chunks, K) < finish[:, None, None]
         index = np.argwhere(mask.any(-1))
         frames = cache.first[chosen][index[:, 0]] + index[:, 1] * K
-        steps = frames[:, None] + np.arange(K)
+        last = (cache.first[chosen] + cache.length[chosen] - 1)[index[:, 0]]  # of an episode that ended inside a chunk
+        steps = np.minimum(frames[:, None] + np.arange(K), last[:, None])
         observation = Observation(
             {name: torch.from_numpy(np.take(images, frames, axis=0)) for name, images in cache.images.items()},
             torch.from_numpy(np.take(cache.state, frames, axis=0)),
