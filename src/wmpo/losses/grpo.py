@@ -21,7 +21,7 @@ def group_advantage(reward_BG: Tensor, kind: Literal["grpo", "dr_grpo", "rloo"] 
     dr_grpo  R - mean, without the division that favours groups of little spread (Dr. GRPO, arXiv 2503.20783).
     rloo     R - mean of the other G-1 rollouts (RLOO, arXiv 2402.14740).
 
-    A group of equal rewards says nothing: its advantages are exactly 0.
+    A group of equal rewards has no signal: its advantages are exactly 0.
     """
     reward_BG = reward_BG.float()
     centred_BG = reward_BG - reward_BG.mean(-1, keepdim=True)
@@ -107,7 +107,7 @@ def clipped_policy_loss(
 
 
 def informative(reward_BG: Tensor, min_group_success: float = 0.1, max_group_success: float = 0.9) -> Tensor:
-    """(B,) bool: which groups teach something: unequal rewards, with a mean in [min_group_success, max_group_success].
+    """(B,) bool: the groups that dynamic sampling keeps. Their rewards are unequal, with a mean within these bounds.
 
     0 and 1 drop only the groups that all succeed or all fail (the paper); 0.1 and 0.9 are its code's.
     """
@@ -119,7 +119,7 @@ def informative(reward_BG: Tensor, min_group_success: float = 0.1, max_group_suc
 
 
 def shuffle_within_groups(reward_BG: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, G): the rewards of each group in random order, so that they say nothing about their rollouts.
+    """(B, G): the rewards of each group in random order, so that they don't depend on the rollouts.
 
     The control for every claim of learning: means, spreads, and the number of informative groups stay the same.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """A layer that begins by saying nothing, so that the block around it begins as the identity."""
+    """A layer whose output is 0 at first, so that the block around it begins as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

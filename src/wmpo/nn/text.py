@@ -103,7 +103,7 @@ def minilm() -> Path:
     return Path(get_model_path())
 
 
-# The frozen encoder lives in a thread of its own. Tokenizers refuse two threads at once, and shares of a batch are
+# The frozen encoder lives in a thread of its own. Tokenizers refuse two threads at once, and parts of a batch are
 # worked on in several; and no mode of a caller's thread, a device or a precision, changes what a sentence becomes.
 _reader = ThreadPoolExecutor(1, "reader")
 
