@@ -278,7 +278,7 @@ class Recipe:
 
     name: str = "push"
     seed: int = 0
-    """One seed gives one result on one machine."""
+    """One seed, from 0 to 255, gives one result on one machine."""
     rounds: int = 1
     """Lifelong learning: how often to collect, align and practise."""
     control: bool = True
@@ -294,4 +294,4 @@ class Recipe:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
-    RANGES: ClassVar[Ranges] = {"seed": (0, 2**31 - 1), "rounds": (1, 31)}
+    RANGES: ClassVar[Ranges] = {"seed": (0, 255), "rounds": (1, 31)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from wmpo.config import FitConfig
+from wmpo.config import FitConfig, PolicyConfig
 from wmpo.types import Decision, EnvSpec, Episode, Observation, Outcome
 
 if TYPE_CHECKING:
@@ -125,6 +125,22 @@ class Policy(Trainable, Protocol):
         ...
 
     def save_pretrained(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class HasActionRange(Protocol):
+    """Optional, of a policy: what it can do at all."""
+
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest action that it can choose, (D,) each, in the units of the data."""
+        ...
+
+
+@runtime_checkable
+class TakesSettings(Protocol):
+    """Optional, of a policy from a folder: settings of the run that it is not built from."""
+
+    def prepare(self, config: PolicyConfig) -> None: ...
 
 
 @runtime_checkable

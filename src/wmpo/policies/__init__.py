@@ -10,7 +10,7 @@ import numpy as np
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
 from wmpo.families import complete, family_class, saved_family
-from wmpo.protocols import Policy
+from wmpo.protocols import HasActionRange, Policy, TakesSettings
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec
 
@@ -29,7 +29,7 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Policy:
     """The policy that a run begins with: that of `config.pretrained`, or one of `config.family` from scratch."""
     if config.pretrained:
         policy = load_policy(Path(config.pretrained))
-        if hasattr(policy, "prepare"):
+        if isinstance(policy, TakesSettings):
             policy.prepare(config)
         check_fits(policy, spec, config.pretrained)
         if policy.chunk != config.chunk:
@@ -55,7 +55,7 @@ def check_actions(policy: Policy, action_ND: np.ndarray, where: str | Path, data
     outside quantiles of 1 % and 99 % at all, and at most a 36th that far outside of mean +- 3 standard deviations.
     A policy without `action_range` is not checked.
     """
-    if not hasattr(policy, "action_range"):
+    if not isinstance(policy, HasActionRange):
         return
     low_D, high_D = (bound.cpu().numpy() for bound in policy.action_range())
     slack_D = FAR * np.maximum(high_D - low_D, NARROW)
