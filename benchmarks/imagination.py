@@ -35,7 +35,7 @@ from wmpo.world_models.video_diffusion import VideoDiffusionModel
 NAIVE_STEPS = 30
 
 
-class Unwatched:
+class NeverSucceeds:
     """A reward model that never fires, so that nothing stops early."""
 
     clip_length, threshold = 1, 1.0
@@ -50,7 +50,7 @@ def dream_on(
     numbers = range(len(first))
     generator = torch.Generator().manual_seed(0)
     env = ImaginedEnv(world, reward, spec, first, numbers, generator=generator, stride=stride)
-    record = "naive" if isinstance(reward, Unwatched) else None
+    record = "naive" if isinstance(reward, NeverSucceeds) else None
     return rollout(env, policy, numbers, temperature=temperature, generator=generator, record=record)
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         return int(dream_on(world, reward, policy, spec, first, temperature, stride).length.sum())
 
     def naive() -> None:
-        played = dream_on(slow, Unwatched(), policy, spec, first, temperature, spec.horizon)
+        played = dream_on(slow, NeverSucceeds(), policy, spec, first, temperature, spec.horizon)
         score_afterwards(reward, [episode.images[camera][1:] for episode in played.episodes], first.instruction)
 
     with FlopCounterMode(display=False) as counter:

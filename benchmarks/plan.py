@@ -3,8 +3,8 @@
 OMP_NUM_THREADS=1 python benchmarks/plan.py --out benchmarks/results/plan.json
 python benchmarks/plan.py --device cuda --recipes place --policies "SmolVLA" "OpenVLA-OFT, lora_rank 32, checkpointing"
 
-The same code goes through the steps twice: with tensors that have no numbers, and with tensors that have, while it is
-watched what is allocated and freed, of which the fullest moment counts. A CPU imagines a few rows at a time, to stay in
+The same code goes through the steps twice: with tensors that have no numbers, and with tensors that have, while what is
+allocated and freed is counted, of which the fullest moment counts. A CPU imagines a few rows at a time, to stay in
 its cache: it takes less there than what is planned for a GPU. Published policies have random weights and the sizes of
 `benchmarks/sizes.py`.
 

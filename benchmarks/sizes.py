@@ -1,4 +1,4 @@
-"""What `wmpo plan` tells of policies of their published sizes: no weights are needed, since plans have no numbers.
+"""What `wmpo plan` finds for policies of their published sizes: no weights are needed, since plans have no numbers.
 
 python benchmarks/sizes.py --out benchmarks/results/sizes.json
 """
@@ -90,7 +90,7 @@ def recipe() -> Recipe:
     return replace(place, policy=policy, grpo=replace(place.grpo, micro_batch=1))
 
 
-def told(need: Need) -> dict[str, Any]:
+def row_of(need: Need) -> dict[str, Any]:
     return {
         "stage": need.stage,
         "gb": round(need.total / 1e9, 2),
@@ -116,7 +116,7 @@ def main(settings: Settings) -> None:
             "policy": name,
             "parameters": sum(p.numel() for p in parameters),
             "trained": sum(p.numel() for p in parameters if p.requires_grad),
-            "stages": [told(need) for need in plan(recipe(), spec, policy)],
+            "stages": [row_of(need) for need in plan(recipe(), spec, policy)],
         }
         print(row, flush=True)
         rows.append(row)

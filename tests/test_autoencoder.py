@@ -148,7 +148,7 @@ def test_folders_that_hold_no_autoencoder(tiny_vae, tmp_path, monkeypatch):
         DiffusersCodec(folder)
 
 
-def test_its_only_dice_are_those_that_it_is_given():
+def test_all_random_numbers_come_from_the_generator():
     torch.manual_seed(0)
     codec = Autoencoder(width=8, noise=0.5)
     images, before = pictures(4), torch.get_rng_state()

@@ -1,5 +1,5 @@
-"""The robot's body: its pose is the sum of its actions without a state, follows a learned law with one; and what moves
-with it in the picture."""
+"""The robot's kinematics: without a state its pose is the sum of its actions, with one it follows a learned law; and what
+moves with it in the picture."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from wmpo.data.normalizer import Normalizer
 from wmpo.world_models.kinematics import Kinematics
 
 
-def set_state(body: Kinematics, mean: list[float], std: list[float]) -> None:
-    body.normalizer.state_mean.copy_(torch.tensor(mean))
-    body.normalizer.state_std.copy_(torch.tensor(std))
+def set_state(model: Kinematics, mean: list[float], std: list[float]) -> None:
+    model.normalizer.state_mean.copy_(torch.tensor(mean))
+    model.normalizer.state_std.copy_(torch.tensor(std))
 
 
 def test_without_a_state_the_pose_is_the_sum_of_the_actions() -> None:
-    body = Kinematics(0, 2, ("front",))
+    model = Kinematics(0, 2, ("front",))
     travel = torch.tensor([[1.0, 2.0]])
-    pose = body.pose(torch.zeros(1, 0), travel)
-    assert body.pose_dim == 2 and torch.equal(pose, travel) and body.step is None
-    poses = body.follow(pose, torch.tensor([[[1.0, 0.0], [0.5, -1.0], [0.0, 3.0]]]))
+    pose = model.pose(torch.zeros(1, 0), travel)
+    assert model.pose_dim == 2 and torch.equal(pose, travel) and model.step is None
+    poses = model.follow(pose, torch.tensor([[[1.0, 0.0], [0.5, -1.0], [0.0, 3.0]]]))
     assert poses.tolist() == [[[2, 2], [2.5, 1], [2.5, 4]]]
-    assert body.state(poses).shape == (1, 3, 0)
+    assert model.state(poses).shape == (1, 3, 0)
 
 
 def test_sums_of_actions_have_the_scale_of_the_data_and_leave_positions_out() -> None:
-    body = Kinematics(0, 4, ("front",))
+    model = Kinematics(0, 4, ("front",))
     # A gripper in percent, a joint in degrees, one that never comes near 0, and one that stays where it is.
     low, high = torch.tensor([0.0, -90.0, 170.0, 5.0]), torch.tensor([100.0, 90.0, 180.0, 5.0])
     actions = torch.stack([low, high, (low + high) / 2]).numpy()
-    body.normalizer.load_state_dict(Normalizer.fit(actions, np.zeros((1, 0))).state_dict())
+    model.normalizer.load_state_dict(Normalizer.fit(actions, np.zeros((1, 0))).state_dict())
     chunk = torch.tensor([[[100.0, 45.0, 175.0, 5.0], [100.0, 90.0, 180.0, 5.0]]])
-    poses = body.follow(torch.zeros(1, 4), chunk)
+    poses = model.follow(torch.zeros(1, 4), chunk)
     torch.testing.assert_close(poses, torch.tensor([[[2.0, 0.5, 0, 0], [4.0, 1.5, 0, 0]]]), rtol=0.03, atol=1e-6)
-    torch.testing.assert_close(body.pose(torch.zeros(1, 0), chunk.sum(1)), poses[:, -1])
+    torch.testing.assert_close(model.pose(torch.zeros(1, 0), chunk.sum(1)), poses[:, -1])
 
 
 def test_poses_are_states_of_unit_spread_and_back() -> None:
-    body = Kinematics(3, 2, ("front",))
-    set_state(body, [100.0, 0.0, 7.0], [20.0, 0.5, 1.0])
+    model = Kinematics(3, 2, ("front",))
+    set_state(model, [100.0, 0.0, 7.0], [20.0, 0.5, 1.0])
     state = torch.tensor([[120.0, -1.0, 7.0]])
-    pose = body.pose(state, torch.ones(1, 2))
-    assert body.pose_dim == 3 and pose.tolist() == [[1, -2, 0]]
-    assert torch.equal(body.state(pose), state)
-    # Untrained, it says that nothing moves.
-    assert torch.equal(body.follow(pose, torch.randn(1, 4, 2)), pose[:, None].expand(-1, 4, -1))
+    pose = model.pose(state, torch.ones(1, 2))
+    assert model.pose_dim == 3 and pose.tolist() == [[1, -2, 0]]
+    assert torch.equal(model.state(pose), state)
+    # Untrained, nothing moves.
+    assert torch.equal(model.follow(pose, torch.randn(1, 4, 2)), pose[:, None].expand(-1, 4, -1))
 
 
 def blank(size: int, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -74,53 +74,53 @@ def law(seed: int, size: int, steps: int) -> VideoBatch:
 
 def test_it_learns_a_linear_law() -> None:
     torch.manual_seed(0)
-    body = Kinematics(2, 2, ("front",))
-    set_state(body, MEAN.tolist(), STD.tolist())
-    optimizer = torch.optim.Adam(body.parameters(), lr=1e-2)
+    model = Kinematics(2, 2, ("front",))
+    set_state(model, MEAN.tolist(), STD.tolist())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(300):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (1 - step / 300)
-        loss, metrics = body(law(step, 128, 4))
+        loss, metrics = model(law(step, 128, 4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    data = law(1000, 256, 8)  # twice as far as it was taught
+    data = law(1000, 256, 8)  # twice as far as in training
     with torch.no_grad():
-        guess = body.state(body.follow(body.pose(data.state[:, 0], data.travel), data.action))
+        guess = model.state(model.follow(model.pose(data.state[:, 0], data.travel), data.action))
     wrong = (guess - data.state[:, 1:]).abs().mean((0, 1))
     assert (wrong < 0.1 * STD).all(), wrong  # in the units of the data
     assert metrics["pose_error"] < 0.01  # of poses of unit spread
 
 
 def test_the_loss_by_hand() -> None:
-    body = Kinematics(1, 1, ("front",))  # untrained: it says that nothing moves
-    set_state(body, [10.0], [2.0])
+    model = Kinematics(1, 1, ("front",))  # untrained: nothing moves
+    set_state(model, [10.0], [2.0])
     state = torch.tensor([[[10.0], [12.0], [16.0]]])  # 1 and 3 spreads away from where it was
     context, first, future = blank(1, 2)
     batch = VideoBatch(context, first, future, torch.ones(1, 2, 1), state, state[:, 0], torch.zeros(1, 1))
-    assert body(batch)[0].item() == body(batch)[1]["pose_error"].item() == (1 + 9) / 2
+    assert model(batch)[0].item() == model(batch)[1]["pose_error"].item() == (1 + 9) / 2
     future["front"][:, 1] = 255  # half of the frames are white, which nothing explains: all of it is wrong by 2
-    _, metrics = body(batch)
+    _, metrics = model(batch)
     sharp, edge = 4 / 2, metrics["picture_error"].item() - 4 / 2
     assert 0 < edge < sharp  # the blurred one is less wrong, where the padding is mixed in
     first["front"][:] = 255  # it was there at first, so it may have come back to light
-    assert body(batch)[1]["picture_error"].item() == 0
+    assert model(batch)[1]["picture_error"].item() == 0
 
 
 def test_poses_of_a_batch_by_hand() -> None:
     state = torch.tensor([[[1.0], [2.0], [4.0]]])  # now and after two actions, far from the first frame's 7
     action, first_state, travel = torch.tensor([[[1.0], [0.5]]]), torch.tensor([[7.0]]), torch.tensor([[10.0]])
     for state_dim, expected in ((0, [10, 11, 11.5]), (1, [1, 2, 4])):
-        body = Kinematics(state_dim, 1, ("front",))
+        model = Kinematics(state_dim, 1, ("front",))
         batch = VideoBatch(*blank(1, 2), action, state[..., :state_dim], first_state[:, :state_dim], travel)
-        first, poses = body.poses(batch)
+        first, poses = model.poses(batch)
         assert first.tolist() == [[7.0 * state_dim]] and poses[0, :, 0].tolist() == expected
 
 
 def test_it_learns_what_moves_in_each_picture() -> None:
     torch.manual_seed(0)
-    body = Kinematics(0, 2, ("front", "wrist"))
-    optimizer = torch.optim.Adam(body.parameters(), lr=5e-3)
+    model = Kinematics(0, 2, ("front", "wrist"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     ways = {
         "front": torch.tensor([0.1, 0.2]),
         "wrist": torch.tensor([-0.2, 0.1]),
@@ -136,11 +136,11 @@ def test_it_learns_what_moves_in_each_picture() -> None:
             for kind, frame in zip(images, (frames[:, :1], frames[:, 0], frames[:, 1:]), strict=True):
                 kind[name] = frame
         nothing, far = torch.zeros(64, 3, 0), 5 * torch.ones(64, 2)  # where the robot came from doesn't matter
-        loss, _ = body(VideoBatch(*images, action, nothing, nothing[:, 0], far))
+        loss, _ = model(VideoBatch(*images, action, nothing, nothing[:, 0], far))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    learned = body.motion(torch.eye(2)[None])[0].detach()  # (one action at a time, cameras, right and down)
+    learned = model.motion(torch.eye(2)[None])[0].detach()  # (one action at a time, cameras, right and down)
     expected = torch.stack([torch.diag(way) for way in ways.values()], 1)
     torch.testing.assert_close(learned, expected, rtol=0, atol=0.03)
 

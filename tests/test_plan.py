@@ -294,9 +294,9 @@ def test_impossible_sizes_are_refused_at_once(options: list[str], capsys: pytest
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--env.renderer", "rays"]) == 0
-    told = capsys.readouterr().out
-    assert "16 episodes, up to" in told and "hours in all" in told
-    assert max(map(len, told.splitlines())) <= 80 and "…" not in told
+    printed = capsys.readouterr().out
+    assert "16 episodes, up to" in printed and "hours in all" in printed
+    assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
     assert main(["plan", "smoke", "--env.renderer", "rays", "--tflops", "0.000001"]) == 0
     assert "hours at 1e-06 TFLOP/s" in capsys.readouterr().out
     assert main(["plan", "smoke", "--tflops", "-1"]) == 2

@@ -15,12 +15,12 @@ B, C, K, D = 2, 3, 4, 5  # C context frames here
 LATENT = (6, 4, 8)
 
 
-def build(awake=True, **settings):
-    """A small transformer; `awake` gives random values to what starts at zero, so that everything has an effect."""
+def build(random=True, **settings):
+    """A small transformer; `random` gives random values to what starts at zero, so that everything has an effect."""
     torch.manual_seed(0)
     options = {"latent": LATENT, "context": C, "chunk": K, "action_dim": D, "width": 32, "depth": 2, "heads": 2}
     model = SpaceTimeTransformer(**(options | settings))
-    if awake:
+    if random:
         for parameter in model.parameters():
             if (parameter == 0).all():
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -56,7 +56,7 @@ def test_shape_and_zero_start(anchor, conditioning):
     batch = inputs()
     if not anchor:
         batch["anchor_Bchw"] = None
-    fresh = build(awake=False, anchor=anchor, action_conditioning=conditioning)
+    fresh = build(random=False, anchor=anchor, action_conditioning=conditioning)
     output = fresh(**batch)
     assert output.shape == batch["noisy_BKchw"].shape
     assert (output == 0).all()
@@ -64,7 +64,7 @@ def test_shape_and_zero_start(anchor, conditioning):
 
 
 def test_blocks_begin_as_the_identity():
-    model = build(awake=False)
+    model = build(random=False)
     x = torch.randn(1, 3, 8, 32)
     for block in model.blocks:
         torch.testing.assert_close(block(x, torch.zeros(1, 3, 192)), x)
@@ -113,7 +113,7 @@ def test_what_frames_see():
     assert (difference > 1e-7).all()
 
 
-def silence(*layers):
+def zero(*layers):
     for layer in layers:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
@@ -122,18 +122,18 @@ def silence(*layers):
 def test_each_frame_knows_its_own_time():
     model, base = build(), inputs()
     for block in model.blocks:
-        silence(block.attention.out)  # no frame hears of another
+        zero(block.attention.out)  # no frame sees another
     assert changed_frames(model, base, context_t_B=torch.tensor([0.5, 0.5])) == [[False] * K] * B
     assert changed_frames(model, base, t_B=torch.tensor([0.2, 0.5])) == [[False] * K, [True] * K]
 
 
 def test_actions_enter_spatial_blocks_only():
     model, base = build(), inputs()
-    silence(model.modulate_space[1], model.modulate_out[1])
+    zero(model.modulate_space[1], model.modulate_out[1])
     assert changed_frames(model, base, action_BKD=base["action_BKD"] + 1) == [[False] * K] * B
 
 
-def test_places_are_told_apart():
+def test_positions_matter():
     model, base = build(), inputs()
     shifted = {name: base[name].roll(2, -1) for name in ("noisy_BKchw", "context_Bcchw", "anchor_Bchw")}
     with torch.no_grad():
@@ -141,10 +141,10 @@ def test_places_are_told_apart():
 
 
 def test_patches_return_to_their_places():
-    # With every block silent, each output patch depends on its own input patch alone.
+    # With every block zeroed, each output patch depends on its own input patch alone.
     model, base = build(), inputs()
     for block in model.blocks:
-        silence(block.attention.out, block.mlp[-1])
+        zero(block.attention.out, block.mlp[-1])
     noisy = base["noisy_BKchw"].clone()
     noisy[1, 3, :, 2, 5] += 1
     with torch.no_grad():

@@ -137,7 +137,7 @@ def test_rows_are_selected_together(trained: VideoDiffusionModel) -> None:
     some = trained.select(memory, [3, 1])
     _, part = trained.imagine(some, data.action[[3, 1]], torch.Generator().manual_seed(0))
     _, whole = trained.imagine(memory, data.action, torch.Generator().manual_seed(0))
-    # With one sampling step at pure noise only the dice differ; the pictures must agree closely.
+    # With one sampling step at pure noise only the noise differs; the pictures must agree closely.
     same = Imagined(whole.latents[[3, 1]], whole.pose[[3, 1]])
     assert torch.equal(part.pose, same.pose)
     difference = trained.decode(part)[0]["front"].float() - trained.decode(same)[0]["front"].float()
@@ -167,9 +167,11 @@ def test_the_cores_change_no_bit_of_a_dream(trained: VideoDiffusionModel, monkey
 ])  # fmt: skip
 def test_every_kind_trains_imagines_and_comes_back_from_disk(settings: VideoDiffusionSettings, tmp_path: Path) -> None:
     model, data = build(settings), batch(1, size=4)
-    dice = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     loss, again = (model(data, torch.Generator().manual_seed(2))[0] for _ in range(2))
-    assert loss == again and torch.equal(torch.get_rng_state(), dice)  # its only dice are those that it is given
+    assert loss == again and torch.equal(
+        torch.get_rng_state(), rng_state
+    )  # all its random numbers come from the generator
     loss, metrics = model(data)
     loss.backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -311,9 +313,9 @@ def test_two_cameras_move_each_in_their_own_way() -> None:
     assert wrist.argmax().item() // 16 == 8 + 4 and wrist.argmax().item() % 16 == 8  # down
 
 
-# With a state: the robot feels where the dot is.
+# With a state: the position of the dot.
 
-FEELING = replace(SPEC, state_dim=2)
+WITH_STATE = replace(SPEC, state_dim=2)
 CENTRE, SPREAD = torch.tensor([8.0, 8.0]), torch.tensor([2.0, 4.0])  # the two numbers of a pose differ in scale
 FRAMES = 16  # of a journey: four chunks
 
@@ -329,7 +331,7 @@ def journeys(seed: int, size: int) -> tuple[Tensor, Tensor]:
     return position, position.diff(dim=1) * torch.tensor([1, -1]) / STEP
 
 
-def felt(seed: int, size: int = 32) -> VideoBatch:
+def clips_with_state(seed: int, size: int = 32) -> VideoBatch:
     """One chunk of each journey, from its beginning or later."""
     position, action = journeys(seed, size)
     now = torch.randint(0, FRAMES - 3, (size,), generator=torch.Generator().manual_seed(seed))
@@ -343,9 +345,9 @@ def felt(seed: int, size: int = 32) -> VideoBatch:
     return VideoBatch(*images, action[row, steps[:, :4]], state, position[:, 0], travel)
 
 
-def build_feeling(width: int = 8) -> VideoDiffusionModel:
+def build_with_state(width: int = 8) -> VideoDiffusionModel:
     torch.manual_seed(0)
-    model = VideoDiffusionModel.build(replace(SMALL, width=width), FEELING, 4)
+    model = VideoDiffusionModel.build(replace(SMALL, width=width), WITH_STATE, 4)
     normalizer = Normalizer(2, 2)
     normalizer.state_mean.copy_(CENTRE)
     normalizer.state_std.copy_(SPREAD)
@@ -372,8 +374,8 @@ class Exact(torch.nn.Module):
 
 
 def test_the_first_frame_is_moved_once_however_long_the_dream() -> None:
-    # By hand: the body knows the law, the map is exact, and the denoiser chooses the first frame, moved.
-    model = build_feeling().eval()
+    # By hand: the kinematics know the law, the map is exact, and the denoiser chooses the first frame, moved.
+    model = build_with_state().eval()
     with torch.no_grad():
         model.kinematics.step = Exact()
         model.kinematics.moves.weight.copy_(torch.diag(SPREAD / 8) / 10)
@@ -392,10 +394,10 @@ def test_the_first_frame_is_moved_once_however_long_the_dream() -> None:
 
 
 def test_with_a_state_it_stays_sharp_and_right_over_four_chunks() -> None:
-    model = build_feeling(width=16)
+    model = build_with_state(width=16)
 
-    learn(model.kinematics, felt, 100, 5e-3)
-    learn(model, felt, 120, 4e-3)
+    learn(model.kinematics, clips_with_state, 100, 5e-3)
+    learn(model, clips_with_state, 120, 4e-3)
     position, action = journeys(999, 32)
     frames, state = dream_on(model.eval(), position, action)
     late = slice(-4, None)  # the fourth chunk
@@ -408,15 +410,15 @@ def test_with_a_state_it_stays_sharp_and_right_over_four_chunks() -> None:
 
 
 def test_the_denoiser_leaves_the_kinematics_alone() -> None:
-    model = build_feeling()
+    model = build_with_state()
     torch.nn.init.normal_(model.kinematics.step[-1].weight)
-    model(felt(0), torch.Generator().manual_seed(0))[0].backward()
+    model(clips_with_state(0), torch.Generator().manual_seed(0))[0].backward()
     assert all(parameter.grad is None for parameter in model.kinematics.parameters())
     assert any(parameter.grad is not None for parameter in model.denoiser.parameters())
 
 
-def test_what_is_felt_has_the_units_of_the_data_before_and_after_the_disk(tmp_path: Path) -> None:
-    model = build_feeling()
+def test_states_have_the_units_of_the_data_before_and_after_the_disk(tmp_path: Path) -> None:
+    model = build_with_state()
     model.save_pretrained(tmp_path)
     loaded = VideoDiffusionModel.from_pretrained(tmp_path)
     pose = torch.tensor([[[0.0, 0.0], [1.0, -1.0], [2.0, 0.5], [0.0, 1.0]]])

@@ -104,9 +104,9 @@ class Alive(TorchDispatchMode):
             size = storage.nbytes()
             self.known.add(storage)
             self.live += size
-            weakref.finalize(storage, self.forget, size)
+            weakref.finalize(storage, self.release, size)
 
-    def forget(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self.live -= size
 
 
@@ -229,7 +229,7 @@ def updating(
 
     taken = go_through(torch.enable_grad(), work, networks)
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's two moments
-    # The average, and where practice began, to tell how far it went.
+    # The moving average, and the weights that practice began with, for the KL divergence from them.
     kept = trained * (bool(cfg.ema) + bool(cfg.target_kl))
     weights, steps = sum(map(held, networks)) + kept, practices * cfg.iterations * played / episodes
     return Need("practise: update", count(policy), weights, 3 * trained + sums, activations, change, taken.flop, steps)
@@ -313,7 +313,7 @@ def fitting(need: Need, gpu_bytes: float) -> str:
     """What to do about a stage that doesn't fit."""
     if need.total <= gpu_bytes:
         return "fits"
-    share = max(0.0, gpu_bytes / MARGIN - need.weights - need.training) / max(need.activations, 1)
-    if share < 0.02:
+    fraction = max(0.0, gpu_bytes / MARGIN - need.weights - need.training) / max(need.activations, 1)
+    if fraction < 0.02:
         return "the networks alone are too large: lower " + need.change.rpartition(", ")[2]
-    return f"lower {need.change.partition(', ')[0]} to {share:.0%} of it"
+    return f"lower {need.change.partition(', ')[0]} to {fraction:.0%} of it"

@@ -1,4 +1,4 @@
-"""The robot's own body: where its proprioceptive state goes when it acts, and what moves in the picture with it.
+"""The robot's kinematics: where its proprioceptive state goes when it acts, and what moves in the picture with it.
 
 That much of a dream is easy to know. It is learned first, in seconds, and the denoiser builds on it.
 """

@@ -24,7 +24,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of (..., C, H, W) uint8 images -> (...,), at most 1.
 
     The published constants: Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, L = 255; mean over
-    channels and over all places where the window fits. On images smaller than 11 pixels the window is cut to the
+    channels and over all positions where the window fits. On images smaller than 11 pixels the window is cut to the
     largest odd size that fits.
     """
     shape = images.shape
@@ -32,8 +32,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     y = reference.reshape(-1, 1, *shape[-2:]).float()
     size = min(11, *shape[-2:])
     size -= 1 - size % 2
-    place = torch.arange(size, device=x.device) - size // 2
-    window = torch.exp(-place.float().square() / (2 * 1.5**2))
+    offset = torch.arange(size, device=x.device) - size // 2
+    window = torch.exp(-offset.float().square() / (2 * 1.5**2))
     window = window / window.sum()
 
     def blur(image: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 class RandomFeatures(nn.Module):
     """Features of frames or videos from convolutions with fixed random weights, at three scales. Nothing is learned.
 
-    Random convolutions see edges, colours and textures well enough to tell sharp from blurred and right from
+    Random convolutions see edges, colours and textures well enough to distinguish sharp from blurred and right from
     wrong layouts; they know nothing of objects. Distances between their features are comparable only within one
     version of this project at one image size, never with published FID or FVD.
     """

@@ -32,14 +32,15 @@ class VideoDiffusionSettings(WorldModelConfig):
     anchor: bool = True
     """Also give it the episode's first frame. [paper: no]"""
     motion_prior: bool = True
-    """Let the U-Net take each place of a frame from the last frame, the first one, or the last one moved as the actions
-    say, by a learned linear map from actions to image motion. [paper: no]"""
+    """Let the U-Net composite each pixel of a frame from the last frame, the first one, or one of them warped with the
+    robot, by a learned linear map from its motion to image motion. [paper: no]"""
     action_conditioning: Literal["frame", "chunk"] = "frame"
     """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
     objective: Literal["flow", "epsilon"] = "flow"
     """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
     context_noise: float = 0.015
-    """Noise level that perturbs the context in training; its embedding is kept at sampling. [paper 0.05, code 0.015]"""
+    """Diffusion time whose noise perturbs the context in training, 0.05 being step 50 of 1000; its embedding is kept at
+    sampling. [paper 0.05, code 0.015]"""
     training_timesteps: Literal["sampler", "all"] = "sampler"
     """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
     work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""

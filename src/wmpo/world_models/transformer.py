@@ -1,7 +1,7 @@
 """The paper's denoiser: a video diffusion transformer in the manner of OpenSora's STDiT, controlled frame by frame.
 
 The sequence is [first frame] + c context frames + K noisy frames. Blocks come in pairs: a spatial block, whose
-attention stays inside each frame, and a temporal block, whose attention follows one place through time, causally.
+attention stays inside each frame, and a temporal block, whose attention follows one position through time, causally.
 adaLN coefficients of frame i come from its diffusion time and the action that leads to it. As in STDiT they are
 computed once and shared by all blocks of a kind, each of which adds a learned table of its own.
 

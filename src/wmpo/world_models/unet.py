@@ -41,8 +41,8 @@ class FrameFilm(nn.Module):
             slots = torch.zeros(chunk, per_frame, channels)  # 1 where this number of the frame goes to this channel
             for k in range(chunk):
                 first, after = k * channels // chunk, (k + 1) * channels // chunk
-                for place, channel in enumerate(range(first, max(after, first + 1))):
-                    slots[k, place, channel] = 1
+                for number, channel in enumerate(range(first, max(after, first + 1))):
+                    slots[k, number, channel] = 1
             slots = slots.flatten(0, 1)
         self.register_buffer("slots", slots, persistent=False)
 
