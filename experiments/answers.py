@@ -27,7 +27,7 @@ from experiments.pairs import (
     rate,
     tasks_of,
 )
-from experiments.tables import Plots, budget_told, rate_and_gain, second_tries, share_told, where_told
+from experiments.tables import Plots, format_budget, format_places, format_share, rate_and_gain, second_tries
 from experiments.trust import Exploited, gaps_of, known_in_both, worlds
 from wmpo.report.results import BASE
 from wmpo.report.statistics import pearson
@@ -35,38 +35,38 @@ from wmpo.report.words import number, percent, points, signed
 
 
 def in_short(sentences: Iterable[str]) -> str:
-    told = [f"- {sentence}" for sentence in sentences]
-    return "\n".join(["## In short", "", *told]) if told else ""
+    items = [f"- {sentence}" for sentence in sentences]
+    return "\n".join(["## In short", "", *items]) if items else ""
 
 
 def beside(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """What the first arm gains at each P, and which others it is told apart from, in the cells that both have."""
+    """What the first arm gains at each P, and which others it differs from, in the cells that both have."""
     found, ours = groups(results), results[0].label
     sentences = []
     for (label, budget), own in found.items():
         if label != ours:
             continue
         gained = over_base(own)
-        told: dict[tuple[str, str], list[str]] = {}
+        compared: dict[tuple[str, str], list[str]] = {}
         for (other, its), cells in found.items():
             pairs = contrasted(own, cells) if other != ours and its == budget else []
             if pairs:
-                fewer = "" if where_told(pairs) == where_told(gained) else f"on {where_told(pairs)} "
-                told.setdefault((fewer, sureness(pairs)), []).append(
+                fewer = "" if format_places(pairs) == format_places(gained) else f"on {format_places(pairs)} "
+                compared.setdefault((fewer, sureness(pairs)), []).append(
                     f"{other} ({signed(gain(pairs).value)}{exceptions(pairs)})"
                 )
-        order = sorted(told, key=lambda key: (bool(key[0]), SURENESS.index(key[1])))
-        rest = "; ".join(f"{fewer}{words} {', '.join(told[fewer, words])}" for fewer, words in order)
-        many = sum(map(len, told.values()))
+        order = sorted(compared, key=lambda key: (bool(key[0]), SURENESS.index(key[1])))
+        rest = "; ".join(f"{fewer}{words} {', '.join(compared[fewer, words])}" for fewer, words in order)
+        many = sum(map(len, compared.values()))
         chance = f" By chance one in 20 of such comparisons stands out, of {many} here." if many > 5 else ""
         sentences.append(
-            f"P = {budget_told(budget)}: **{ours} gains {points(gain(gained))}** points over its base on "
-            f"{where_told(gained)}{f'. It is {rest}' if rest else ''}.{chance}"
+            f"P = {format_budget(budget)}: **{ours} gains {points(gain(gained))}** points over its base on "
+            f"{format_places(gained)}{f'. It is {rest}' if rest else ''}.{chance}"
         )
     return in_short(sentences)
 
 
-ALIKE = "not told apart from"
+ALIKE = "not distinguishable from"
 SURENESS = (
     "better than",
     "better over states, though not beyond chance over seeds, than",
@@ -143,11 +143,11 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
         if changes and whole and len(tasks_of(own)) > 1:
             changes += ", over its tasks together by no more than chance may"
         sentences.append(
-            f"{label} on {where_told(over_base(own))}: {', then '.join(so_far)} over the base, round by round; "
+            f"{label} on {format_places(over_base(own))}: {', then '.join(so_far)} over the base, round by round; "
             f"{changes or 'on no task a round falls beyond chance'}."
         )
         if lost := forgotten(over_base(own)):
-            sentences[-1] += f" Of the states that the base solves, it fails {share_told(lost)} % in the end."
+            sentences[-1] += f" Of the states that the base solves, it fails {format_share(lost)} % in the end."
     for (label, _), own in groups(result for result in results if result.tasks).items():
         for task in own[0].task.split("+")[1:]:
             pairs = over_base(result.of_task(task) for result in own)
@@ -172,10 +172,10 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
         f"are {number(100 * mean_of(abs(gap.excess) for _, _, gap in found))} points apart on average.",
     ]
     for (label, _), own in groups(known_in_both([result for result in results if result.method == WMPO])).items():
-        sentences.append(f"{label} on {where_told(over_base(own))}: {exploited_told(own)}.")
+        sentences.append(f"{label} on {format_places(over_base(own))}: {describe_exploitation(own)}.")
         same = at(ours, places(own))
         if label != ours[0].label and len(same) == len(own) < len(ours):
-            sentences[-1] += f" {ours[0].label} there: {exploited_told(same)}."
+            sentences[-1] += f" {ours[0].label} there: {describe_exploitation(same)}."
     doubts = [r.doubt for r in ours if r.doubt is not None]
     if doubts:
         before, after = mean_of(d.precision for d in doubts), mean_of(d.precision_kept for d in doubts)
@@ -186,7 +186,7 @@ def dreams_trusted(results: Sequence[CellResult], name: str, plots: Plots) -> st
     return in_short(sentences)
 
 
-def exploited_told(results: Sequence[CellResult]) -> str:
+def describe_exploitation(results: Sequence[CellResult]) -> str:
     made = Exploited.of(results)
     return (
         f"of an imagined gain of {signed(made.imagined)} points, {signed(made.real)} is real; the gap is "
@@ -198,17 +198,17 @@ def more_of_them(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Whether the first arm goes on to gain from more rollouts: `beside`, and its largest P minus each smaller one."""
     own = {budget: cells for (label, budget), cells in groups(results).items() if label == results[0].label and budget}
     found = {budget: contrasted(own[max(own)], cells) for budget, cells in own.items() if budget < max(own)}
-    told = ", ".join(f"{budget}: {points(gain(pairs))}" for budget, pairs in found.items() if pairs)
+    less = ", ".join(f"{budget}: {points(gain(pairs))}" for budget, pairs in found.items() if pairs)
     text = beside(results, name, plots)
-    return f"{text}\n- {results[0].label}'s success with P = {max(own)} minus that with {told}." if told else text
+    return f"{text}\n- {results[0].label}'s success with P = {max(own)} minus that with {less}." if less else text
 
 
 def trying_again(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     sentences = []
     for task in tasks_of(results):
         own = [result for result in results if result.task == task]
-        parts = [f"Base {share_told(second_tries(first_of_each_seed(own), lambda result: BASE))}"]
+        parts = [f"Base {format_share(second_tries(first_of_each_seed(own), lambda result: BASE))}"]
         for (label, _), cells in groups(own).items():
-            parts.append(f"{label} {share_told(second_tries(cells, lambda result: result.final))}")
+            parts.append(f"{label} {format_share(second_tries(cells, lambda result: result.final))}")
         sentences.append(f"{task}: the share of failed first attempts that succeed later, in %: {', '.join(parts)}.")
     return in_short(sentences)

@@ -10,7 +10,7 @@ from experiments.cells import CellResult, read_cells, result_of
 from experiments.grids import EXPERIMENTS
 from experiments.pairs import Pair, at, contrasted, gain, gain_over_seeds, groups, not_better, over_base, places, rate
 from experiments.store import read_results
-from experiments.tables import seeds_told, table
+from experiments.tables import format_seeds, table
 from wmpo.io.files import read_json
 from wmpo.report.results import RunResult
 from wmpo.report.words import percent, points
@@ -61,12 +61,12 @@ def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
     there = {group: over_base(at(cells, common)) for group, cells in found.items() if places(cells) >= common}
     budgets = sorted({spent for _, spent in there if spent >= budget})
 
-    def told(label: str, spent: int) -> tuple[str, str]:
+    def cells_of(label: str, spent: int) -> tuple[str, str]:
         pairs = there.get((label, spent), [])
-        return (points(gain(pairs)), seeds_told(gain_over_seeds(pairs))) if pairs else ("–", "–")
+        return (points(gain(pairs)), format_seeds(gain_over_seeds(pairs))) if pairs else ("–", "–")
 
     labels.sort(key=lambda label: -gain(there[label, budget]).value)
-    rows = [(label, *(text for spent in budgets for text in told(label, spent))) for label in labels]
+    rows = [(label, *(text for spent in budgets for text in cells_of(label, spent))) for label in labels]
     head = ("method", *(text for spent in budgets for text in (f"gain from {spent} real tries", "over seeds")))
     tasks = ", ".join(sorted({task for task, _ in common}))
     seeds = ", ".join(map(str, sorted({seed for _, seed in common})))
@@ -77,11 +77,11 @@ def comparison(results: Iterable[CellResult], budget: int = 128) -> str:
             text += f" WMPO gains {points(gain(more))} more from {spent} than from {budget}."
         others = {label: found[label, its] for label, its in there if its == spent and label != "WMPO"}
         even = {label: not_better(contrasted(ours, cells)) for label, cells in others.items()}
-        if told_even := "; ".join(f"{label} on {', '.join(where)}" for label, where in even.items() if where):
-            text += f" From {spent} it is not better than {told_even}."
+        if no_better := "; ".join(f"{label} on {', '.join(where)}" for label, where in even.items() if where):
+            text += f" From {spent} it is not better than {no_better}."
     for label, cells in ((label, found[label, spent]) for label, spent in there if not spent):
         episodes = max(result.interactions["rollouts"].episodes for result in cells)
-        text += f" {label} gains {told(label, 0)[0]} from {episodes}."
+        text += f" {label} gains {cells_of(label, 0)[0]} from {episodes}."
     return f"{text}\n\n{table(head, rows)}"
 
 

@@ -41,16 +41,16 @@ DASH = "–"
 SURE = "better beyond chance: over states; over seeds"
 
 
-def seeds_told(interval: Interval) -> str:
+def format_seeds(interval: Interval) -> str:
     return points(interval) if math.isfinite(interval.low) else DASH
 
 
-def budget_told(budget: int) -> str:
+def format_budget(budget: int) -> str:
     return str(budget) if budget else "no limit"
 
 
 def seeds_of(pairs: Sequence[Pair]) -> str:
-    """0, 1, 2; told task by task where they differ."""
+    """0, 1, 2; task by task where they differ."""
     found = {task: ", ".join(map(str, sorted({pair.seed for pair in own}))) for task, own in by_task(pairs).items()}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
@@ -75,17 +75,19 @@ def rates(results: Sequence[CellResult], suffix: str = "") -> str:
     found = {group: over_base(own, suffix=suffix) for group, own in groups(results).items()}
     varied = any(math.isfinite(gain_over_seeds(pairs).low) for pairs in found.values() if pairs)
 
-    def row(label: str, budget: str, pairs: list[Pair], told: Callable[[list[Pair]], str]) -> list[str]:
+    def row(label: str, budget: str, pairs: list[Pair], show: Callable[[list[Pair]], str]) -> list[str]:
         mine = by_task(pairs)
         whole = set(mine) == set(tasks)  # a mean over other tasks could not be compared
-        cells = [told(mine[task]) if task in mine else DASH for task in tasks]
-        cells += [told(pairs) if whole else DASH] * (len(tasks) > 1)
-        cells += [seeds_told(gain_over_seeds(pairs)) if whole and label != "Base" else DASH] * varied
+        cells = [show(mine[task]) if task in mine else DASH for task in tasks]
+        cells += [show(pairs) if whole else DASH] * (len(tasks) > 1)
+        cells += [format_seeds(gain_over_seeds(pairs)) if whole and label != "Base" else DASH] * varied
         return [label, budget, seeds_of(pairs), *cells]
 
     base = over_base(first_of_each_seed(results), BASE, suffix)
     rows = [row("Base", "0", base, lambda pairs: percent(mean_rate(pairs)))]
-    rows += [row(label, budget_told(budget), pairs, rate_and_gain) for (label, budget), pairs in found.items() if pairs]
+    rows += [
+        row(label, format_budget(budget), pairs, rate_and_gain) for (label, budget), pairs in found.items() if pairs
+    ]
     head = ["method", "P", "seeds", *(f"{task}: %, gain" for task in tasks)]
     head += ["mean: %, gain"] * (len(tasks) > 1) + ["gain over seeds"] * varied
     return table(head, rows)
@@ -109,19 +111,19 @@ def beside_each(results: Sequence[CellResult], suffix: str = "") -> str:
     for (label, budget), others in found.items():
         pairs = contrasted(found.get((ours, budget), []), others, suffix)
         if label != ours and pairs:
-            rows.append([label, budget_told(budget), *difference_told(pairs)])
+            rows.append([label, format_budget(budget), *difference_cells(pairs)])
     head = ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", SURE)
     return table(head, rows) if rows else ""
 
 
-def difference_told(pairs: Sequence[Pair]) -> list[str]:
+def difference_cells(pairs: Sequence[Pair]) -> list[str]:
     """Where it was measured, the mean difference over tasks, and whether it is better beyond chance."""
     states, seeds = gain(pairs), gain_over_seeds(pairs)
     sure = f"{verdict(states)}; {verdict(seeds) if math.isfinite(seeds.low) else DASH}"
-    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(states), seeds_told(seeds), sure]
+    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(states), format_seeds(seeds), sure]
 
 
-def where_told(pairs: Sequence[Pair]) -> str:
+def format_places(pairs: Sequence[Pair]) -> str:
     """place, stack (seeds 0, 1)."""
     seeds = seeds_of(pairs)
     return f"{', '.join(by_task(pairs))} (seed{'s' * (not seeds.isdigit())} {seeds})"
@@ -140,7 +142,7 @@ def seeds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         parts = [over_base([result for result in own if result.seed == seed]) for seed in numbers]
         gains = [points(gain(pairs)) if set(by_task(pairs)) == tasks else DASH for pairs in parts]
         if set(gains) != {DASH}:
-            rows.append([label, budget_told(budget), *gains])
+            rows.append([label, format_budget(budget), *gains])
     head = ("method", "P", *(f"seed {seed}" for seed in numbers))
     return f"## Seed by seed\n\nMean gain over tasks.\n\n{table(head, rows)}" if rows else ""
 
@@ -154,7 +156,7 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for less, more in pairwise(budgets):
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
-                rows.append([label, f"{less} to {more}", *difference_told(pairs)])
+                rows.append([label, f"{less} to {more}", *difference_cells(pairs)])
     head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", SURE)
     return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
 
@@ -171,7 +173,7 @@ def cost(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         seconds = [sum(stage.seconds for stage in result.stages.values()) for result in own]
         took = clock(sum(seconds) / len(seconds))
         used = map(mean, ("demonstrations", "rollouts", "practice_resets", "watching_practice"))
-        rows.append([label, budget_told(budget), *used, took])
+        rows.append([label, format_budget(budget), *used, took])
     head = ("method", "P", "demonstrations tried", "real rollouts used", "first pictures used",
             "only watched", "time, shared stages included")  # fmt: skip
     return (
@@ -227,7 +229,7 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
             rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
-                         points(gain(steps)), points(gain(pairs)), share_told(forgotten(pairs))])  # fmt: skip
+                         points(gain(steps)), points(gain(pairs)), format_share(forgotten(pairs))])  # fmt: skip
     if not rows:
         return ""
     heads = (f"{task} %" for task in tasks)
@@ -242,14 +244,14 @@ def old_tasks(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Where one policy knows several tasks and only the first was tried and practised: what became of each."""
     rows = []
     for (label, _), own in groups(result for result in results if result.tasks).items():
-        for told in own[0].task.split("+"):
-            parts = [result.of_task(told) for result in own]
+        for task in own[0].task.split("+"):
+            parts = [result.of_task(task) for result in own]
             cells = [percent(mean_rate(over_base(parts, BASE)))]
             for turn in own[0].turns:
                 pairs = over_base(parts, turn)
                 cells.append(f"{percent(mean_rate(pairs))}, {points(gain(pairs))}")
-            practised = "yes" if told == own[0].task.split("+")[0] else "no"
-            rows.append([label, told, practised, *cells])
+            practised = "yes" if task == own[0].task.split("+")[0] else "no"
+            rows.append([label, task, practised, *cells])
     if not rows:
         return ""
     head = ("method", "task", "practised", "base %", *(f"round {i}: %, gain" for i in range(1, len(rows[0]) - 3)))
@@ -267,7 +269,7 @@ def dream_quality(results: Sequence[CellResult], name: str, plots: Plots) -> str
         if label != results[0].label and len(ours) == len(own):
             beside = (number(value, 2) for value in dream_values(ours))
             cells = [f"{value} ({other})" for value, other in zip(cells, beside, strict=True)]
-        rows.append([label, budget_told(budget), str(len(own)), *cells])
+        rows.append([label, format_budget(budget), str(len(own)), *cells])
     head = ("arm", "P", "cells", "PSNR at the end, dB", "verdicts right, %", "F1 of verdicts", "imagined minus real")
     text = f"## The dreams\n\nIn parentheses: {results[0].label} in the same cells.\n\n"
     return text + table(head, rows) if rows else ""
@@ -291,7 +293,7 @@ def attempts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         own = [result for result in results if result.task == task]
         rows.append([task, *attempts_row("Base", "0", first_of_each_seed(own), lambda result: BASE)])
         for (label, budget), cells in groups(own).items():
-            rows.append([task, *attempts_row(label, budget_told(budget), cells, lambda result: result.final)])
+            rows.append([task, *attempts_row(label, format_budget(budget), cells, lambda result: result.final)])
     head = ("task", "method", "P", "first attempt failed", "of these succeeded, %", "attempts per episode",
             "length of successes, beside the base's", "succeeded of failed, seed by seed")  # fmt: skip
     return f"## Attempts\n\n{table(head, rows)}"
@@ -307,7 +309,7 @@ def attempts_row(
     each = [second_tries([result], name) for result in known]
     again = [hit for hits in each for hit in hits]
     by_seed = ", ".join(f"{sum(hits)} of {len(hits)}" for hits in each)
-    return [label, budget, str(len(again)), share_told(again), number(mean_of(tries), 2), length, by_seed]
+    return [label, budget, str(len(again)), format_share(again), number(mean_of(tries), 2), length, by_seed]
 
 
 def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str]) -> list[int]:
@@ -320,7 +322,7 @@ def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str
     return found
 
 
-def share_told(hits: Sequence[int]) -> str:
+def format_share(hits: Sequence[int]) -> str:
     return percent(wilson_interval(sum(hits), len(hits))) if hits else DASH
 
 
@@ -329,6 +331,6 @@ def summary_of(missing: Mapping[str, int], there: int) -> str:
     total = there + sum(missing.values())
     text = f"{there} of {total} cells have been run."
     if missing:
-        told = ", ".join(f"{label} ({count})" for label, count in missing.items())
-        text += f" Missing, or measured with other settings: {told}."
+        listed = ", ".join(f"{label} ({count})" for label, count in missing.items())
+        text += f" Missing, or measured with other settings: {listed}."
     return text

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from experiments.cells import CellResult
 from experiments.drawing import drawn
 from experiments.pairs import first_of_each_seed, groups, mean_of, tasks_of
-from experiments.tables import Plots, budget_told, table
+from experiments.tables import Plots, format_budget, table
 from wmpo.report.charts import Line, line_plot
 from wmpo.report.results import BASE, Gap
 from wmpo.report.statistics import normal_quantile, pearson, spearman
@@ -87,9 +87,9 @@ def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     rows = []
     for (label, budget), own in groups(known_in_both(results)).items():
         for task in tasks_of(own):
-            rows.append([label, budget_told(budget), task, *gap_row([r for r in own if r.task == task])])
+            rows.append([label, format_budget(budget), task, *gap_row([r for r in own if r.task == task])])
         if len(tasks_of(own)) > 1:
-            rows.append([label, budget_told(budget), "mean", *gap_row(own)])
+            rows.append([label, format_budget(budget), "mean", *gap_row(own)])
     if not rows:
         return ""
     text = (
@@ -159,7 +159,7 @@ def verdicts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 mean_of(r.agreement.f1 for r in known if r.agreement),
                 mean_of(math.nan if r.dream_calibration is None else r.dream_calibration for r in known),
             ]
-            rows.append([label, budget_told(budget), *(number(value, 3) for value in values)])
+            rows.append([label, format_budget(budget), *(number(value, 3) for value in values)])
     head = ("method", "P", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
     return f"## Verdicts\n\n{table(head, rows)}" if rows else ""
 
@@ -176,6 +176,6 @@ def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 number(100 * mean_of(doubt.precision_kept for doubt in known)),
                 number(100 * mean_of(doubt.kept for doubt in known)),
             ]
-            rows.append([label, budget_told(budget), *values])
+            rows.append([label, format_budget(budget), *values])
     head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %")
     return f"## Two dreams of one episode\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""

@@ -168,7 +168,7 @@ Result = TypeVar("Result", bound="RunResult")
 
 @dataclass
 class RunResult:
-    """Everything that is told about a run. Absent measurements are empty or None."""
+    """Everything that is known of a run. Absent measurements are empty or None."""
 
     recipe: JsonObject
     task: str
@@ -233,7 +233,7 @@ class RunResult:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that outcomes are told apart by; empty where there is only one."""
+        """The tasks of the outcomes; empty where there is only one."""
         return sorted({name for policy in self.policies.values() for name in policy.task})
 
     def of_task(self: Result, name: str) -> Result:

@@ -65,7 +65,7 @@ def success(result: RunResult) -> str:
         rate_bars(bars),
         success_table(result).html(),
         paragraph(
-            "The control practises just as long, but is told successes and failures in random order. "
+            "The control practises just as long, but with successes and failures in random order. "
             "If it doesn't improve, the gain comes from what was imagined, not from more training.",
             "soft",
         )
