@@ -1,5 +1,5 @@
-"""The robot's kinematics: without a state its pose is the sum of its actions, with one it follows a learned law; and what
-moves with it in the picture."""
+"""The robot's kinematics: without a state its pose is the sum of its actions, with one it follows a learned law; and
+what moves with it in the picture."""
 
 from __future__ import annotations
 
