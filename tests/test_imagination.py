@@ -100,7 +100,7 @@ def test_perfect_dream_equals_reality_frame_for_frame(tabletop: tuple[VectorEnv,
 def test_perfect_dream_gives_the_real_verdicts(tabletop: tuple[VectorEnv, VectorEnv]) -> None:
     real, inside = tabletop
     initial_states = [10, 11, 12, 13]
-    shown = real.demonstrate(initial_states, noise=0.0, seed=0)
+    shown = list(real.demonstrate(initial_states, noise=0.0, seed=0))
     assert any(episode.succeeded for episode in shown)
     referee = Memorised()
     L = referee.clip_length

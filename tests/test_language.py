@@ -47,10 +47,10 @@ def test_only_the_chosen_task_is_tried_and_practised(tmp_path: Path) -> None:
     """The other one is evaluated all the same."""
     recipe = replace(TINY, env=replace(TINY.env, task="place+place-blue"))
     with open_run(recipe, tmp_path / "both", quiet=True) as both:
-        name_of = task_names(both.env)
         everything = both.initial_states("collect", 64, 1)
     recipe = replace(recipe, collect=replace(recipe.collect, task="place-blue"))
     with open_run(recipe, tmp_path / "one", quiet=True) as run:
+        name_of = task_names(run.env)
         for split in ("collect", "practise"):
             chosen = run.initial_states(split, 40, 1)
             assert len(chosen) == 40 and {name_of(start) for start in chosen} == {"place-blue"}
@@ -89,7 +89,7 @@ def test_a_paraphrase_belongs_to_its_start_number() -> None:
     single = TabletopEnv(BOTH.task, ("front",), 16, "rays", "paraphrase")
     assert [single.reset(seed=start)[1]["instruction"] for start in STARTS[:6]] == list(together[:6])
     assert env.reset_to(env.get_state([3, 1])).instruction == (together[36], together[38])
-    assert env.demonstrate([5], 0.0, 0)[0].instruction == together[5]
+    assert next(iter(env.demonstrate([5], 0.0, 0))).instruction == together[5]
 
 
 # --- success of each task -------------------------------------------------------------------------------------

@@ -1,17 +1,24 @@
-"""Environments: the embedded one is `wmpo.envs.tabletop`; others plug in by name (docs/own_env.md)."""
+"""Environments: the embedded one is `wmpo.envs.tabletop`; others plug in by name (docs/own_env.md).
+
+Kept light: simulator processes import this package, and need no torch, so what does is imported where it is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from wmpo.config import EnvConfig
 from wmpo.errors import UserError
-from wmpo.families import complete, family_class
-from wmpo.protocols import Demonstrates, Env, NamesTasks
+
+if TYPE_CHECKING:
+    from wmpo.protocols import Demonstrates, Env
 
 
 def make_env(config: EnvConfig, disruption: str = "none") -> Env:
     """The real (or simulated) environment of a recipe. Raises UserError for a disruption that it doesn't have."""
+    from wmpo.families import complete, family_class
+
     config = complete("env", config)
     family = family_class("env", config.family)
     if disruption != "none" and disruption not in disruptions_of(config):
@@ -23,11 +30,15 @@ def make_env(config: EnvConfig, disruption: str = "none") -> Env:
 
 def disruptions_of(config: EnvConfig) -> tuple[str, ...]:
     """The changes of scene that the environment of a recipe can be evaluated under."""
+    from wmpo.families import family_class
+
     return tuple(getattr(family_class("env", config.family), "disruptions", ()))
 
 
 def demonstrator(env: Env, family: str) -> Demonstrates:
     """The environment as one with a scripted expert. Raises UserError where it has none."""
+    from wmpo.protocols import Demonstrates
+
     if isinstance(env, Demonstrates):
         return env
     raise UserError(
@@ -38,4 +49,6 @@ def demonstrator(env: Env, family: str) -> Demonstrates:
 
 def task_names(env: Env) -> Callable[[int], str]:
     """Initial-state number -> name of the task that its episode is about; "" where the environment names none."""
+    from wmpo.protocols import NamesTasks
+
     return env.task_of if isinstance(env, NamesTasks) else lambda initial_state: ""

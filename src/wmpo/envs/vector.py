@@ -1,250 +1,281 @@
-"""A batch of tabletop episodes, advanced by several processes."""
+"""A batch of episodes, advanced together by several processes, whatever class plays them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.envs.simulation import (
-    Advance,
-    Answer,
-    Begin,
-    Board,
-    Demonstrate,
-    Draw,
-    Map,
-    Save,
-    Scripted,
-    Simulation,
-    share,
-)
-from wmpo.envs.tabletop import display
-from wmpo.envs.tabletop.env import Snapshot
-from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM, TabletopSettings, check
-from wmpo.envs.tabletop.tasks import sentence_of, task_of, tasks_named
-from wmpo.envs.worker_pool import Pool
+from wmpo.config import EnvConfig
+from wmpo.envs.worker import EXTRAS, FACTS, frame_bytes, frames
+from wmpo.envs.worker_pool import InProcess, WorkerPool
 from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
+if TYPE_CHECKING:
+    from wmpo.envs.worker import Request
+
+
+class NotOfferedError(UserError, AttributeError):
+    """So that `hasattr` and `isinstance` say no, and a person reads a sentence."""
+
+
+@dataclass
+class Row:
+    """How the episode of a row came to where it is."""
+
+    origin: int | bytes
+    """Its initial-state number, or a saved state."""
+    chunks: list[np.ndarray] = field(default_factory=list)
+    """(K, D) each: what was executed since."""
+
 
 class VectorEnv:
-    """Fulfils `wmpo.protocols.Env` for one task, or several told apart by their sentences.
+    """Fulfils `wmpo.protocols.Env` with objects of an episode class (`wmpo.envs.worker.Episode`).
 
-    Rows of a batch are dealt out to the processes in turn.
+    `episode` names the class, as module:Class, and `settings` are its arguments. Also fulfils Demonstrates, NamesTasks,
+    Restorable and CountsEvents of `wmpo.protocols`, each where the class has what it takes.
 
-    workers = 0 simulates in the calling process. An episode is done 4 frames after success, or at the horizon;
-    one that is done inside a chunk still simulates the chunk to its end, so all frames are real.
+    Rows are dealt out in turn to `config.workers` processes, of the Python `config.python`, with `environ` added to
+    their environment variables; 0 simulates in the calling process. An episode that is done inside a chunk still plays
+    the chunk to its end, so all frames are real.
     """
 
-    def __init__(self, config: TabletopSettings, disruption: str = "none") -> None:
-        self._tasks = tasks_named(config.task)
-        self.cameras = tuple(config.cameras)
-        self.image_size = config.image_size
-        self.disruption = check(self.cameras, self.image_size, disruption)
+    # Set only where the episode class offers them:
+    tasks: tuple[str, ...]
+    task_of: Callable[[int], str]
+    demonstrate: Callable[..., Iterator[Episode]]
+    get_state: Callable[[Sequence[int]], list[bytes]]
+    reset_to: Callable[[Sequence[bytes]], Observation]
+    events: list[dict[str, int]]
+    """Per row: what happened, and how often so far."""
+
+    def __init__(
+        self, config: EnvConfig, episode: str, settings: Mapping[str, object], environ: Mapping[str, str] | None = None
+    ) -> None:
         if not 0 <= config.workers <= 256:
             raise UserError(f"The number of simulator processes must be from 0 to 256, not {config.workers}.")
-        self.renderer = display.choose(config.renderer)
-        self.spec = EnvSpec(
-            cameras=dict.fromkeys(self.cameras, (self.image_size, self.image_size)),
-            state_dim=STATE_DIM if config.state else 0,
-            action_dim=ACTION_DIM,
-            horizon=max(task.horizon for task in self._tasks),
-            fps=FPS,
-        )
-        self.events: list[dict[str, int]] = []
-        """Per row: how often the gripper began to touch ("contacts") and to grasp ("grasps") the object."""
-        self._rows = 0
-        self._memory = np.empty(0, np.uint8)
-        self._answer: Any = None
-        arguments = (config.task, self.cameras, self.image_size, self.renderer, disruption)
-        self._pool: Pool | None = None
-        self._local: Simulation | None = None
-        if config.workers == 0:
-            self._local = Simulation(*arguments)
+        self._name = episode
+        self._rows: list[Row] = []
+        start: Request = {"episode": episode, "settings": dict(settings), **_module_paths(episode, config)}
+        self._pool: InProcess | WorkerPool
+        if config.workers:
+            self._pool = WorkerPool(config.workers, start, self._history, config.python, config.timeout, environ)
+        elif config.python:
+            raise UserError("With env.python, env.workers must be at least 1: another Python is another process.")
         else:
-            environ = dict(os.environ)
-            display.prepare_environment(self.renderer, environ)
-            self._pool = Pool(config.workers, "wmpo.envs.simulation:Simulation", arguments, environ)
+            self._pool = InProcess(start)
+        described = self._pool.described
+        self.spec, self._bounds = _spec(episode, described)
+        offers = set(described["offers"])
+        if {"tasks", "task_of"} <= offers:
+            self.tasks, self.task_of = tuple(described["tasks"]), self._task_of
+        if "demonstrate" in offers:
+            self.demonstrate = self._demonstrate
+        if {"get_state", "set_state"} <= offers:
+            self.get_state, self.reset_to = self._get_state, self._reset_to
+        if "events" in offers:
+            self.events = []
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(task.name for task in self._tasks)
-
-    def task_of(self, initial_state: int) -> str:
-        return task_of(self._tasks, initial_state).name
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in (*EXTRAS, "reset_to"):
+            raise NotOfferedError(f"The environment {self._name} has no {name}, which this needs (docs/own_env.md).")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     def reset(self, initial_states: Sequence[int]) -> Observation:
         if len(initial_states) == 0:
             raise UserError("A batch needs at least one initial-state number.")
-        if any(int(initial_state) < 0 for initial_state in initial_states):
-            raise UserError(f"Start numbers must be 0 or more, not {min(initial_states)}.")
-        return self._begin([int(initial_state) for initial_state in initial_states])
+        if any(int(number) < 0 for number in initial_states):
+            raise UserError(f"Initial-state numbers must be 0 or more, not {min(initial_states)}.")
+        return self._begin([int(number) for number in initial_states])
 
-    def reset_to(self, snapshots: Sequence[Snapshot]) -> Observation:
-        """Like `reset`, but each episode continues from a saved state of the same task."""
-        if len(snapshots) == 0:
+    def _reset_to(self, states: Sequence[bytes]) -> Observation:
+        """Like `reset`, but each episode continues from a saved state."""
+        if len(states) == 0:
             raise UserError("A batch needs at least one saved state.")
-        return self._begin(list(snapshots))
+        return self._begin(list(states))
 
-    def _begin(self, origins: Sequence[int | Snapshot]) -> Observation:
-        self._rows = count = len(origins)
-        self.events = [{} for _ in range(count)]
-        images, state, _, _ = self._request(
-            range(count), 1, lambda rows, board: Begin(rows, tuple(origins[row] for row in rows), rows, board)
-        )
-        initial_states = [origin.initial_state if isinstance(origin, Snapshot) else origin for origin in origins]
-        sentences = tuple(self._instruction(initial_state) for initial_state in initial_states)
-        return Observation({name: frames[:, 0] for name, frames in images.items()}, state[:, 0], sentences)
+    def _begin(self, origins: Sequence[int | bytes]) -> Observation:
+        self._rows = [Row(origin) for origin in origins]
+        if "events" in vars(self):
+            self.events = [{} for _ in origins]
+        requests: list[Request] = [{"op": "begin", "row": row, "origin": origin} for row, origin in enumerate(origins)]
+        outcome, instruction = self._play(requests, 1)
+        return outcome.last(instruction)
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         rows = [int(row) for row in rows]
-        self._check(rows, chunk_AKD)
-        chunk = chunk_AKD.detach().to("cpu", torch.float32).numpy()
-        slot = {row: index for index, row in enumerate(rows)}
+        chunk = chunk_AKD.detach().to("cpu", torch.float32, copy=True).numpy()  # kept, for a worker that is lost
+        self._check(rows, chunk)
+        return self._play(
+            [{"op": "step", "row": row, "chunk": actions} for row, actions in zip(rows, chunk, strict=True)],
+            chunk.shape[1],
+        )[0]
 
-        def request(mine: tuple[int, ...], board: Board) -> Advance:
-            slots = tuple(slot[row] for row in mine)
-            return Advance(mine, chunk[list(slots)], slots, board)
-
-        images, state, success, done = self._request(rows, chunk.shape[1], request)
-        return Outcome(images, state, success, done)
-
-    def _check(self, rows: list[int], chunk: Tensor) -> None:
-        if self._rows == 0:
+    def _check(self, rows: list[int], chunk: np.ndarray) -> None:
+        D = self.spec.action_dim
+        if not self._rows:
             raise UserError("Call reset before step.")
-        if not rows or len(set(rows)) < len(rows) or min(rows) < 0 or max(rows) >= self._rows:
-            raise UserError(f"Rows must be different numbers from 0 to {self._rows - 1}, not {rows}.")
-        if chunk.ndim != 3 or len(chunk) != len(rows) or chunk.shape[1] == 0 or chunk.shape[2] != ACTION_DIM:
-            raise UserError(f"Actions must have the shape ({len(rows)}, K, {ACTION_DIM}), not {tuple(chunk.shape)}.")
-        if not torch.isfinite(chunk).all():
+        if not rows or len(set(rows)) < len(rows) or min(rows) < 0 or max(rows) >= len(self._rows):
+            raise UserError(f"Rows must be different numbers from 0 to {len(self._rows) - 1}, not {rows}.")
+        if chunk.ndim != 3 or len(chunk) != len(rows) or chunk.shape[1] == 0 or chunk.shape[2] != D:
+            raise UserError(f"Actions must have the shape ({len(rows)}, K, {D}), not {chunk.shape}.")
+        if not np.isfinite(chunk).all():
             raise UserError("Actions contain NaN or infinity.")
-        if chunk.abs().max() > 1 + 1e-6:
-            raise UserError(f"Actions must lie in [-1, 1]; the largest magnitude is {float(chunk.abs().max()):.3g}.")
+        low, high = self._bounds
+        for d in np.flatnonzero((chunk < low - 1e-6).any((0, 1)) | (chunk > high + 1e-6).any((0, 1))):
+            worst = chunk[..., d].flat[np.abs(chunk[..., d] - (low + high)[d] / 2).argmax()]
+            raise UserError(f"Action {d} must lie in [{low[d]:g}, {high[d]:g}], not at {worst:.3g}.")
 
-    def get_state(self, rows: Sequence[int]) -> list[Snapshot]:
+    def _play(self, requests: list[Request], frame_count: int) -> tuple[Outcome, tuple[str, ...]]:
+        """What happened in each row, in the order of the requests, and the instructions where episodes begin."""
+        spec, count = self.spec, len(requests)
+        cameras = dict(spec.cameras)
+        size = frame_count * frame_bytes(cameras)
+        shared = self._pool.reserve(count * size)
+        shares: dict[int, list[Request]] = {}
+        slots: dict[int, int] = {}
+        for slot, request in enumerate(requests):
+            request["at"] = slot * size if shared else None
+            slots[request["row"]] = slot
+            shares.setdefault(request["row"] % len(self._pool), []).append(request)
+        images = {camera: np.empty((count, frame_count, 3, *cameras[camera]), np.uint8) for camera in cameras}
+        state = np.empty((count, frame_count, spec.state_dim), np.float32)
+        success, done = np.empty((count, frame_count), bool), np.empty(count, bool)
+        instruction = [""] * count
+        try:
+            for request, answer in self._pool.run(lambda worker: shares.pop(worker, [])):
+                row, slot = request["row"], slots[request["row"]]
+                seen = frames(self._pool.shared, slot * size, cameras, frame_count) if shared else answer["images"]
+                for camera, image in images.items():
+                    image[slot] = seen[camera]  # a copy: the next request writes to the same memory
+                state[slot], success[slot], done[slot] = answer["state"], answer["success"], answer["done"]
+                instruction[slot] = answer.get("instruction", "")
+                if "events" in vars(self):
+                    self.events[row] = answer["events"]
+                if "chunk" in request:
+                    self._rows[row].chunks.append(request["chunk"])
+        except BaseException:
+            self._rows = []  # some rows have moved on, others haven't
+            raise
+        tensors = {camera: torch.from_numpy(image) for camera, image in images.items()}
+        outcome = Outcome(tensors, *(torch.from_numpy(array) for array in (state, success, done)))
+        return outcome, tuple(instruction)
+
+    def _history(self, row: int) -> list[Request]:
+        """The requests that bring the episode of a row to where it is."""
+        begin: Request = {"op": "begin", "row": row, "origin": self._rows[row].origin}
+        return [begin, *({"op": "step", "row": row, "chunk": chunk} for chunk in self._rows[row].chunks)]
+
+    def _get_state(self, rows: Sequence[int]) -> list[bytes]:
         """Saved states of some rows, for `reset_to`."""
-        found: dict[int, Snapshot] = {}
-        worker_rows = self._worker_rows(rows)
-        for worker, mine in worker_rows.items():
-            self._send(worker, Save(mine))
-        for worker, mine in worker_rows.items():
-            found |= zip(mine, self._receive(worker), strict=True)
+        shares: dict[int, list[Request]] = {}
+        for row in rows:
+            shares.setdefault(int(row) % len(self._pool), []).append({"op": "save", "row": int(row)})
+        found = {request["row"]: state for request, state in self._pool.run(lambda worker: shares.pop(worker, []))}
         return [found[int(row)] for row in rows]
 
-    def demonstrate(
+    def _task_of(self, initial_state: int) -> str:
+        queue: deque[Request] = deque([{"op": "task_of", "initial_state": int(initial_state)}])
+        [(_, name)] = self._pool.run(lambda worker: [queue.popleft()] if queue else [])
+        return str(name)
+
+    def _demonstrate(
         self, initial_states: Sequence[int], noise: float, seed: int, min_pace: float = 1.0
-    ) -> list[Episode]:
+    ) -> Iterator[Episode]:
         """One expert episode per initial-state number, in their order; the batch of `reset` is left as it was."""
         if not np.isfinite(noise) or noise < 0:
             raise UserError(f"The noise of demonstrations must be 0 or more, not {noise}.")
         if not 0 < min_pace <= 1:
-            raise UserError(f"The min_pace pace of demonstrations must be above 0 and at most 1, not {min_pace}.")
-        requests = [
-            Demonstrate(int(initial_state), float(noise), int(seed), float(min_pace))
-            for initial_state in initial_states
-        ]
-        answers = self._pool.map(requests) if self._pool else map(self._simulate, requests)
-        return [
-            self._episode(initial_state, answer) for initial_state, answer in zip(initial_states, answers, strict=True)
-        ]
+            raise UserError(f"The least pace of demonstrations must be above 0 and at most 1, not {min_pace}.")
+        common: Request = {"op": "demonstrate", "noise": float(noise), "seed": int(seed), "min_pace": float(min_pace)}
+        return self._demonstrations([{**common, "initial_state": int(number)} for number in initial_states])
 
-    def draw_again(self, times: int) -> None:
-        """Draw the current frame of all rows `times` times and drop it: what the renderer alone can do."""
-        worker_rows = self._worker_rows(range(self._rows))
-        for worker, mine in worker_rows.items():
-            self._send(worker, Draw(mine, times))
-        for worker in worker_rows:
-            self._receive(worker)
-
-    def _episode(self, initial_state: int, answer: Scripted) -> Episode:
-        return Episode(
-            images=answer.images,
-            state=answer.state[:, : self.spec.state_dim],
-            actions=answer.actions,
-            success=answer.success,
-            instruction=self._instruction(initial_state),
-            initial_state=int(initial_state),
-            task=task_of(self._tasks, initial_state).name,
-            source="expert",
-            meta={"renderer": self.renderer, **answer.meta},
-            labels=answer.labels,
-        )
-
-    def _instruction(self, initial_state: int) -> str:
-        return sentence_of(task_of(self._tasks, initial_state), initial_state, self.disruption == "paraphrase")
-
-    def _simulate(self, request: object) -> Any:
-        """Answer a request in this process."""
-        if self._local is None:
-            raise RuntimeError("The environment is closed.")
-        return self._local(request)
-
-    def _worker_rows(self, rows: Sequence[int]) -> dict[int, tuple[int, ...]]:
-        """Worker -> its rows of these."""
-        workers = len(self._pool) if self._pool else 1
-        worker_rows: dict[int, tuple[int, ...]] = {}
-        for row in rows:
-            worker_rows[int(row) % workers] = (*worker_rows.get(int(row) % workers, ()), int(row))
-        return worker_rows
-
-    def _send(self, worker: int, request: object) -> None:
-        if self._pool:
-            self._pool.send(worker, request)
-        else:
-            self._answer = self._simulate(request)
-
-    def _receive(self, worker: int) -> Any:
-        return self._pool.receive(worker) if self._pool else self._answer
-
-    def _request(
-        self, rows: Sequence[int], frames: int, make: Callable[[tuple[int, ...], Board], Begin | Advance]
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """Ask every process for its share; (images (A, K, C, H, W), state (A, K, S), success (A, K), done (A,))."""
-        order = {int(row): index for index, row in enumerate(rows)}
-        board = self._board(len(rows), frames)
-        worker_rows = self._worker_rows(rows)
-        for worker, mine in worker_rows.items():
-            self._send(worker, make(mine, board))
-        state = torch.empty(len(rows), frames, STATE_DIM)
-        success = torch.empty(len(rows), frames, dtype=torch.bool)
-        done = torch.empty(len(rows), dtype=torch.bool)
-        for worker, mine in worker_rows.items():
-            answer: Answer = self._receive(worker)
-            index = [order[row] for row in mine]
-            state[index] = torch.from_numpy(answer.state)
-            success[index] = torch.from_numpy(answer.success)
-            done[index] = torch.from_numpy(answer.done)
-            for row, events in zip(mine, answer.events, strict=True):
-                self.events[row] = events
-        # A copy, since the next request writes to the same memory.
-        images = {name: torch.from_numpy(frames.copy()) for name, frames in board.arrays(self._memory).items()}
-        return images, state[..., : self.spec.state_dim], success, done
-
-    def _board(self, slots: int, frames: int) -> Board:
-        """Memory for the frames of a request, larger than the last if it must be."""
-        board = Board("", slots, frames, self.cameras, self.image_size)
-        if board.bytes > len(self._memory):
-            board = replace(board, path=share(board.bytes))
-            try:
-                self._memory = np.memmap(board.path, np.uint8, "r+").view(np.ndarray)
-                workers = range(len(self._pool) if self._pool else 1)
-                for worker in workers:
-                    self._send(worker, Map(board))
-                for worker in workers:
-                    self._receive(worker)
-            finally:
-                os.unlink(board.path)  # all have it mapped: nothing is left behind, however this process ends
-        return board
+    def _demonstrations(self, requests: list[Request]) -> Iterator[Episode]:
+        queue, finished = deque(requests), dict[int, Episode]()
+        waiting = deque(requests)
+        for request, answer in self._pool.run(lambda worker: [queue.popleft()] if queue else []):
+            finished[id(request)] = _episode(self._name, self.spec, request["initial_state"], answer)
+            while waiting and id(waiting[0]) in finished:
+                yield finished.pop(id(waiting.popleft()))
 
     def close(self) -> None:
         """End the processes. Closing twice does no harm."""
-        if self._pool:
-            self._pool.close()
-        self._local = None
-        self._rows = 0
+        self._pool.close()
+        self._rows = []
+
+
+def _module_paths(episode: str, config: EnvConfig) -> Request:
+    """Where a simulator process looks for modules: as this one does, except in the working directory, whose files may
+    be named like modules of others; and last of all where the episode class is. Another Python has its own "path"."""
+    here = ""
+    with contextlib.suppress(OSError):
+        here = os.getcwd()
+    path = [entry for entry in sys.path if entry and os.path.join(here, entry) != here]
+    folders = []
+    with contextlib.suppress(ImportError, ValueError):
+        module = find_spec(episode.partition(":")[0].partition(".")[0])
+        if module and module.origin:
+            file = os.path.abspath(module.origin)
+            folders = [os.path.dirname(os.path.dirname(file) if module.submodule_search_locations else file)]
+    return {"path": [] if config.python else path, "folders": folders}
+
+
+def _spec(name: str, described: Request) -> tuple[EnvSpec, tuple[np.ndarray, np.ndarray]]:
+    """What an episode class says about itself, checked, and the (D,) bounds of its actions."""
+    for fact in FACTS:
+        if described[fact] is None:
+            raise UserError(f"{name} has no {fact}: an episode class needs {', '.join(FACTS)} (docs/own_env.md).")
+    try:
+        cameras = {str(camera): (int(height), int(width)) for camera, (height, width) in described["cameras"].items()}
+        spec = EnvSpec(cameras, *(int(described[fact]) for fact in FACTS[1:]))
+        low, high = (
+            np.broadcast_to(np.asarray(described[bound], np.float64), (spec.action_dim,)) for bound in ("low", "high")
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name} describes itself wrongly: {error} (docs/own_env.md).") from error
+    least = [*(side for size in cameras.values() for side in size), spec.action_dim, spec.horizon, spec.fps]
+    if not cameras or min(least) < 1 or spec.state_dim < 0 or not (low < high).all():
+        raise UserError(
+            f"{name} needs a camera, sizes, action_dim, horizon and fps of 1 or more, and action_low below action_high."
+        )
+    return spec, (low, high)
+
+
+def _episode(name: str, spec: EnvSpec, initial_state: int, shown: Request) -> Episode:
+    """A demonstration, checked."""
+
+    def array(what: str, value: object, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        found = np.asarray(value)
+        if found.shape != shape or not np.can_cast(found.dtype, kind, "same_kind"):
+            raise UserError(
+                f"{name}.demonstrate gives {what} as {found.dtype} {found.shape}, not {np.dtype(kind)} {shape}."
+            )
+        return found.astype(kind, copy=False)
+
+    T, D = len(shown.get("actions", ())), spec.action_dim
+    images, labels = shown.get("images", {}), shown.get("labels")
+    return Episode(
+        images={
+            camera: array(f"images of {camera}", images.get(camera), (T + 1, *size, 3), np.uint8)
+            for camera, size in spec.cameras.items()
+        },
+        state=array("state", shown.get("state", np.empty((T + 1, 0))), (T + 1, spec.state_dim), np.float32),
+        actions=array("actions", shown.get("actions"), (T, D), np.float32),
+        success=array("success", shown.get("success"), (T + 1,), np.bool_),
+        instruction=shown["instruction"],
+        initial_state=initial_state,
+        task=shown["task"],
+        source="expert",
+        meta={str(key): str(value) for key, value in shown.get("meta", {}).items()},
+        labels=None if labels is None else array("labels", labels, (T, D), np.float32),
+    )

@@ -1,154 +1,300 @@
-"""Worker processes that answer requests: started clean, never hanging, gone with their parent.
+"""Simulator processes: started clean, replaced when they die or hang, gone with their parent.
 
-A worker is `python -m wmpo.envs.worker_pool`, not a fork: a fork of a process that uses threads or a GPU may lock up,
-and multiprocessing's spawn would import the caller's main module (and torch) again in every worker.
+A worker runs `worker.py` by its path, not a fork: a fork of a process that uses threads or a GPU may lock up, and
+multiprocessing's spawn would import the caller's main module (and torch) again in every worker.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
+import logging
+import mmap
 import os
+import pickle
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
-import traceback
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from multiprocessing import Pipe
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from wmpo.envs import worker as child
 from wmpo.errors import UserError
 
-Handler = Callable[[Any], Any]
+if TYPE_CHECKING:
+    from wmpo.envs.worker import Request
+
+LOSSES = 3  # replacements of a worker, with one and the same request, before it is given up
+START = 60.0  # seconds that a worker may take at least to start, however short the timeout of requests
+_log = logging.getLogger(__name__)
 
 
-class Pool:
-    """`workers` processes; each holds one handler, made by `factory(*arguments)` in the worker.
+class WorkerLostError(Exception):
+    """A worker died or hangs; the text goes on after "process 0 "."""
 
-    `factory` is named "module:function". Requests and answers are pickled.
-    """
 
-    def __init__(self, workers: int, factory: str, arguments: tuple[Any, ...], environ: Mapping[str, str]) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.connections: list[Connection] = []
-        self._close = weakref.finalize(self, _shut, self.processes, self.connections)
-        for _ in range(workers):
-            here, there = Pipe()
-            command = [sys.executable, "-m", "wmpo.envs.worker_pool", str(there.fileno())]
-            self.processes.append(
-                subprocess.Popen(command, pass_fds=(there.fileno(),), env=dict(environ), stdin=subprocess.DEVNULL)
-            )
-            there.close()
-            self.connections.append(here)
-        for index in range(workers):
-            self.send(index, (factory, arguments, list(sys.path)))
-        for index in range(workers):
-            self.receive(index)
+@dataclass
+class Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    pending: deque[Request] = field(default_factory=deque)
+    """Sent, and not yet answered."""
+    rows: set[int] = field(default_factory=set)
+    """Whose episodes it holds."""
+    deadline: float = 0.0
+    losses: int = 0
+    """How many workers its oldest pending request has cost."""
+
+
+class InProcess:
+    """What a pool does, done in this process: simplest to debug."""
+
+    shared = np.empty(0, np.uint8)
+
+    def __init__(self, start: Request) -> None:
+        try:
+            self._server: child.Server | None = child.Server(start["episode"], start["settings"])
+        except (ImportError, AttributeError, TypeError) as error:
+            raise UserError(f"{start['episode']} can't be made: {type(error).__name__}: {error}.") from error
+        self.described: Request = self._server.describe()
 
     def __len__(self) -> int:
-        return len(self.processes)
+        return 1
 
-    def send(self, worker: int, request: object) -> None:
-        if not self._close.alive:
-            raise RuntimeError("The environment is closed.")
-        try:
-            self.connections[worker].send(request)
-        except OSError:
-            self._complain(worker)
+    def reserve(self, size: int) -> bool:
+        return False
 
-    def receive(self, worker: int) -> Any:
-        """The answer to the oldest unanswered request; errors in the worker are raised here."""
-        try:
-            kind, answer = self.connections[worker].recv()
-        except (EOFError, OSError):
-            self._complain(worker)
-        except KeyboardInterrupt:
-            self.close()  # or the answers still under way would be taken for those of the next requests
-            raise
-        if kind == "user error":
-            self.close()
-            raise UserError(answer)
-        if kind == "error":
-            self.close()
-            raise RuntimeError(f"A simulator process failed:\n{answer}")
-        return answer
-
-    def _complain(self, worker: int) -> NoReturn:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.processes[worker].wait(timeout=5)
-        code = self.processes[worker].returncode
-        self.close()
-        raise RuntimeError(f"Simulator process {worker} died with exit code {code}; the environment is closed.")
-
-    def map(self, requests: Iterable[object]) -> Iterator[Any]:
-        """Answers in the order of the requests, each taken by whichever worker is free."""
-        queue = enumerate(requests)
-        running: dict[Connection, tuple[int, int]] = {}  # connection -> (worker, number of the request)
-        answers: dict[int, Any] = {}
-        for worker, (number, request) in zip(range(len(self)), queue, strict=False):
-            self.send(worker, request)
-            running[self.connections[worker]] = (worker, number)
-        wanted = 0
-        while running or answers:
-            while wanted in answers:
-                yield answers.pop(wanted)
-                wanted += 1
-            for connection in cast(list[Connection], wait(list(running)) if running else []):
-                worker, number = running.pop(connection)
-                answers[number] = self.receive(worker)
-                following = next(queue, None)
-                if following is not None:
-                    self.send(worker, following[1])
-                    running[self.connections[worker]] = (worker, following[0])
+    def run(self, batches: Callable[[int], Iterable[Request]]) -> Iterator[tuple[Request, Any]]:
+        while batch := list(batches(0)):
+            for request in batch:
+                if self._server is None:
+                    raise RuntimeError("The environment is closed.")
+                yield request, self._server(request)
 
     def close(self) -> None:
+        self._server = None
+
+
+class WorkerPool:
+    """`workers` processes that serve one episode class: `start` names it, as in `VectorEnv`.
+
+    Raises UserError if a worker can't start. One that dies, or gives no sign of life for `timeout` seconds, is replaced
+    and its unanswered requests are repeated, each after those that `history` gives for its row: the caller sees the
+    same outcome.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        start: Request,
+        history: Callable[[int], list[Request]],
+        python: str = "",
+        timeout: float = 120.0,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.timeout, self._start, self._history = timeout, start, history
+        self._environ = {**os.environ, **(environ or {})}
+        program = shutil.which(os.path.expanduser(python)) if python else sys.executable
+        if not program:
+            raise UserError(
+                f"env.python is {python!r}, which is no program here: give the path of a Python interpreter."
+            )
+        # Files of the working directory, named like modules of others (random.py), must not be imported. Another Python
+        # has packages of its own, so it doesn't look where this one's environment points either.
+        self._command = [program, "-I" if python else "-P", child.__file__]
+        self.shared = np.empty(0, np.uint8)
+        self._descriptor = _nameless_file()
+        self._serial = 0
+        self.described: Request = {}
+        self._workers: list[Worker] = []
+        self._close = weakref.finalize(self, _shut, self._workers, self._descriptor)
+        for _ in range(workers):
+            self._workers.append(self._spawn())
+        for index in range(workers):
+            try:
+                [self.described] = self._receive(index)
+            except WorkerLostError as lost:
+                raise UserError(f"Simulator process {index} ({program}) {lost} while it started.") from None
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def reserve(self, size: int) -> bool:
+        """Make `shared`, memory that all workers see, hold so many bytes; False where there is none."""
+        if self._descriptor >= 0 and size > len(self.shared):
+            try:
+                os.ftruncate(self._descriptor, size)
+                self.shared = np.frombuffer(mmap.mmap(self._descriptor, size), np.uint8)
+            except (OSError, ValueError):
+                return False
+        return self._descriptor >= 0
+
+    def run(self, batches: Callable[[int], Iterable[Request]]) -> Iterator[tuple[Request, Any]]:
+        """Requests with their answers, as these come. `batches(worker)` is its next batch, the last one empty."""
+        if not self._close.alive:
+            raise RuntimeError("The environment is closed.")
+        self._serial += 1
+        serial = self._serial
+        for index, worker in enumerate(self._workers):
+            worker.pending, worker.losses = deque(batches(index)), 0
+            self._send(index)
+        while busy := {worker.connection: index for index, worker in enumerate(self._workers) if worker.pending}:
+            soonest = min(self._workers[index].deadline for index in busy.values())
+            ready = wait(list(busy), timeout=max(0.0, soonest - time.monotonic()))
+            for connection, index in busy.items():
+                worker = self._workers[index]
+                if connection not in ready and time.monotonic() < worker.deadline:
+                    continue
+                try:
+                    answers = self._receive(index)
+                except WorkerLostError as lost:
+                    self._replace(index, str(lost))
+                    continue
+                for answer in answers:
+                    request, worker.losses = worker.pending.popleft(), 0
+                    if not worker.pending:  # first, so that the worker goes on while the caller uses the answer
+                        worker.pending.extend(batches(index))
+                        self._send(index)
+                    yield request, answer
+                    if serial != self._serial:
+                        raise RuntimeError("The environment got another request before this one was answered in full.")
+
+    def _spawn(self) -> Worker:
+        here, there = socket.socketpair()
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # a worker may stop in the middle of a message
+            here.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(self.timeout) + 1, 0))
+        inherited = [there.fileno(), *([self._descriptor] if self._descriptor >= 0 else [])]
+        command = [*self._command, str(there.fileno()), str(self._descriptor), str(min(1.0, self.timeout / 4))]
+        try:
+            process = subprocess.Popen(command, pass_fds=inherited, env=self._environ, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise UserError(
+                f"The Python {command[0]} of simulator processes doesn't start: {error.strerror}."
+            ) from error
+        there.close()
+        worker = Worker(process, Connection(here.detach()), deadline=time.monotonic() + max(START, self.timeout))
+        with contextlib.suppress(OSError):  # then receiving fails, too
+            worker.connection.send_bytes(child.dumps((self._serial, 0, [self._start])))
+        return worker
+
+    def _send(self, index: int) -> None:
+        """Send all that is pending; a failure shows when the answer is received."""
+        worker = self._workers[index]
+        requests = []
+        for request in worker.pending:
+            row = request.get("row")
+            past = self._history(row) if row is not None and row not in worker.rows and request["op"] != "begin" else []
+            requests.append({**request, "past": past})
+            worker.rows |= set() if row is None else {row}
+        worker.deadline = time.monotonic() + self.timeout
+        if requests:
+            with contextlib.suppress(OSError):
+                worker.connection.send_bytes(child.dumps((self._serial, len(self.shared), requests)))
+
+    def _receive(self, index: int) -> list[Any]:
+        """Answers to the oldest pending requests, maybe none. Raises WorkerLostError, or what failed in the worker."""
+        worker = self._workers[index]
+        try:
+            if not worker.connection.poll(max(0.0, worker.deadline - time.monotonic())):
+                raise WorkerLostError("gave no sign of life until its time was up (env.timeout)")
+            message = worker.connection.recv_bytes()
+        except (EOFError, OSError):
+            raise WorkerLostError(_ending(worker.process)) from None
+        except KeyboardInterrupt:
+            self.close()  # half a message may have been read
+            raise
+        worker.deadline = time.monotonic() + self.timeout
+        serial, answers, failure = pickle.loads(message)
+        if serial != self._serial:
+            return []  # of an earlier request whose answers nobody took
+        if failure:
+            bad_input, text, trace = failure
+            name = self._start["episode"]
+            if bad_input or not worker.pending:
+                raise UserError(text if bad_input else f"{name} can't be made by {self._command[0]}: {text}.")
+            error = RuntimeError(f"{name} failed in a simulator process: {text}")
+            error.add_note(trace)
+            raise error
+        return list(answers)
+
+    def _replace(self, index: int, why: str) -> None:
+        """Another process for a lost one, with the same requests."""
+        lost = self._workers[index]
+        while True:
+            rows = [str(request["row"]) for request in lost.pending if "row" in request]
+            about = ", ".join([lost.pending[0]["op"], *(f"row {row}" for row in rows[:4]), *("..." for _ in rows[4:5])])
+            if lost.losses == LOSSES:
+                raise UserError(
+                    f"Simulator process {index} {why} ({about}), as did the {LOSSES} that took its place: look at what "
+                    "the simulator printed, or simulate in this process with --env.workers 0."
+                )
+            _log.warning(
+                "Simulator process %d %s (%s); it is replaced and its episodes begin again.", index, why, about
+            )
+            _end(lost)
+            fresh = self._workers[index] = self._spawn()
+            fresh.losses = lost.losses + 1
+            try:
+                self._receive(index)
+            except WorkerLostError as again:
+                why, fresh.pending = f"{again} while it started", lost.pending
+                lost = fresh
+                continue
+            fresh.pending = lost.pending
+            self._send(index)
+            return
+
+    def close(self) -> None:
+        self._serial += 1
         self._close()
 
 
-def _shut(processes: list[subprocess.Popen[bytes]], connections: list[Connection]) -> None:
-    for connection in connections:
-        connection.close()  # a worker ends when its pipe does
-    for process in processes:
-        try:
-            process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _nameless_file() -> int:
+    """A file in memory that nobody else sees and that ends with its processes; -1 where there is no such thing.
+
+    Unlike /dev/shm it has no size of its own to run out of, which containers often set to 64 MB.
+    """
+    try:
+        return os.memfd_create("wmpo-frames")
+    except (AttributeError, OSError):
+        return -1
 
 
-def _serve(connection: Connection) -> None:
-    """What a worker does: make the handler, then answer until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent decides; its end closes the pipe
-    handler: Handler | None = None
-    while True:
-        try:
-            request = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if handler is None:
-                name, arguments, path = request
-                sys.path[:] = path
-                module, _, function = name.partition(":")
-                handler = getattr(importlib.import_module(module), function)(*arguments)
-                answer: Any = None
-            else:
-                answer = handler(request)
-            reply = ("answer", answer)
-        except UserError as error:
-            reply = ("user error", str(error))
-        except Exception:
-            reply = ("error", traceback.format_exc())
-        try:
-            connection.send(reply)
-        except OSError:
-            return
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    try:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "stopped in the middle of an answer"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    return f"was ended by signal {-code}"
 
 
-if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])))
-    # Skip the interpreter's clean-up: a worker owns nothing that outlives it, and OpenGL drivers may stumble there.
-    sys.stdout.flush()
-    os._exit(0)
+def _end(worker: Worker) -> None:
+    worker.connection.close()
+    worker.process.kill()
+    worker.process.wait()
+
+
+def _shut(workers: list[Worker], descriptor: int) -> None:
+    for worker in workers:
+        worker.connection.close()  # an idle worker ends when its pipe does
+    deadline = time.monotonic() + 2
+    for worker in workers:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        worker.process.kill()
+        worker.process.wait()
+    if descriptor >= 0:
+        os.close(descriptor)

@@ -31,7 +31,7 @@ def egl_works() -> bool:
     env = {**os.environ, "MUJOCO_GL": "egl"}
     env.pop("PYOPENGL_PLATFORM", None)
     try:
-        probe = subprocess.run([sys.executable, "-c", _PROBE], env=env, capture_output=True, timeout=60)
+        probe = subprocess.run([sys.executable, "-P", "-c", _PROBE], env=env, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return probe.returncode == 0 and b"drawn" in probe.stdout

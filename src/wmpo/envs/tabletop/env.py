@@ -122,7 +122,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.task = self.tasks[0]
         self.horizon = max(task.horizon for task in self.tasks)
         checked = check(cameras, image_size, disruption)
-        self.cameras = tuple(cameras)
+        self.cameras, self.image_size = tuple(cameras), image_size
         self.disruption = disruption
         self.render_mode = render_mode
         self.model = model(self.task.layout, checked, image_size)
@@ -303,6 +303,9 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def observe(self) -> dict[str, Any]:
         return {**{name: self.draw(name).copy() for name in self.cameras}, "state": self.state()}
 
+    def instruction(self) -> str:
+        return sentence_of(self.task, self.initial_state, self.disruption == "paraphrase")
+
     def _info(self, success: bool) -> dict[str, Any]:
         counters = self.counters
         return {
@@ -310,7 +313,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "accomplished": counters.accomplished_at >= 0,
             "contacts": counters.contacts,
             "grasps": counters.grasps,
-            "instruction": sentence_of(self.task, self.initial_state, self.disruption == "paraphrase"),
+            "instruction": self.instruction(),
         }
 
     def render(self) -> np.ndarray | None:

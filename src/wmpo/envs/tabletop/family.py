@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.settings import DISRUPTIONS, TabletopSettings
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.envs.vector import VectorEnv
@@ -20,4 +23,17 @@ class Tabletop:
 
     @classmethod
     def build(cls, settings: TabletopSettings, disruption: str = "none") -> VectorEnv:
-        return VectorEnv(settings, disruption)
+        """Raises UserError for tasks, cameras, sizes and disruptions that there are not."""
+        settings.check()
+        renderer = display.choose(settings.renderer)
+        arguments = {
+            "task": settings.task,
+            "cameras": list(settings.cameras),
+            "image_size": settings.image_size,
+            "state": settings.state,
+            "renderer": renderer,
+            "disruption": disruption,
+        }
+        environ = dict(os.environ)
+        display.prepare_environment(renderer, environ)
+        return VectorEnv(settings, "wmpo.envs.tabletop.episode:TabletopEpisode", arguments, environ)
