@@ -131,7 +131,7 @@ def test_generated_pages_are_up_to_date(command: str, made: Callable[[], dict[Pa
 
 def documents() -> list[Path]:
     pages = [page for folder in ("docs", "experiments/docs") for page in sorted((ROOT / folder).glob("*.md"))]
-    return [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *pages]
+    return [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + pages
 
 
 @pytest.mark.parametrize("page", documents(), ids=lambda path: path.name)

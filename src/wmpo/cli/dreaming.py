@@ -92,11 +92,11 @@ class RewardModelCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.algorithm import SuccessData, learn_success
         from wmpo.cli.models import load_policy, load_world_model
         from wmpo.data.cache import FrameCache
         from wmpo.families import save_model
         from wmpo.opening import open_stage
+        from wmpo.success import SuccessData, learn_success
 
         between(self.held_out, 0, 1, "--held-out")
         collect = CollectConfig(temperature=self.temperature)
