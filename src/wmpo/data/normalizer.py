@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,54 +110,9 @@ class Normalizer(nn.Module):
         """The inverse of `normalize_state`."""
         return state * self.state_std + self.state_mean
 
-    def check_same(self, other: Normalizer, where: str | Path, own: str | Path = "this one") -> None:
-        """Raise UserError where `other` (from `where`) normalises otherwise than this normaliser (of `own`)."""
-        for name in ("action", "state"):
-            mine, theirs = (one.get_buffer(f"{name}_{'low' if name == 'action' else 'mean'}") for one in (self, other))
-            if mine.shape != theirs.shape:
-                raise UserError(
-                    f"{where} knows {len(theirs)} {name} dimensions where {own} has {len(mine)}: combine only what was "
-                    "made for one robot."
-                )
-        for name, first, second in self._spans(other):
-            differs = ((first - second).abs() > 1e-4 * (first[1] - first[0])).any(0)
-            if differs.any():
-                worst = int(differs.nonzero()[0])
-                a, b = first[:, worst].tolist(), second[:, worst].tolist()
-                raise UserError(
-                    f"{where} normalises dimension {worst} of the {name}s by {b[0]:.5g} to {b[1]:.5g}, {own} by "
-                    f"{a[0]:.5g} to {a[1]:.5g}: combine only what learned from one data set."
-                )
-
-    def describe(self) -> list[str]:
-        """A line per action dimension, in words."""
-        rows = zip(
-            self.action_mode.tolist(),
-            *(bound.tolist() for bound in (self.action_low, self.action_high, self.action_min, self.action_max)),
-            strict=True,
-        )
-        return [
-            f"action {d}: constant, {least:.5g}"
-            if least == most
-            else f"action {d}: {low:.5g} to {high:.5g} becomes -1 to 1 ({MODES[mode]}); {least:.5g} to {most:.5g} seen"
-            for d, (mode, low, high, least, most) in enumerate(rows)
-        ]
-
     @property
     def _middle(self) -> Tensor:
         return (self.action_high + self.action_low) / 2
-
-    def _spans(self, other: Normalizer) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """What becomes -1 and 1 in either normaliser, (2, dimensions) each."""
-        for name in ("action", "state"):
-            both = []
-            for one in (self, other):
-                if name == "action":
-                    ends = one.action_low, one.action_high
-                else:
-                    ends = one.state_mean - one.state_std, one.state_mean + one.state_std
-                both.append(torch.stack(ends).cpu())
-            yield name, both[0], both[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalizer:
         """Moves between devices only: bfloat16 would round ranges, and everything normalised by them."""

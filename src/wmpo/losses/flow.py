@@ -10,15 +10,13 @@ Variance preserving (arXiv 2006.11239) x_t = a x + s e,         a^2 + s^2 = 1, (
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Schedule = Literal["linear", "cosine"]
+STEPS = 1000  # of noise, that the variance-preserving schedule has
 PredictData = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -30,24 +28,9 @@ def expand(value_B: Tensor, like: Tensor) -> Tensor:
 # --- rectified flow ---------------------------------------------------------------------------------------------------
 
 
-def sample_times(
-    batch: int,
-    generator: torch.Generator,
-    location: float = 0.0,
-    scale: float = 1.0,
-    shift: float = 1.0,
-) -> Tensor:
-    """(B,) training times, logit-normal (arXiv 2403.03206, eq. 19): t = sigmoid(location + scale * normal).
-
-    `shift` > 1 moves them towards noise: the noise level s = 1 - t becomes shift * s / (1 + (shift - 1) * s).
-    """
-    normal_B = torch.randn(batch, generator=generator, device=generator.device)
-    return shift_times(torch.sigmoid(location + scale * normal_B), shift)
-
-
-def shift_times(t_B: Tensor, shift: float) -> Tensor:
-    """Times moved towards noise by `shift` > 1 (arXiv 2403.03206, eq. 23); 0 and 1 stay where they are."""
-    return t_B / (t_B + shift * (1 - t_B))
+def sample_times(batch: int, generator: torch.Generator) -> Tensor:
+    """(B,) training times, logit-normal (arXiv 2403.03206, eq. 19): t = sigmoid(normal)."""
+    return torch.sigmoid(torch.randn(batch, generator=generator, device=generator.device))
 
 
 def interpolate(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
@@ -66,26 +49,17 @@ def velocity_from_data(data: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
     return (data - x_t) / (1 - expand(t_B, x_t))
 
 
-def data_loss_weight(t_B: Tensor, equivalent: Literal["data", "velocity", "epsilon"], largest: float) -> Tensor:
-    """(B,) weights that make a squared error of predicted data equal one of velocity or noise, at most `largest`.
-
-    data 1, velocity 1 / (1 - t)^2, epsilon t^2 / (1 - t)^2.
-    """
-    if equivalent == "data":
-        return torch.ones_like(t_B)
-    inverse_B = (1 - t_B).square().clamp(min=1e-12).reciprocal()
-    if equivalent == "epsilon":
-        inverse_B = inverse_B * t_B.square()
-    return inverse_B.clamp(max=largest)
+def velocity_loss_weight(t_B: Tensor, largest: float) -> Tensor:
+    """(B,) weights 1 / (1 - t)^2 that make a squared error of predicted data one of velocity, at most `largest`."""
+    return (1 - t_B).square().clamp(min=1e-12).reciprocal().clamp(max=largest)
 
 
-def euler_sample(predict_data: PredictData, noise: Tensor, steps: int, shift: float = 1.0) -> Tensor:
+def euler_sample(predict_data: PredictData, noise: Tensor, steps: int) -> Tensor:
     """Data from noise along dx/dt = (x_hat - x) / (1 - t), in `steps` Euler steps. [code: 30]
 
     One step returns predict_data(noise, 0) itself, and the last step always ends on a prediction.
-    `shift` > 1 spends more of the steps near the noise.
     """
-    times = shift_times(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift).tolist()
+    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
     x = noise
     for t, t_next in itertools.pairwise(times):
         x_hat = predict_data(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
@@ -98,52 +72,43 @@ def euler_sample(predict_data: PredictData, noise: Tensor, steps: int, shift: fl
 
 
 @lru_cache
-def log_alpha_bar(schedule: Schedule, steps: int = 1000) -> Tensor:
-    """(steps + 1,) double: log of the kept signal variance after n = 0 ... steps steps of noise; 0 at n = 0.
+def log_alpha_bar() -> Tensor:
+    """(1001,) double: log of the kept signal variance after n = 0 ... 1000 steps of noise; 0 at n = 0.
 
-    linear  beta from 1e-4 to 0.02 over 1000 steps (arXiv 2006.11239), scaled for other numbers of steps.
-    cosine  alpha_bar = cos^2((n/steps + 0.008) / 1.008 * pi/2), beta at most 0.999 (arXiv 2102.09672).
+    beta grows linearly from 1e-4 to 0.02 (arXiv 2006.11239).
     """
-    if schedule == "linear":
-        beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64, device="cpu") * (1000 / steps)
-    elif schedule == "cosine":
-        n = torch.arange(steps + 1, dtype=torch.float64, device="cpu")
-        alpha_bar = torch.cos((n / steps + 0.008) / 1.008 * math.pi / 2).square()
-        beta = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
-    else:
-        raise ValueError(f"schedule must be linear or cosine, not {schedule!r}")
+    beta = torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64, device="cpu")
     return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-beta).cumsum(0)])
 
 
-def signal_and_noise(t_B: Tensor, schedule: Schedule = "linear") -> tuple[Tensor, Tensor]:
+def signal_and_noise(t_B: Tensor) -> tuple[Tensor, Tensor]:
     """(a, s), each (B,): t = 1 is (1, 0); t = 0 is step 1000 of 1000. Between steps log(a^2) is interpolated."""
-    table = log_alpha_bar(schedule).to(t_B.device)
-    last = len(table) - 1
-    position_B = (1 - t_B.double()).clamp(0, 1) * last
-    below_B = position_B.floor().clamp(max=last - 1).long()
+    table = log_alpha_bar().to(t_B.device)
+    position_B = (1 - t_B.double()).clamp(0, 1) * STEPS
+    below_B = position_B.floor().clamp(max=STEPS - 1).long()
     log_B = torch.lerp(table[below_B], table[below_B + 1], position_B - below_B)
     return (log_B / 2).exp().to(t_B.dtype), (-torch.expm1(log_B)).sqrt().to(t_B.dtype)
 
 
-def diffuse(data: Tensor, noise: Tensor, t_B: Tensor, schedule: Schedule = "linear") -> Tensor:
+def diffuse(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
     """x_t = a x + s e."""
-    a_B, s_B = signal_and_noise(t_B, schedule)
+    a_B, s_B = signal_and_noise(t_B)
     return expand(a_B, data) * data + expand(s_B, data) * noise
 
 
-def sample_steps(batch: int, generator: torch.Generator, steps: int = 1000) -> Tensor:
+def sample_steps(batch: int, generator: torch.Generator) -> Tensor:
     """(B,) training times of the 1000-step schedule: uniform over steps 1 ... 1000, as t = 1 - n / 1000."""
-    n_B = torch.randint(1, steps + 1, (batch,), generator=generator, device=generator.device)
-    return 1 - n_B / steps
+    n_B = torch.randint(1, STEPS + 1, (batch,), generator=generator, device=generator.device)
+    return 1 - n_B / STEPS
 
 
-def ddim_sample(predict_data: PredictData, noise: Tensor, steps: int, schedule: Schedule = "linear") -> Tensor:
+def ddim_sample(predict_data: PredictData, noise: Tensor, steps: int) -> Tensor:
     """Data from noise by deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma = 0), in equal steps of t.
 
     One step returns predict_data(noise, 0) itself, and the last step always ends on a prediction.
     """
     times = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")  # numbers, wherever the noise lives
-    a, s = signal_and_noise(times, schedule)
+    a, s = signal_and_noise(times)
     x = noise
     for i, t in enumerate(times[:-1].tolist()):
         x_hat = predict_data(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))

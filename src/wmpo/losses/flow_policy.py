@@ -1,6 +1,6 @@
 """Flow-matching policies: how they are sampled with exact log-probabilities, so that policy gradients can train them.
 
-Time t in [0, 1] runs from noise to data, as in `objectives.flow`. A policy is a field (x, t_B) -> (v, r): the velocity
+Time t in [0, 1] runs from noise to data, as in `wmpo.losses.flow`. A policy is a field (x, t_B) -> (v, r): the velocity
 (B, K, D), and a spread (B, K, D) in [-1, 1] or None. N steps of length dt = 1/N lead along a path from noise x_0 to the
 actions x_1. With a noise level a > 0 each step is Gaussian:
 

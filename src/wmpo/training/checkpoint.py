@@ -86,15 +86,6 @@ def digest_of_values(values: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(to_plain(values), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def digest_of_file(path: Path) -> str:
-    """The same for a file, from its content."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from None
-
-
 def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy `tensors` into the module; names and shapes must match exactly."""
     own = module.state_dict()

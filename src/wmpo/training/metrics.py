@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 METRICS: dict[str, str] = {
     # every supervised training
     "*/loss": "What is minimised, averaged over the steps since the last line.",
@@ -39,13 +37,6 @@ METRICS: dict[str, str] = {
     # evaluation
     "*/real_success": "Share in [0, 1] of real evaluation episodes that succeed; nothing learns from them.",
 }
-
-
-def meaning(name: str) -> str | None:
-    """What a logged name means; None for a name that nobody has documented."""
-    if name in METRICS:
-        return METRICS[name]
-    return next((text for pattern, text in METRICS.items() if fnmatchcase(name, pattern)), None)
 
 
 def metrics_page() -> str:

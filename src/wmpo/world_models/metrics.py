@@ -27,6 +27,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     channels and over all positions where the window fits. On images smaller than 11 pixels the window is cut to the
     largest odd size that fits.
     """
+    # By hand: scikit-image would bring heavy dependencies for this one function, and torchmetrics needs torchvision.
     shape = images.shape
     x = images.reshape(-1, 1, *shape[-2:]).float()
     y = reference.reshape(-1, 1, *shape[-2:]).float()
@@ -49,7 +50,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 class RandomFeatures(nn.Module):
-    """Features of frames or videos from convolutions with fixed random weights, at three scales. Nothing is learned.
+    """Features of frames from convolutions with fixed random weights, at three scales. Nothing is learned.
 
     Random convolutions see edges, colours and textures well enough to distinguish sharp from blurred and right from
     wrong layouts; they know nothing of objects. Distances between their features are comparable only within one
@@ -79,15 +80,6 @@ class RandomFeatures(nn.Module):
             features += [x.mean((2, 3)), x.flatten(2).std(2, correction=0)]
         return torch.cat(features, 1)
 
-    def video(self, videos_BTCHW: Tensor) -> Tensor:
-        """(B, T, C, H, W) uint8 -> (B, 28 * width): mean of the frames' features over time, and how much they move."""
-        features_BTF = self(videos_BTCHW.flatten(0, 1)).unflatten(0, videos_BTCHW.shape[:2])
-        if features_BTF.shape[1] == 1:
-            change_BF = torch.zeros_like(features_BTF[:, 0])
-        else:
-            change_BF = features_BTF.diff(dim=1).abs().mean(1)
-        return torch.cat([features_BTF.mean(1), change_BF], 1)
-
 
 def gaussian_frechet(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     """Fréchet distance, squared, of two Gaussians: |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))."""
@@ -105,18 +97,17 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def random_feature_frechet(images: Tensor, reference: Tensor, seed: int = 0) -> float:
-    """Random-feature Fréchet distance of two sets of frames (N, C, H, W) or videos (N, T, C, H, W), uint8; >= 0.
+def random_feature_frechet(images: Tensor, reference: Tensor) -> float:
+    """Random-feature Fréchet distance of two sets of uint8 frames (N, C, H, W); >= 0.
 
     Lower is better, 0 for equal sets. The sets needn't be of one size, but only distances computed with the same
     sizes compare, since small sets have a distance from chance alone. See `RandomFeatures` for what it can't see.
     """
-    network = RandomFeatures(images.shape[-3], seed=seed).to(images.device)
-    look = network.video if images.ndim == 5 else network
+    network = RandomFeatures(images.shape[-3]).to(images.device)
     parts = []
     for group in (images, reference):
         if len(group) < 2:
-            raise ValueError("a Fréchet distance needs at least two images or videos on each side")
-        features_NF = torch.cat([look(part) for part in group.split(32)]).double()
+            raise ValueError("a Fréchet distance needs at least two images on each side")
+        features_NF = torch.cat([network(part) for part in group.split(32)]).double()
         parts.append((features_NF.mean(0), features_NF.T.cov()))
     return gaussian_frechet(*parts[0], *parts[1])

@@ -194,7 +194,7 @@ class VideoDiffusionModel(nn.Module):
 
     def loss_weight(self, t_B: Tensor) -> Tensor:
         if self.config.settings.objective == "flow":
-            return flow.data_loss_weight(t_B, "velocity", LARGEST_WEIGHT)
+            return flow.velocity_loss_weight(t_B, LARGEST_WEIGHT)
         signal, noise = flow.signal_and_noise(t_B)
         return (signal / noise).square().clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
 
