@@ -7,10 +7,14 @@ another value it is noted as [paper ...]; `docs/settings.md` lists all departure
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, Literal, NamedTuple
 
-Ranges = dict[str, tuple[float, float]]
-"""Setting -> (least, most) allowed value."""
+
+class Between(NamedTuple):
+    """What a number may be, in the annotation of its setting: `Annotated[int, Between(1, 1024)]`."""
+
+    least: float
+    most: float
 
 
 @dataclass(frozen=True)
@@ -20,18 +24,13 @@ class EnvConfig:
     family: str = "tabletop"
     """Which environment: tabletop (the embedded simulator), an entry point of the group wmpo.envs, or yours as
     module:Class (docs/own_env.md)."""
-    workers: int = 2
+    workers: Annotated[int, Between(0, 256)] = 2
     """Simulator processes."""
     python: str = ""
     """Another Python interpreter for the simulator processes, where a simulator pins what clashes with the rest; it
     needs NumPy. Empty: this one."""
-    timeout: float = 120.0
+    timeout: Annotated[float, Between(0.1, 1e6)] = 120.0
     """Seconds that a simulator process may take for one request before it is replaced."""
-
-    RANGES: ClassVar[Ranges] = {
-        "workers": (0, 256),
-        "timeout": (0.1, 1e6),
-    }
 
 
 @dataclass(frozen=True)
@@ -40,52 +39,35 @@ class FitConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: its updates of matrices are made orthogonal, which learns faster and costs a little more."""
-    steps: int = 1000
+    steps: Annotated[int, Between(1, 100000000)] = 1000
     """Optimiser steps."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Between(2, 1000000)] = 32
     """Samples per step."""
-    cpu_shards: int = 1
+    cpu_shards: Annotated[int, Between(1, 1024)] = 1
     """Equal parts of a batch that a CPU works on side by side, a core each; the gradient is their mean. A GPU takes the
     batch whole."""
-    lr: float = 1e-3
+    lr: Annotated[float, Between(1e-12, 100)] = 1e-3
     """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
-    warmup: int = 50
+    warmup: Annotated[int, Between(0, 100000000)] = 50
     """Steps of linear warm-up."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Between(0, 100)] = 0.0
     """Decoupled weight decay."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Between(1e-9, 1e9)] = 1.0
     """Largest gradient norm. [paper 0.1, code 1.0]"""
-    ema: float = 0.0
+    ema: Annotated[float, Between(0, 0.999999)] = 0.0
     """Decay of the exponential moving average of the weights; 0 turns it off. [paper 0.9999, code 0.99]"""
-
-    RANGES: ClassVar[Ranges] = {
-        "steps": (1, 100000000),
-        "batch_size": (2, 1000000),
-        "cpu_shards": (1, 1024),
-        "lr": (1e-12, 100),
-        "warmup": (0, 100000000),
-        "weight_decay": (0, 100),
-        "grad_clip": (1e-9, 1e9),
-        "ema": (0, 0.999999),
-    }
 
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
-    episodes: int = 500
+    episodes: Annotated[int, Between(1, 65536)] = 500
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
-    noise: float = 0.6
+    noise: Annotated[float, Between(0, 100)] = 0.6
     """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that some
     demonstrators are clumsy and the dream sees what comes of it. The clean action is the label."""
-    min_pace: float = 0.5
+    min_pace: Annotated[float, Between(0.01, 1)] = 0.5
     """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
     time they need; a policy that dawdles as they do runs out of it."""
-
-    RANGES: ClassVar[Ranges] = {
-        "episodes": (1, 65536),
-        "noise": (0, 100),
-        "min_pace": (0.01, 1),
-    }
 
 
 @dataclass(frozen=True)
@@ -98,41 +80,29 @@ class PolicyConfig:
     pretrained: str = ""
     """Folder of a policy to begin from, of any family, a published SmolVLA or pi0 among them; empty: one from
     scratch."""
-    chunk: int = 4
+    chunk: Annotated[int, Between(1, 1024)] = 4
     """K: actions decided at once. [paper 8]"""
-    shift: int = 4
+    shift: Annotated[int, Between(0, 1024)] = 4
     """Training images are moved by up to so many pixels, at random."""
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=600, batch_size=128, cpu_shards=2, lr=2e-3)
     )
     """Supervised training on the demonstrations."""
 
-    RANGES: ClassVar[Ranges] = {
-        "chunk": (1, 1024),
-        "shift": (0, 1024),
-    }
-
 
 @dataclass(frozen=True)
 class CollectConfig:
-    episodes: int = 128
+    episodes: Annotated[int, Between(1, 65536)] = 128
     """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
-    held_out: float = 0.25
+    held_out: Annotated[float, Between(0, 1)] = 0.25
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
-    rollouts_per_state: int = 1
+    rollouts_per_state: Annotated[int, Between(1, 65536)] = 1
     """Of each initial state. Preferences (DPO) need a success beside a failure from one state, hence several."""
-    temperature: float = 0.5
+    temperature: Annotated[float, Between(0, 1000)] = 0.5
     """Sampling temperature of the policy while collecting: what it does there is what it will do in practice."""
     task: str = ""
     """Of an environment with several tasks, the one to try and to practise, or several joined by +; the others are only
     evaluated, which shows what is forgotten. Empty: all."""
-
-    RANGES: ClassVar[Ranges] = {
-        "episodes": (1, 65536),
-        "held_out": (0, 1),
-        "rollouts_per_state": (1, 65536),
-        "temperature": (0, 1000),
-    }
 
 
 @dataclass(frozen=True)
@@ -142,12 +112,8 @@ class WorldModelConfig:
     family: str = "video_diffusion"
     """Which world model: video_diffusion, an entry point of the group wmpo.world_models, or yours as module:Class
     (docs/own_world_model.md)."""
-    align_fraction: float = 0.5
+    align_fraction: Annotated[float, Between(0, 1)] = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
-
-    RANGES: ClassVar[Ranges] = {
-        "align_fraction": (0, 1),
-    }
 
 
 @dataclass(frozen=True)
@@ -157,119 +123,85 @@ class RewardConfig:
     family: str = "conv"
     """Which success classifier: conv (small), videomae, an entry point of the group wmpo.reward_models, or yours as
     module:Class (docs/own_reward_model.md). [paper: videomae]"""
-    clip_length: int = 4
+    clip_length: Annotated[int, Between(1, 1024)] = 4
     """L: frames per clip. [paper 8]"""
-    stride: int = 2
+    stride: Annotated[int, Between(1, 1024)] = 2
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
     threshold: Literal["rate", "f1", "half"] = "rate"
     """The score above which a clip counts as success. rate: such that the policy succeeds in the dream as often as it
     did for real; f1: the best F1 on imagined replays of held-out real episodes; half: such that half of the dreams
     succeed, whatever is true, to try things out with a policy that never succeeds. [paper: f1, on real clips]"""
-    imagined_fraction: float = 0.5
+    imagined_fraction: Annotated[float, Between(0, 1)] = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
     classifier judges dreams, so it should have seen some. [paper: 0]"""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=64, cpu_shards=2))
     """Training on balanced clips. [paper lr 1e-4]"""
 
-    RANGES: ClassVar[Ranges] = {
-        "clip_length": (1, 1024),
-        "stride": (1, 1024),
-        "imagined_fraction": (0, 1),
-    }
-
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    iterations: int = 20
+    iterations: Annotated[int, Between(0, 1000000)] = 20
     """Policy iterations: imagine groups, then a few clipped updates."""
-    groups: int = 40
+    groups: Annotated[int, Between(1, 65536)] = 40
     """Informative groups per iteration. [paper 64]"""
-    group_size: int = 8
+    group_size: Annotated[int, Between(2, 65536)] = 8
     """G: imagined rollouts from one initial frame. [paper 8]"""
-    n_initial_states: int = 256
+    n_initial_states: Annotated[int, Between(1, 65536)] = 256
     """Real initial frames to practise from (resets of the real environment, no actions)."""
-    keyframes: int = 0
+    keyframes: Annotated[int, Between(0, 65536)] = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""
-    lr: float = 3e-4
+    lr: Annotated[float, Between(1e-12, 100)] = 3e-4
     """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
     freeze: tuple[str, ...] = ()
     """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names."""
-    warmup: int = 8
+    warmup: Annotated[int, Between(0, 1000000)] = 8
     """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
-    minibatches: int = 4
+    minibatches: Annotated[int, Between(1, 1000000)] = 4
     """Optimiser steps per iteration, one pass over the batch. [paper 4]"""
-    micro_batch: int = 32
+    micro_batch: Annotated[int, Between(1, 1000000)] = 32
     """Episodes of which gradients are computed at once, by a GPU or by each core of a CPU; they add up to that of the
     mini-batch. Less takes less memory, and changes what is learned by nothing but rounding."""
-    clip_low: float = 0.20
+    clip_low: Annotated[float, Between(0, 1)] = 0.20
     """The ratio is clipped below 1 - clip_low. [paper 0.20]"""
-    clip_high: float = 0.28
+    clip_high: Annotated[float, Between(0, 100)] = 0.28
     """The ratio is clipped above 1 + clip_high. [paper 0.28]"""
     ratio: Literal["chunk", "token"] = "token"
     """Probability ratio of the whole chunk (paper) or of each token (code)."""
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
     """grpo: reward minus the group's mean, over its spread; dr_grpo: without that division, nor one by the episode's
     length; rloo: reward minus the mean of the others."""
-    temperature: float = 0.5
+    temperature: Annotated[float, Between(1e-3, 1000)] = 0.5
     """Sampling temperature, used for log-probabilities too. A small policy that samples at 1 fails of its dice, and its
     practice is spent on fighting them. [paper 1.6]"""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Between(1e-9, 1e9)] = 1.0
     """Largest gradient norm. [paper 1]"""
-    min_group_success: float = 0.1
+    min_group_success: Annotated[float, Between(0, 1)] = 0.1
     """Dynamic sampling: groups with a mean success below this are skipped. [paper: above 0; code 0.1]"""
-    max_group_success: float = 0.9
+    max_group_success: Annotated[float, Between(0, 1)] = 0.9
     """Dynamic sampling: groups with a mean success above this are skipped. [paper: below 1; code 0.9]"""
-    max_resamples: int = 0
+    max_resamples: Annotated[int, Between(0, 1000)] = 0
     """Dynamic sampling: how many times a batch that came out short is refilled; 0 turns refilling off."""
-    ema: float = 0.75
+    ema: Annotated[float, Between(0, 0.999999)] = 0.75
     """Decay, per iteration, of the moving average of the weights that practice hands on; 0: those of its last
     iteration. [paper: none]"""
-    target_kl: float = 0.0
+    target_kl: Annotated[float, Between(0, 1e6)] = 0.0
     """The stop rule: practice ends once the policy is so far from where it began, the policy that the dream was aligned
     on: KL divergence of its choices from those, in nats per chunk. 0: only `iterations` end it. [paper: none]"""
     shuffle_rewards: bool = False
     """Control experiment: permute rewards inside each group, so that they say nothing."""
 
-    RANGES: ClassVar[Ranges] = {
-        "iterations": (0, 1000000),
-        "groups": (1, 65536),
-        "group_size": (2, 65536),
-        "n_initial_states": (1, 65536),
-        "keyframes": (0, 65536),
-        "lr": (1e-12, 100),
-        "warmup": (0, 1000000),
-        "minibatches": (1, 1000000),
-        "micro_batch": (1, 1000000),
-        "clip_low": (0, 1),
-        "clip_high": (0, 100),
-        "temperature": (1e-3, 1000),
-        "grad_clip": (1e-9, 1e9),
-        "min_group_success": (0, 1),
-        "max_group_success": (0, 1),
-        "max_resamples": (0, 1000),
-        "ema": (0, 0.999999),
-        "target_kl": (0, 1e6),
-    }
-
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    episodes: int = 256
+    episodes: Annotated[int, Between(1, 65536)] = 256
     """Real episodes from held-out initial states, the same ones for every policy. [paper 128]"""
-    temperature: float = 0.0
+    temperature: Annotated[float, Between(0, 1000)] = 0.0
     """0: greedy."""
-    practice_eval_freq: int = 10
+    practice_eval_freq: Annotated[int, Between(0, 1000000)] = 10
     """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
-    practice_eval_episodes: int = 64
+    practice_eval_episodes: Annotated[int, Between(1, 65536)] = 64
     """Episodes of each such measurement; their initial states are used for nothing else."""
-
-    RANGES: ClassVar[Ranges] = {
-        "episodes": (1, 65536),
-        "temperature": (0, 1000),
-        "practice_eval_freq": (0, 1000000),
-        "practice_eval_episodes": (1, 65536),
-    }
 
 
 @dataclass(frozen=True)
@@ -277,9 +209,9 @@ class Recipe:
     """One whole run: demonstrations, base policy, collection, world model, reward model, imagination, evaluation."""
 
     name: str = "push"
-    seed: int = 0
+    seed: Annotated[int, Between(0, 255)] = 0
     """One seed, from 0 to 255, gives one result on one machine."""
-    rounds: int = 1
+    rounds: Annotated[int, Between(1, 31)] = 1
     """Lifelong learning: how often to collect, align and practise."""
     control: bool = True
     """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""
@@ -293,5 +225,3 @@ class Recipe:
     reward: RewardConfig = field(default_factory=RewardConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    RANGES: ClassVar[Ranges] = {"seed": (0, 255), "rounds": (1, 31)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from wmpo.config import PolicyConfig, Ranges
+from wmpo.config import Between, PolicyConfig
 from wmpo.errors import require_multiple, require_package
 
 
@@ -13,25 +13,20 @@ from wmpo.errors import require_multiple, require_package
 class FlowConfig:
     """How a flow-matching policy turns noise into actions."""
 
-    steps: int = 4
+    steps: Annotated[int, Between(1, 1000)] = 4
     """Denoising steps. [pi0 and SmolVLA 10]"""
     noise: Literal["sde", "learned"] = "sde"
     """Noise on the way, to explore. sde: Flow-SDE, which keeps the distribution of actions; learned: Flow-Noise, as
     wide as a small network says."""
-    level: float = 0.5
+    level: Annotated[float, Between(1e-6, 100)] = 0.5
     """Strength of that noise, times the temperature; at temperature 0 there is none."""
-
-    RANGES: ClassVar[Ranges] = {
-        "steps": (1, 1000),
-        "level": (1e-6, 100),
-    }
 
 
 @dataclass(frozen=True)
 class MiniVLASettings(PolicyConfig):
     """The small policy that is trained from scratch."""
 
-    image_size: int = 0
+    image_size: Annotated[int, Between(0, 4096)] = 0
     """Height and width that pictures are brought to, in pixels; 0: their own, the greatest where cameras differ."""
     resize: Literal["pad", "stretch"] = "pad"
     """How pictures of another size are brought to it: pad keeps their shape, black around; stretch does not."""
@@ -40,23 +35,16 @@ class MiniVLASettings(PolicyConfig):
     [paper: tokens]"""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """Denoising, with the flow head."""
-    bins: int = 33
+    bins: Annotated[int, Between(2, 65536)] = 33
     """Bins per action dimension, with the token head. [paper 256]"""
-    width: int = 48
+    width: Annotated[int, Between(4, 65536)] = 48
     """Channels of the image encoder."""
-    hidden: int = 256
+    hidden: Annotated[int, Between(1, 65536)] = 256
     """Width of the action decoder."""
     sentences: Literal["small", "minilm"] = "small"
     """What reads the instruction. small: an encoder that is trained with the policy, and knows the words that it was
     trained on; minilm: the pretrained all-MiniLM-L6-v2, frozen, and a trained projection (docs/language.md).
     [paper: the policy is a language model]"""
-
-    RANGES: ClassVar[Ranges] = {
-        "image_size": (0, 4096),
-        "bins": (2, 65536),
-        "width": (4, 65536),
-        "hidden": (1, 65536),
-    }
 
     def check(self) -> None:
         require_multiple("policy.width", self.width, 4)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from wmpo.config import Recipe
+from wmpo.config import Between, Recipe
 from wmpo.errors import UserError
 from wmpo.families import PLUGS
 
-MOST = 10**9  # of a setting that names no range of its own
+ANY = Between(-(10**9), 10**9)  # of a setting that names no range of its own
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -44,22 +44,18 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_ranges(settings: object, prefix: str = "") -> None:
-    """Raise UserError for the first number outside of the RANGES that its dataclass declares, nested ones included, and
-    for the first value that is none of its Literal."""
-    hints = get_type_hints(type(settings))
+    """Raise UserError for the first number that is not `Between` its bounds, nested ones included, and for the first
+    value that is none of its Literal."""
+    hints = get_type_hints(type(settings), include_extras=True)
     for name, value in vars(settings).items():
-        field = f"{prefix}{name}"
+        field, hint = f"{prefix}{name}", hints[name]
         if is_dataclass(value):
             check_ranges(value, f"{field}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            _number(field, value, *_range(type(settings), name))
-        elif get_origin(hints[name]) is not None and isinstance(value, str) and value not in get_args(hints[name]):
-            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(map(str, get_args(hints[name])))}.")
-
-
-def _range(cls: type, name: str) -> tuple[float, float]:
-    declared = [vars(base).get("RANGES", {}) for base in cls.__mro__]
-    return next((ranges[name] for ranges in declared if name in ranges), (-MOST, MOST))
+            bounds = [fact for fact in getattr(hint, "__metadata__", ()) if isinstance(fact, Between)]
+            _number(field, value, *(bounds or [ANY])[0])
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
 
 
 def _number(field: str, value: float, least: float, most: float) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from wmpo.config import Ranges, RewardConfig
+from wmpo.config import Between, RewardConfig
 from wmpo.errors import UserError, require_multiple, require_package
 
 
@@ -14,17 +14,12 @@ from wmpo.errors import UserError, require_multiple, require_package
 class ConvSettings(RewardConfig):
     """The small convolutional classifier."""
 
-    width: int = 32
+    width: Annotated[int, Between(8, 65536)] = 32
     """Channels of the first stage."""
-    image_size: int = 0
+    image_size: Annotated[int, Between(0, 4096)] = 0
     """Height and width that frames are brought to, in pixels; 0: those of the first camera."""
     resize: Literal["pad", "stretch"] = "pad"
     """How frames of another size are brought to it: pad keeps their shape, black around; stretch does not."""
-
-    RANGES: ClassVar[Ranges] = {
-        "image_size": (0, 4096),
-        "width": (8, 65536),
-    }
 
     def check(self) -> None:
         require_multiple("reward.width", self.width, 8)
@@ -34,25 +29,18 @@ class ConvSettings(RewardConfig):
 class VideoMAESettings(RewardConfig):
     """VideoMAE with a linear head. The paper's is VideoMAE-base."""
 
-    width: int = 32
+    width: Annotated[int, Between(32, 65536)] = 32
     """Hidden size. [paper 768]"""
-    depth: int = 4
+    depth: Annotated[int, Between(1, 1000)] = 4
     """Layers. [paper 12]"""
-    heads: int = 0
+    heads: Annotated[int, Between(0, 1024)] = 0
     """Attention heads; 0: one for every 32 of the width. [paper 12]"""
-    image_size: int = 0
+    image_size: Annotated[int, Between(0, 4096)] = 0
     """Height and width that frames are stretched to, in pixels; 0: the greater side of the first camera's, rounded up
     to whole patches. VideoMAE-base was made for 224."""
     pretrained: str = ""
     """Folder of a pretrained VideoMAE (config.json and .safetensors) to begin from, whose sizes count; empty: from
     scratch."""
-
-    RANGES: ClassVar[Ranges] = {
-        "image_size": (0, 4096),
-        "width": (32, 65536),
-        "depth": (1, 1000),
-        "heads": (0, 1024),
-    }
 
     def check(self) -> None:
         require_multiple("reward.width", self.width, self.heads or 32)

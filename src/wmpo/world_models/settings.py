@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from wmpo.config import FitConfig, Ranges, WorldModelConfig
+from wmpo.config import Between, FitConfig, WorldModelConfig
 from wmpo.errors import UserError, require_multiple, require_package
 
 
@@ -27,7 +27,7 @@ class VideoDiffusionSettings(WorldModelConfig):
     image_size: tuple[int, int] | None = None
     """Height and width in which cameras are imagined: each is scaled to them, and back. None: each keeps its pixels;
     smaller ones are filled up to the largest height and width by repeating their edge."""
-    context: int = 2
+    context: Annotated[int, Between(1, 256)] = 2
     """c: frames of history given to the denoiser. [paper 4]"""
     anchor: bool = True
     """Also give it the episode's first frame. [paper: no]"""
@@ -38,19 +38,19 @@ class VideoDiffusionSettings(WorldModelConfig):
     """frame: each frame is modulated by its own action; chunk: all frames by the whole chunk. [paper: frame]"""
     objective: Literal["flow", "epsilon"] = "flow"
     """flow: rectified flow; epsilon: noise prediction. [paper epsilon, code flow]"""
-    context_noise: float = 0.015
+    context_noise: Annotated[float, Between(0, 1)] = 0.015
     """Diffusion time whose noise perturbs the context in training, 0.05 being step 50 of 1000; its embedding is kept at
     sampling. [paper 0.05, code 0.015]"""
     training_timesteps: Literal["sampler", "all"] = "sampler"
     """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
     work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
-    sampling_steps: int = 1
+    sampling_steps: Annotated[int, Between(1, 1000)] = 1
     """Euler steps per imagined chunk. [code 30]"""
-    width: int = 32
+    width: Annotated[int, Between(1, 16384)] = 32
     """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
-    depth: int = 4
+    depth: Annotated[int, Between(1, 256)] = 4
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
-    heads: int = 4
+    heads: Annotated[int, Between(1, 256)] = 4
     """Attention heads of the transformer."""
     kinematics_fit: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
@@ -64,15 +64,6 @@ class VideoDiffusionSettings(WorldModelConfig):
         default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
     )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
-
-    RANGES: ClassVar[Ranges] = {
-        "context": (1, 256),
-        "context_noise": (0, 1),
-        "sampling_steps": (1, 1000),
-        "width": (1, 16384),
-        "depth": (1, 256),
-        "heads": (1, 256),
-    }
 
     def check(self) -> None:
         if self.image_size is not None and not all(8 <= side <= 4096 for side in self.image_size):

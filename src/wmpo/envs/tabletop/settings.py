@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from wmpo.config import EnvConfig, Ranges
+from wmpo.config import Between, EnvConfig
 from wmpo.errors import UserError
 
 Disruption = Literal["none", "position", "background", "texture", "paraphrase"]
@@ -59,16 +59,12 @@ class TabletopSettings(EnvConfig):
     """Which task to learn, or several joined by +, told apart by their sentences; `wmpo tasks` lists them."""
     cameras: tuple[str, ...] = ("front",)
     """Cameras that the policy sees, and that dreams show: front, wrist. The reward model watches the first one."""
-    image_size: int = 64
+    image_size: Annotated[int, Between(8, 1024)] = 64
     """Height and width of each camera, in pixels. [paper 256]"""
     state: bool = True
     """The policy feels the gripper's position and opening too, and the dream imagines them. [paper: no]"""
     renderer: Literal["auto", "egl", "rays"] = "auto"
     """egl: OpenGL without a screen; rays: MuJoCo's own ray casting, needs no graphics; auto: egl where it works."""
-
-    RANGES: ClassVar[Ranges] = {
-        "image_size": (8, 1024),
-    }
 
     def check(self) -> None:
         """Raises UserError for tasks and cameras that there are not."""
