@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from wmpo.cli import dispatch
 from wmpo.config import Recipe
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
+from wmpo.families import RENAMED, new_name, recipe_from_plain
 from wmpo.io.plain import to_plain
 from wmpo.opening import flat, keep_recipe, load_recipe
 from wmpo.recipes import RECIPES, recipe_named
@@ -99,3 +101,15 @@ def test_flat_names_every_field() -> None:
     names = flat(to_plain(RECIPES["push"]))
     assert names["world_model.align.lr"] == RECIPES["push"].world_model.align.lr
     assert "grpo" not in names and len(names) > 60
+
+
+def test_settings_of_earlier_versions_are_refused_by_their_new_names() -> None:
+    now = {name for recipe in RECIPES.values() for name in flat(to_plain(recipe))}
+    for old, new in RENAMED.items():
+        assert old not in now
+        assert any(f".{new}." in f".{name}." for name in now), new
+    assert new_name("world_model.body_fit.shares") == "world_model.kinematics_fit.cpu_shards"
+    with pytest.raises(UserError, match=r"grpo\.target_kl was grpo\.trust"):
+        recipe_from_plain({"name": "push", "grpo": {"trust": 0.5}}, "recipe.json")
+    with pytest.raises(UserError, match=r"is now world_model\.codec_fit\.cpu_shards: use"):
+        dispatch(["plan", "place", "--world-model.codec-fit.shares", "2"])

@@ -56,7 +56,25 @@ PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
         "videomae": ("wmpo.rewards.videomae:VideoMAEClassifier", "wmpo.rewards.settings:VideoMAESettings"),
     }),
 }  # fmt: skip
+RENAMED = {  # settings of version 0.1, or parts of their names
+    "grpo.trust": "grpo.target_kl", "grpo.refill": "grpo.max_resamples",
+    "grpo.keep_low": "grpo.min_group_success", "grpo.keep_high": "grpo.max_group_success",
+    "grpo.starts": "grpo.n_initial_states", "policy.start": "policy.pretrained",
+    "demonstrations.slowest": "demonstrations.min_pace", "reward.dream_share": "reward.imagined_fraction",
+    "reward.backbone": "reward.family", "world_model.align_share": "world_model.align_fraction",
+    "world_model.body_fit": "world_model.kinematics_fit", "world_model.times": "world_model.training_timesteps",
+    "evaluate.watch_every": "evaluate.practice_eval_freq", "evaluate.watch_episodes": "evaluate.practice_eval_episodes",
+    "shares": "cpu_shards",
+}  # fmt: skip
 _allowed: set[str] = set()
+
+
+def new_name(setting: str) -> str:
+    """What a setting is called now, by its dotted name; itself where it has not been renamed."""
+    found = f".{setting}."
+    for old, new in RENAMED.items():
+        found = found.replace(f".{old}.", f".{new}.")
+    return found[1:-1]
 
 
 def allow(family: str) -> None:
@@ -138,10 +156,22 @@ def _replace(recipe: Recipe, parts: JsonObject) -> Recipe:
     return Recipe(**{field.name: parts.get(field.name, getattr(recipe, field.name)) for field in fields(recipe)})
 
 
+def _names_in(values: Mapping[str, object], levels: int = 3) -> list[str]:
+    """Dotted names of the settings in nested objects; deeper than `levels` there are none."""
+    inner = [f"{name}.{rest}" for name, value in values.items() if levels > 1 and isinstance(value, dict)
+             for rest in _names_in(value, levels - 1)]  # fmt: skip
+    return [*values, *inner]
+
+
 def recipe_from_plain(data: object, where: str) -> Recipe:
     """A recipe from the values of a JSON file. Raises UserError that names `where` and the setting."""
     if not isinstance(data, dict):
         raise UserError(f"{where} holds no recipe.")
+    for name in _names_in(data):
+        if new_name(name) != name:
+            raise UserError(
+                f"{where} is of an earlier version, in which {new_name(name)} was {name}: begin a run anew."
+            )
     parts: JsonObject = {}
     rest = dict(data)
     for kind, plug in PLUGS.items():

@@ -14,19 +14,9 @@ import tyro
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.families import PLUGS, allow, complete, of_family, saved_family
+from wmpo.families import PLUGS, allow, complete, new_name, of_family, saved_family
 
 Options = TypeVar("Options")
-RENAMED = {  # settings of earlier versions
-    "grpo.trust": "grpo.target_kl", "grpo.refill": "grpo.max_resamples",
-    "grpo.keep_low": "grpo.min_group_success", "grpo.keep_high": "grpo.max_group_success",
-    "grpo.starts": "grpo.n_initial_states", "policy.start": "policy.pretrained",
-    "demonstrations.slowest": "demonstrations.min_pace", "reward.dream_share": "reward.imagined_fraction",
-    "reward.backbone": "reward.family", "world_model.align_share": "world_model.align_fraction",
-    "world_model.body_fit": "world_model.kinematics_fit", "world_model.times": "world_model.training_timesteps",
-    "evaluate.watch_every": "evaluate.practice_eval_freq", "evaluate.watch_episodes": "evaluate.practice_eval_episodes",
-    "fit.shares": "fit.cpu_shards", "align.shares": "align.cpu_shards",
-}  # fmt: skip
 
 
 def parse(options: type[Options], args: Sequence[str], prog: str, default: Options | None = None) -> Options:
@@ -107,7 +97,6 @@ def value_of(name: str, args: Sequence[str]) -> str:
 def _new_name(arg: str) -> str:
     """The argument itself. Raises UserError for a setting that has another name now."""
     name = arg.partition("=")[0][2:].replace("-", "_") if arg.startswith("--") else ""
-    for old, new in RENAMED.items():
-        if name == old or name.endswith(f".{old}"):
-            raise UserError(f"{name} is now {name.removesuffix(old)}{new}: use --{name.removesuffix(old)}{new}.")
+    if (new := new_name(name)) != name:
+        raise UserError(f"{name} is now {new}: use --{new}.")
     return arg
