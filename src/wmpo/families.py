@@ -200,5 +200,6 @@ def save_model(family: str, model: Policy | WorldModel | RewardModel, folder: Pa
     model.save_pretrained(folder)
     path = Path(folder) / MODEL_CONFIG
     described = read_json(path) if path.is_file() else {}
-    if not isinstance(described, dict) or not {"family", "type", "model_type"} & described.keys():
-        write_json(path, {**(described if isinstance(described, dict) else {}), "family": family})
+    described = described if isinstance(described, dict) else {}
+    if ":" in family or not {"family", "type", "model_type"} & described.keys():
+        write_json(path, {**described, "family": family})

@@ -37,8 +37,10 @@ class CheckCommand:
     """Settings of the world model, for check world-model."""
     reward: RewardConfig
     """Settings of the reward model, for check reward-model."""
+    data: Path | None = None
+    """Folder of an episode store: the model is tried on cameras, states and actions such as it has."""
     size: tuple[int, int] = (64, 64)
-    """Height and width of the pictures that a model is tried on."""
+    """Height and width of the pictures that a model is tried on, without --data."""
     state_dim: int = 4
     """Numbers of the proprioceptive state that a model is tried on."""
     action_dim: int = 4
@@ -89,20 +91,25 @@ class CheckCommand:
         import torch
 
         from wmpo import contracts
+        from wmpo.data.store import EpisodeStore
         from wmpo.families import family_class, saved_family
         from wmpo.policies import build_policy
         from wmpo.rewards import build_reward_model
+        from wmpo.training.checkpoint import check_fits
         from wmpo.types import EnvSpec
         from wmpo.world_models import build_world_model
 
         if min(*self.size, self.action_dim, self.chunk) < 1 or self.state_dim < 0:
             raise UserError("--size, --action-dim and --chunk must be at least 1, --state-dim at least 0.")
         spec = EnvSpec({"front": self.size}, self.state_dim, self.action_dim, horizon=40, fps=10)
+        if self.data is not None:
+            spec = EpisodeStore.open(self.data).spec
         torch.manual_seed(0)
         made: Any
         if Path(self.name).is_dir():
             kind = KINDS[self.kind]
             made = family_class(kind, saved_family(kind, Path(self.name), "")).from_pretrained(Path(self.name))
+            check_fits(made, spec, self.name)
         elif self.kind == "policy":
             made = build_policy(self.policy, spec)
         elif self.kind == "world-model":

@@ -1,0 +1,85 @@
+"""A user's own environment, policy, world model and reward model, together, through every command."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from wmpo import families
+from wmpo.cli import main
+
+DOCS = Path(__file__).parents[1] / "docs"
+FILES = {"own_env": "reach_env", "own_policy": "linear_policy", "own_world_model": "next_frame",
+         "own_reward_model": "coarse_judge"}  # fmt: skip
+ENV, POLICY = "reach_env:Reach", "linear_policy:LinearPolicy"
+WORLD, JUDGE = "next_frame:NextFrame", "coarse_judge:CoarseJudge"
+ALLOW = [word for name in (ENV, POLICY, WORLD, JUDGE) for word in ("--allow", name)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the files of the four pages in it."""
+    for page, module in FILES.items():
+        code = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)[0]
+        (tmp_path / f"{module}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(families, "_allowed", set())
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_four_plugs_of_a_users_own_through_every_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def wmpo(*args: object, status: int = 0) -> str:
+        assert main([str(arg) for arg in args]) == status
+        return " ".join(capsys.readouterr().out.split())
+
+    env = ("--env.family", ENV, "--env.workers", 0)
+    policy = ("--policy.family", POLICY, "--policy.fit.steps", 60)
+    world = ("--world-model.family", WORLD, "--world-model.fit.steps", 40)
+    judge = ("--reward.family", JUDGE, "--reward.fit.steps", 40, "--reward.threshold", "half")
+    few = ("--grpo.iterations", 1, "--grpo.groups", 4, "--grpo.group-size", 4, "--grpo.n-initial-states", 8)
+    kinds = (("env", ENV), ("policy", POLICY), ("world-model", WORLD), ("reward-model", JUDGE))
+    for kind, name in kinds:
+        assert "keeps the contract" in wmpo("check", kind, name)
+
+    recipe = (*env, *policy, *world, *judge)
+    assert "next_frame" in wmpo("plan", "smoke", *recipe)
+    run = ("run", "smoke", *recipe, *few, "--collect.episodes", 16, "--evaluate.episodes", 6, "--no-control",
+           "--evaluate.practice-eval-episodes", 2, "--device", "cpu", "--out", "run")  # fmt: skip
+    shown = wmpo(*run)
+    assert "reach" in shown and (folder / "run" / "report.html").is_file()
+    assert "is finished" in wmpo(*run)
+    wmpo("report", "run", *ALLOW)
+    wmpo("evaluate", "run", "--disruption", "dark", "--episodes", 2, *ALLOW)
+    for kind, place in (
+        ("policy", "policies/base"),
+        ("world-model", "world_model-1"),
+        ("reward-model", "reward_model-1"),
+    ):
+        assert "keeps the contract" in wmpo("check", kind, f"run/{place}", *ALLOW, "--data", "run/episodes")
+
+    store = ("--data", "data")
+    wmpo("demonstrate", *store, *env, "--demonstrations.episodes", 12)
+    wmpo("imitate", *store, "--out", "base", *policy)
+    base = folder / "base" / "policies" / "base"
+    wmpo("collect", *store, "--policy", base, *env, *ALLOW, "--collect.episodes", 8)
+    wmpo("world-model", *store, "--out", "dream", *world)
+    wmpo("reward-model", *store, "--out", "judge", "--world-model", "dream/model", "--policy", base, *judge, *ALLOW)
+    wmpo("practise", *store, "--policy", base, "--world-model", "dream/model", "--reward-model", "judge/model",
+         "--out", "better", *few, *ALLOW)  # fmt: skip
+    assert (folder / "better" / "policy" / "config.json").is_file()
+    assert "keeps the contract" in wmpo("check", "data", "data")
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_file_lets_a_class_in(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What a person names is imported; what only a file names is not."""
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "config.json").write_text(f'{{"family": "{POLICY}"}}')
+    assert main(["check", "policy", "saved"]) == 2
+    assert "add --allow" in capsys.readouterr().err and "linear_policy" not in sys.modules
