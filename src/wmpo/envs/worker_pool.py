@@ -209,7 +209,7 @@ class WorkerPool:
             message = worker.connection.recv_bytes()
         except (EOFError, OSError):
             raise WorkerLostError(_ending(worker.process)) from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self.close()  # half a message may have been read
             raise
         worker.deadline = time.monotonic() + self.timeout
