@@ -27,10 +27,10 @@ from experiments.pairs import (
     rate,
     tasks_of,
 )
+from experiments.statistics import pearson
 from experiments.tables import Plots, format_budget, format_places, format_share, rate_and_gain, second_tries
 from experiments.trust import Exploited, gaps_of, known_in_both, worlds
 from wmpo.report.results import BASE
-from wmpo.report.statistics import pearson
 from wmpo.report.words import number, percent, points, signed
 
 

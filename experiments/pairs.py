@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments.cells import CellResult
+from experiments.statistics import mean_over_seeds
 from wmpo.report.results import BASE, PolicyResult
-from wmpo.report.statistics import Interval, mean_over_seeds, paired_difference, wilson_interval
+from wmpo.report.statistics import Interval, paired_difference, wilson_interval
 
 
 @dataclass(frozen=True)

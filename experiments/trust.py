@@ -9,10 +9,11 @@ from typing import NamedTuple
 from experiments.cells import CellResult
 from experiments.drawing import drawn
 from experiments.pairs import first_of_each_seed, groups, mean_of, tasks_of
+from experiments.statistics import pearson, spearman
 from experiments.tables import Plots, format_budget, table
 from wmpo.report.charts import Line, line_plot
 from wmpo.report.results import BASE, Gap
-from wmpo.report.statistics import normal_quantile, pearson, spearman
+from wmpo.report.statistics import normal_quantile
 from wmpo.report.words import number, signed
 
 WINDOW = 5  # iterations whose imagined success is averaged: one iteration's groups are few

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from episodes_by_hand import SPEC, make_episode, make_store
+from wmpo.batches import cat
 from wmpo.data import cache as cache_module
 from wmpo.data import video
 from wmpo.data.cache import FrameCache
-from wmpo.data.clips import ImitationFrames, RewardClips, VideoBatch, VideoClips, _jitter
+from wmpo.data.clips import ImitationFrames, RewardClips, VideoClips, _jitter
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 
@@ -93,17 +94,11 @@ def test_batches_depend_on_seed_and_step_alone(cache: FrameCache) -> None:
 
 def test_video_batches_join(cache: FrameCache) -> None:
     parts = [VideoClips(cache, [i], 2, 2).sample(n, 0, 0) for i, n in ((1, 3), (2, 5))]
-    batch = VideoBatch.cat(parts)
+    batch = cat(parts)
     assert where(batch.anchor["wrist"])[:, 0].tolist() == [1] * 3 + [2] * 5
     assert len(batch.context["front"]) == len(batch.future["front"]) == 8
     for name in ("action", "state", "first_state", "travel"):
         assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts]))
-
-
-def test_chosen_cameras_only(cache: FrameCache) -> None:
-    assert list(VideoClips(cache, [1], 1, 1, ["wrist"]).sample(1, 0, 0).future) == ["wrist"]
-    with pytest.raises(UserError, match="no camera 'left'"):
-        VideoClips(cache, [1], 1, 1, ["left"])
 
 
 def test_reward_clips(cache: FrameCache) -> None:

@@ -34,7 +34,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("data",),
     ("config",),
     ("types", "io"),
-    ("errors",),
+    ("errors", "batches"),
 ]
 HEIGHT = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names}
 LONGEST = 400  # lines of a source file

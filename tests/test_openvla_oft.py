@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from golden import make_openvla_oft as tiny
 from wmpo import policies
-from wmpo.cli.models import load_policy
+from wmpo.cli.models import fitting
 from wmpo.config import FitConfig, GRPOConfig, PolicyConfig
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
@@ -345,17 +345,17 @@ def test_pixels_are_normalised_as_the_image_processor_says(tmp_path: Path) -> No
 def test_saves_opens_and_fits(policy: OpenVLAOFT, tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["family"] == "openvla_oft"
-    again = load_policy(tmp_path, SPEC, CPU)
+    again = fitting(policies.load_policy, tmp_path, SPEC, CPU)
     assert again.config == policy.config and torch.equal(again.logits(observation()), policy.logits(observation()))
     larger = {name: (64, 64) for name in CAMERAS}
-    load_policy(tmp_path, replace(SPEC, cameras=larger), CPU)  # any size will do
+    fitting(policies.load_policy, tmp_path, replace(SPEC, cameras=larger), CPU)  # any size will do
     for spec, text in (
         (replace(SPEC, action_dim=7), "3 action dimensions, but here there are 7"),
         (replace(SPEC, state_dim=0), "4 state dimensions"),
         (replace(SPEC, cameras={"front": (28, 28)}), "looks through the camera 'wrist'"),
     ):
         with pytest.raises(UserError, match=text):
-            load_policy(tmp_path, spec, CPU)
+            fitting(policies.load_policy, tmp_path, spec, CPU)
 
 
 def test_families(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_video_round_trip() -> None:
 
 def test_side_by_side_holds_the_shorter_one() -> None:
     left, right = moving_square(3), moving_square(5)
-    both = side_by_side(left, right, factor=2, success_at=(1, None), gap=4)
+    both = side_by_side(left, right, factor=2, success_at=(1, None))
     assert both.shape == (5, 128 + 6, 128 + 4 + 128, 3)
     assert (both[4, :128, :128] == left[2].repeat(2, 0).repeat(2, 1)).all()
     assert (both[4, :128, 132:] == right[4].repeat(2, 0).repeat(2, 1)).all()
@@ -299,7 +299,7 @@ def test_cameras_stand_side_by_side_in_their_order() -> None:
 
 
 def test_filmstrip_and_png() -> None:
-    strip = filmstrip([moving_square(9), moving_square(5)], columns=3, factor=2, gap=4)
+    strip = filmstrip([moving_square(9), moving_square(5)], columns=3, factor=2)
     assert strip.shape == (2 * 128 + 4, 3 * 128 + 2 * 4, 3)
     assert (strip[:128, -128:] == moving_square(9)[8].repeat(2, 0).repeat(2, 1)).all()
     assert (np.asarray(Image.open(io.BytesIO(encode_png(strip)))) == strip).all()

@@ -5,14 +5,12 @@ import pytest
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from experiments.statistics import mean_over_seeds, pearson, spearman
 from wmpo.report.statistics import (
     Interval,
     mcnemar_exact,
-    mean_over_seeds,
     normal_quantile,
     paired_difference,
-    pearson,
-    spearman,
     wilson_interval,
 )
 

@@ -119,8 +119,8 @@ class Other(Tied):
 
 def test_module_round_trip_and_errors(tmp_path: Path) -> None:
     module = Tied()
-    save_module(tmp_path, module, MiniVLASettings(chunk=7), {"actions": [1, 2]})
-    assert load_config(tmp_path, MiniVLASettings) == (MiniVLASettings(chunk=7), {"actions": [1, 2]})
+    save_module(tmp_path, module, MiniVLASettings(chunk=7))
+    assert load_config(tmp_path, MiniVLASettings) == MiniVLASettings(chunk=7)
     loaded = load_module(tmp_path, Tied())
     assert all(torch.equal(x, y) for x, y in zip(module.parameters(), loaded.parameters(), strict=True))
 

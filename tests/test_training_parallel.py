@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmpo.training.parallel import accumulate_gradients, cores, parallel_map, split, workers
+from wmpo.batches import split
+from wmpo.training.parallel import accumulate_gradients, cores, parallel_map, workers
 from wmpo.types import Observation
 
 

@@ -23,6 +23,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from wmpo.batches import cat
 from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, VideoBatch, VideoClips
@@ -215,7 +216,7 @@ def fit_stage(
     """One training of a world model. `parts` of a batch: clips, how many, and their seed."""
 
     def clips(step: int) -> VideoBatch:
-        return VideoBatch.cat([clips.sample(size, seed, step) for clips, size, seed in parts])
+        return cat([clips.sample(size, seed, step) for clips, size, seed in parts])
 
     depends = {f"clips {i}": f"{size} of {clips.digest()}" for i, (clips, size, _) in enumerate(parts)}
     run.fit(stage.module, clips, stage.fit, f"world_model_{stage.name}{suffix}", seed, depends)
@@ -271,7 +272,7 @@ def practise_from(
     """Practise from real first frames, `first[i]` of initial state `numbers[i]`, and from the middle of the stored
     rollouts `tried`."""
     if cfg.keyframes:
-        first = Observation.cat([first, keyframes(run, cfg.keyframes, tried, turn)])
+        first = cat([first, keyframes(run, cfg.keyframes, tried, turn)])
         numbers = [*numbers, *range(-cfg.keyframes, 0)]  # numbers of no initial state
     generator = torch.Generator(device=run.device)
     dream = ImaginedEnv(
@@ -289,7 +290,7 @@ def practise_from(
 def first_frames(env: Env, numbers: list[int]) -> Observation:
     """What the real environment shows at each initial state; nothing is done there."""
     size = env.spec.max_batch
-    return Observation.cat([env.reset(numbers[begin : begin + size]) for begin in range(0, len(numbers), size)])
+    return cat([env.reset(numbers[begin : begin + size]) for begin in range(0, len(numbers), size)])
 
 
 def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observation:

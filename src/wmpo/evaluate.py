@@ -9,7 +9,6 @@ import torch
 
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import rollout
-from wmpo.types import Episode
 
 BATCH = 128  # episodes that advance together
 
@@ -25,7 +24,6 @@ class Evaluation:
     """Real actions that the evaluation took."""
     task: list[str] = field(default_factory=list)
     """Of each initial state."""
-    episodes: list[Episode] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -39,22 +37,17 @@ def evaluate(
     *,
     temperature: float,
     seed: int,
-    record: str | None = None,
     task: Callable[[int], str] = lambda initial_state: "",
 ) -> Evaluation:
-    """Play one episode from each initial state; `task` names the task of each.
-
-    With `record`, the name of the policy, the episodes are kept.
-    """
+    """Play one episode from each initial state; `task` names the task of each."""
     result = Evaluation([], [], [], 0)
     for begin in range(0, len(initial_states), BATCH):
         some = list(initial_states[begin : begin + BATCH])
         generator = torch.Generator().manual_seed(seed + begin)
-        played = rollout(env, policy, some, temperature=temperature, generator=generator, record=record, task=task)
+        played = rollout(env, policy, some, temperature=temperature, generator=generator)
         result.initial_states += some
         result.task += map(task, some)
         result.success += played.success.tolist()
         result.finish_step += played.finish_step.tolist()
         result.steps += int(played.length.sum())
-        result.episodes += played.episodes
     return result

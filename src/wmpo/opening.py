@@ -25,11 +25,7 @@ from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
 
 RECIPE = "recipe.json"
-CHANGES_NO_NUMBER = (
-    "env.workers",
-    "env.python",
-    "env.timeout",
-)  # settings that a run may be continued with other values of
+CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go on with other values of these
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from wmpo.batches import Batch
 from wmpo.config import FitConfig, Recipe
 from wmpo.data.initial_states import held_out, initial_states
 from wmpo.data.records import EpisodeRecord, initial_states_of
@@ -20,7 +21,6 @@ from wmpo.io.plain import to_plain
 from wmpo.protocols import Env
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
-from wmpo.training.parallel import Batch
 
 
 class Purpose(IntEnum):

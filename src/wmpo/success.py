@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from wmpo.batches import cat
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import RewardBatch, RewardClips
 from wmpo.data.store import EpisodeStore
@@ -74,7 +75,7 @@ def learn_success(
         def clips(step: int) -> RewardBatch:
             seeds = [run.seed(Purpose.REWARD, turn, place) for place in range(len(parts))]
             sized = [(part, size, seed) for (part, size), seed in zip(parts, seeds, strict=True) if size]
-            return RewardBatch.cat([part.sample(size, seed, step) for part, size, seed in sized])
+            return cat([part.sample(size, seed, step) for part, size, seed in sized])
 
         seed = run.seed(Purpose.REWARD, turn)
         run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", seed, {"inputs": digest_of_values(inputs)})

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmpo.batches import to_device
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -61,17 +63,7 @@ class Observation:
         )
 
     def to(self, device: torch.device | str) -> Observation:
-        images = {name: image.to(device) for name, image in self.images.items()}
-        return Observation(images, self.state.to(device), self.instruction)
-
-    @staticmethod
-    def cat(parts: Sequence[Observation]) -> Observation:
-        names = parts[0].images.keys()
-        return Observation(
-            {name: torch.cat([part.images[name] for part in parts]) for name in names},
-            torch.cat([part.state for part in parts]),
-            tuple(sentence for part in parts for sentence in part.instruction),
-        )
+        return to_device(self, device)
 
 
 @dataclass(frozen=True)

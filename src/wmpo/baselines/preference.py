@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wmpo.batches import to_device
 from wmpo.data.cache import FrameCache
 from wmpo.data.records import EpisodeRecord
 from wmpo.errors import UserError
 from wmpo.losses.dpo import masked_sum, preference_loss
 from wmpo.protocols import ChoosesTokens, Policy
-from wmpo.training.parallel import to_device
 from wmpo.types import Observation
 
 ROWS = 512  # decisions per forward pass where no gradient is kept

@@ -92,11 +92,13 @@ class RewardModelCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.cli.models import load_policy, load_world_model
+        from wmpo.cli.models import fitting
         from wmpo.data.cache import FrameCache
         from wmpo.families import save_model
         from wmpo.opening import open_stage
+        from wmpo.policies import load_policy
         from wmpo.success import SuccessData, learn_success
+        from wmpo.world_models import load_world_model
 
         between(self.held_out, 0, 1, "--held-out")
         collect = CollectConfig(temperature=self.temperature)
@@ -112,8 +114,8 @@ class RewardModelCommand:
                     f"{self.data} holds no rollouts of a policy, which reward.threshold {self.reward.threshold} needs: "
                     "choose f1."
                 )
-            world_model = self.world_model and load_world_model(self.world_model, spec, run.device)
-            policy = self.policy and load_policy(self.policy, spec, run.device)
+            world_model = self.world_model and fitting(load_world_model, self.world_model, spec, run.device)
+            policy = self.policy and fitting(load_policy, self.policy, spec, run.device)
             model = learn_success(run, SuccessData(seen, seen, kept, tried), world_model or None, policy or None)
             save_model(self.reward.family, model, self.out / "model")
             run.log.info(f"Reward model: {self.out / 'model'}")
@@ -146,21 +148,23 @@ class PractiseCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import practise_from
-        from wmpo.cli.models import check_chunk, load_policy, load_reward_model, load_world_model
+        from wmpo.cli.models import check_chunk, fitting
         from wmpo.data.cache import FrameCache
         from wmpo.families import save_model, saved_family
         from wmpo.opening import open_stage
-        from wmpo.policies import check_actions
+        from wmpo.policies import check_actions, load_policy
+        from wmpo.rewards import load_reward_model
+        from wmpo.world_models import load_world_model
 
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
             cache = FrameCache(run.store)
-            policy = load_policy(self.policy, spec, device)
+            policy = fitting(load_policy, self.policy, spec, device)
             check_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
-            world_model = load_world_model(self.world_model, spec, device)
+            world_model = fitting(load_world_model, self.world_model, spec, device)
             check_chunk(world_model, policy)
-            reward_model = load_reward_model(self.reward_model, spec, device)
+            reward_model = fitting(load_reward_model, self.reward_model, spec, device)
             seen, records = set(split(cache, self.held_out)[0]), list(run.store.records())
             tried = [record.index for record in records if record.source != "expert" and record.index in seen]
             if self.grpo.keyframes and not tried:

@@ -36,11 +36,12 @@ class EvaluateCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.cli.models import find_policy, latest, load_policy
+        from wmpo.cli.models import find_policy, fitting, latest
         from wmpo.data.initial_states import initial_states
         from wmpo.envs import make_env, task_names
         from wmpo.evaluate import evaluate
         from wmpo.opening import load_recipe, pick_device
+        from wmpo.policies import load_policy
         from wmpo.report.results import PolicyResult, RunResult
         from wmpo.report.tables import terminal_table
         from wmpo.training.log import RunLog
@@ -59,7 +60,7 @@ class EvaluateCommand:
         file = self.folder / "evaluations" / name
         result = RunResult.begin(recipe)
         with closing(make_env(recipe.env, self.disruption)) as env:
-            policies = {place.name: load_policy(place, env.spec, device) for place in places.values()}
+            policies = {place.name: fitting(load_policy, place, env.spec, device) for place in places.values()}
             if file.exists():
                 result.policies = RunResult.load(file).policies
             with RunLog(self.folder / "evaluations") as log:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -12,35 +14,14 @@ from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.training.checkpoint import CONFIG, check_fits
 from wmpo.types import EnvSpec
 
-
-def load_policy(folder: Path, spec: EnvSpec, device: torch.device) -> Policy:
-    from wmpo import policies
-
-    policy = policies.load_policy(existing(folder, "policy")).to(device)
-    check_fits(policy, spec, folder)
-    return policy
+Model = TypeVar("Model", Policy, WorldModel, RewardModel)
 
 
-def load_world_model(folder: Path, spec: EnvSpec, device: torch.device) -> WorldModel:
-    from wmpo import world_models
-
-    model = world_models.load_world_model(existing(folder, "world model")).to(device)
+def fitting(load: Callable[[Path], Model], folder: Path, spec: EnvSpec, device: torch.device) -> Model:
+    """What `load` finds in a folder. Raises UserError where it is made for another environment than `spec`."""
+    model = load(folder).to(device)
     check_fits(model, spec, folder)
     return model
-
-
-def load_reward_model(folder: Path, spec: EnvSpec, device: torch.device) -> RewardModel:
-    from wmpo import rewards
-
-    model = rewards.load_reward_model(existing(folder, "reward model")).to(device)
-    check_fits(model, spec, folder)
-    return model
-
-
-def existing(folder: Path, what: str) -> Path:
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} holds no {what}, since it has no {CONFIG}: check the path, or train one first.")
-    return folder
 
 
 def check_chunk(world_model: WorldModel, policy: Policy) -> None:

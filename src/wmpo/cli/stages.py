@@ -26,10 +26,7 @@ class DemonstrateCommand:
         from wmpo.opening import open_stage
 
         recipe = Recipe(seed=self.seed, env=self.env, demonstrations=self.demonstrations)
-        with (
-            closing(make_env(self.env)) as env,
-            open_stage(recipe, self.data / "log", self.data, env=env) as run,
-        ):
+        with closing(make_env(self.env)) as env, open_stage(recipe, self.data / "log", self.data, env=env) as run:
             demonstrations(run)
             tell(run, self.data)
 
@@ -77,13 +74,14 @@ class CollectCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import collect
-        from wmpo.cli.models import load_policy
+        from wmpo.cli.models import fitting
         from wmpo.envs import make_env
         from wmpo.opening import open_stage, pick_device
+        from wmpo.policies import load_policy
 
         recipe = Recipe(seed=self.seed, env=self.env, collect=self.collect, device=self.device)
         with closing(make_env(self.env)) as env:
-            policy = load_policy(self.policy, env.spec, pick_device(self.device))
+            policy = fitting(load_policy, self.policy, env.spec, pick_device(self.device))
             with open_stage(recipe, self.data / "log", self.data, env=env) as run:
                 collect(run, policy, self.round)
                 tell(run, self.data)

@@ -17,6 +17,8 @@ from wmpo.data.cache import FrameCache
 from wmpo.errors import UserError
 from wmpo.types import Observation
 
+MARGIN = 3  # frames before the first success that are neither
+
 
 @dataclass(frozen=True)
 class VideoBatch:
@@ -30,17 +32,6 @@ class VideoBatch:
     first_state: Tensor  # (B, S) float32
     travel: Tensor  # (B, D) float32, the sum of all actions up to now
 
-    @staticmethod
-    def cat(parts: Sequence[VideoBatch]) -> VideoBatch:
-        def join(name: str) -> dict[str, Tensor]:
-            first = getattr(parts[0], name)
-            return {camera: torch.cat([getattr(part, name)[camera] for part in parts]) for camera in first}
-
-        numbers = [
-            torch.cat([getattr(part, name) for part in parts]) for name in ("action", "state", "first_state", "travel")
-        ]
-        return VideoBatch(join("context"), join("anchor"), join("future"), *numbers)
-
 
 @dataclass(frozen=True)
 class RewardBatch:
@@ -49,11 +40,6 @@ class RewardBatch:
     clips: Tensor  # (B, L, C, H, W) uint8
     label: Tensor  # (B,) float32, 1 where the last frame shows the accomplished task
     instruction: tuple[str, ...]
-
-    @staticmethod
-    def cat(parts: Sequence[RewardBatch]) -> RewardBatch:
-        sentences = tuple(sentence for part in parts for sentence in part.instruction)
-        return RewardBatch(torch.cat([part.clips for part in parts]), torch.cat([p.label for p in parts]), sentences)
 
 
 @dataclass(frozen=True)
@@ -86,16 +72,8 @@ class Spans:
 class VideoClips:
     """Moments from which K actions follow, uniformly over all such moments of the given episodes."""
 
-    def __init__(
-        self,
-        cache: FrameCache,
-        episodes: Sequence[int],
-        context: int,
-        chunk: int,
-        cameras: Sequence[str] | None = None,
-    ) -> None:
-        self.cache, self.context, self.chunk = cache, context, chunk
-        self.images = _images(cache, cameras)
+    def __init__(self, cache: FrameCache, episodes: Sequence[int], context: int, chunk: int) -> None:
+        self.cache, self.images, self.context, self.chunk = cache, cache.images, context, chunk
         self.episodes = episodes
         chosen = _chosen(cache, episodes)
         self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen] - chunk + 1)
@@ -129,24 +107,16 @@ class VideoClips:
 
 
 class RewardClips:
-    """Clips for the success classifier, as many that end in success as not.
+    """Clips of the first camera for the success classifier, as many that end in success as not.
 
     Positives end on a frame of success, the lingering ones included. Negatives end anywhere in a failure, or at
-    least `margin` frames before the first success. `hard_share` of the negatives end in the last third of these frames,
+    least `MARGIN` frames before the first success. `hard_share` of the negatives end in the last third of these frames,
     where they look most like success.
     """
 
-    def __init__(
-        self,
-        cache: FrameCache,
-        episodes: Sequence[int],
-        clip_length: int,
-        hard_share: float = 0.5,
-        margin: int = 3,
-        camera: str | None = None,
-    ) -> None:
+    def __init__(self, cache: FrameCache, episodes: Sequence[int], clip_length: int, hard_share: float = 0.5) -> None:
         self.cache, self.clip_length, self.hard_share = cache, clip_length, hard_share
-        (self.frames,) = _images(cache, [camera] if camera else [next(iter(cache.images))]).values()
+        self.frames = next(iter(cache.images.values()))
         chosen = _chosen(cache, episodes)
         frames = cache.frames_of(chosen)
         owner = np.repeat(chosen, cache.length[chosen] + 1)
@@ -158,7 +128,7 @@ class RewardClips:
         hit_owner, place = np.unique(owner[hits], return_index=True)
         first_hit[hit_owner] = frames[hits][place] - cache.first[hit_owner]
         succeeded = first_hit[chosen] >= 0
-        quiet = np.where(succeeded, first_hit[chosen] - margin + 1, quiet)
+        quiet = np.where(succeeded, first_hit[chosen] - MARGIN + 1, quiet)
         self.negative = Spans(chosen, cache.first[chosen], quiet)
         third = -(-np.maximum(quiet, 0) // 3)
         self.hard = Spans(chosen, cache.first[chosen] + quiet - third, third)
@@ -193,16 +163,8 @@ class ImitationFrames:
     and the imitator can't learn pictures by heart.
     """
 
-    def __init__(
-        self,
-        cache: FrameCache,
-        episodes: Sequence[int],
-        chunk: int,
-        cameras: Sequence[str] | None = None,
-        shift: int = 0,
-    ) -> None:
-        self.cache, self.chunk, self.shift = cache, chunk, shift
-        self.images = _images(cache, cameras)
+    def __init__(self, cache: FrameCache, episodes: Sequence[int], chunk: int, shift: int = 0) -> None:
+        self.cache, self.images, self.chunk, self.shift = cache, cache.images, chunk, shift
         chosen = _chosen(cache, episodes)
         self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen])
 
@@ -252,10 +214,3 @@ def _chosen(cache: FrameCache, episodes: Sequence[int]) -> np.ndarray:
     if chosen[0] < 0 or chosen[-1] >= len(cache):
         raise UserError(f"There is no episode {chosen[-1]} in {cache.store.root}: it holds {len(cache)}.")
     return chosen
-
-
-def _images(cache: FrameCache, cameras: Sequence[str] | None) -> dict[str, np.ndarray]:
-    missing = [name for name in cameras or () if name not in cache.images]
-    if missing:
-        raise UserError(f"The store in {cache.store.root} has no camera '{missing[0]}': it has {sorted(cache.images)}.")
-    return {name: cache.images[name] for name in cameras or cache.images}

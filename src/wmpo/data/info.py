@@ -18,6 +18,11 @@ CAMERA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 SIDE, DIMENSIONS, HORIZON, FPS = 8192, 4096, 1_000_000, 1000
 """Largest sizes: pixels of a side; of state and action; actions of an episode; Hz."""
 EPISODES, FRAMES = 10**8, 10**10
+SCALARS = {
+    "bool": ("success", "next.success", "next.done", layout.PADDED),
+    "float32": ("next.reward", "timestamp"),
+    "int64": ("frame_index", "episode_index", "index", "task_index"),
+}
 EMPTY_TOTALS = {"total_episodes": 0, "total_frames": 0, "total_tasks": 0}
 
 
@@ -135,9 +140,6 @@ def _features(spec: EnvSpec, codec: Codec) -> JsonObject:
     def vector(size: int, stem: str) -> JsonObject:
         return {"dtype": "float32", "shape": [size], "names": [f"{stem}_{i}" for i in range(size)]}
 
-    def scalar(dtype: str) -> JsonObject:
-        return {"dtype": dtype, "shape": [1], "names": None}
-
     features: JsonObject = {}
     for camera, (height, width) in spec.cameras.items():
         features[layout.video_key(camera)] = {
@@ -157,16 +159,9 @@ def _features(spec: EnvSpec, codec: Codec) -> JsonObject:
         }
     if spec.state_dim:
         features[layout.STATE] = vector(spec.state_dim, "state")
-    features[layout.ACTION] = vector(spec.action_dim, "action")
-    features[layout.LABEL] = vector(spec.action_dim, "action")
-    features["success"] = scalar("bool")
-    features["next.reward"] = scalar("float32")
-    features["next.success"] = scalar("bool")
-    features["next.done"] = scalar("bool")
-    features[layout.PADDED] = scalar("bool")
-    features["timestamp"] = scalar("float32")
-    for name in ("frame_index", "episode_index", "index", "task_index"):
-        features[name] = scalar("int64")
+    features |= {name: vector(spec.action_dim, "action") for name in (layout.ACTION, layout.LABEL)}
+    for dtype, names in SCALARS.items():
+        features |= {name: {"dtype": dtype, "shape": [1], "names": None} for name in names}
     return features
 
 

@@ -90,7 +90,8 @@ class EpisodeStore:
         if not (Path(root) / layout.INFO).exists():
             return cls.create(root, spec, codec)
         store = cls(root)
-        wanted = EnvSpec({name: (size[0], size[1]) for name, size in spec.cameras.items()}, *_numbers(spec))
+        cameras = {name: (size[0], size[1]) for name, size in spec.cameras.items()}
+        wanted = replace(spec, cameras=cameras, max_batch=store.spec.max_batch)  # which no store knows
         if wanted != store.spec:
             raise UserError(
                 f"The episode store in {root} holds another environment ({store.spec}) than the one asked for "
@@ -340,7 +341,3 @@ class EpisodeStore:
 def _write_tasks(root: Path, tasks: Sequence[str]) -> None:
     with atomic_path(root / layout.TASKS) as path:
         pq.write_table(layout.tasks_table(tasks), path)
-
-
-def _numbers(spec: EnvSpec) -> tuple[int, int, int, int]:
-    return spec.state_dim, spec.action_dim, spec.horizon, spec.fps

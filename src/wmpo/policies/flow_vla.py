@@ -193,17 +193,14 @@ class FlowVLA(nn.Module):
             from wmpo.policies import pi0
 
             return cls._from_published(pi0.published(folder), folder)
-        config, _ = load_config(folder, FlowVLAConfig)
-        policy = cls(config, _text(folder / TOKENIZER))
+        policy = cls(load_config(folder, FlowVLAConfig), _text(folder / TOKENIZER))
         load_module(folder, policy)
         return policy.eval()
 
     @classmethod
     def _from_published(cls, found: Published, folder: Path) -> FlowVLA:
         own = found.normalizer
-        config = FlowVLAConfig(
-            found.network, found.settings, found.chunk, len(own.state_mean), len(own.action_low)
-        )  # fmt: skip
+        config = FlowVLAConfig(found.network, found.settings, found.chunk, len(own.state_mean), len(own.action_low))
         policy = cls(config, _text(found.tokenizer))
         if config.action_dim > policy.network.action_width or config.state_dim > policy.network.state_width:
             raise UserError(

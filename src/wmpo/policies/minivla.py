@@ -232,6 +232,6 @@ class MiniVLA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> MiniVLA:
-        policy = cls(load_config(folder, MiniVLAConfig)[0])
+        policy = cls(load_config(folder, MiniVLAConfig))
         load_module(folder, policy)
         return policy.eval()

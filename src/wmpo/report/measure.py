@@ -73,11 +73,8 @@ def reward_quality(reward_model: RewardModel, episodes: Sequence[Episode]) -> Re
     label = torch.tensor([episode.succeeded for episode in episodes])
     quality = precision_recall_f1(best > reward_model.threshold, label)
     return RewardQuality(
+        **quality._asdict(),
         threshold=probability(reward_model.threshold),
-        precision=quality.precision,
-        recall=quality.recall,
-        f1=quality.f1,
-        accuracy=quality.accuracy,
         calibration_error=expected_calibration_error(best.sigmoid(), label),
         auroc=auroc(best, label),
         episodes=len(episodes),
@@ -89,14 +86,7 @@ def agreement(replayed: Replay, reward_model: RewardModel, episodes: Sequence[Ep
     """Imagined verdicts on the actions of real episodes, against what those actions really led to."""
     label = torch.tensor([episode.succeeded for episode in episodes])
     quality = precision_recall_f1(replayed.best_scores() > reward_model.threshold, label)
-    return Agreement(
-        accuracy=quality.accuracy,
-        precision=quality.precision,
-        recall=quality.recall,
-        f1=quality.f1,
-        episodes=len(episodes),
-        successes=int(label.sum()),
-    )
+    return Agreement(**quality._asdict(), episodes=len(episodes), successes=int(label.sum()))
 
 
 def horizons(episodes: Sequence[Episode]) -> Iterator[tuple[int, list[int]]]:

@@ -1,9 +1,8 @@
-"""How sure one may be: intervals and tests for success rates, differences and correlations."""
+"""How sure one may be: intervals and tests for success rates and their differences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     return Interval(successes / trials, float(bounds.low), float(bounds.high))
 
 
-def _pairs(before_N: ArrayLike, after_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def paired(before_N: ArrayLike, after_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_N, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:
         raise ValueError(f"pairs need two lists of one length, not shapes {before.shape} and {after.shape}")
@@ -44,7 +43,7 @@ def mcnemar_exact(before_N: ArrayLike, after_N: ArrayLike) -> float:
 
     Only the trials whose outcome changed count: under the hypothesis each went either way with probability 1/2.
     """
-    before, after = _pairs(before_N, after_N)
+    before, after = paired(before_N, after_N)
     changed = int((after != before).sum())
     return float(scipy.stats.binomtest(int((after > before).sum()), changed).pvalue) if changed else 1.0
 
@@ -56,44 +55,10 @@ def paired_difference(before_N: ArrayLike, after_N: ArrayLike, confidence: float
     trials too, and not of width 0 where no outcome has changed. SciPy has no interval for paired proportions but the
     bootstrap, whose width is 0 there, and which it agrees with elsewhere.
     """
-    before, after = _pairs(before_N, after_N)
+    before, after = paired(before_N, after_N)
     difference = after - before
     trials = len(difference) + 2
     centre = float(difference.sum()) / trials
     variance = (float(difference @ difference) + 1) / trials - centre**2
     half = normal_quantile(confidence) * math.sqrt(variance / trials)
     return Interval(float(difference.mean()), max(centre - half, -1.0), min(centre + half, 1.0))
-
-
-def mean_over_seeds(value_N: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean over independent runs with Student's t interval.
-
-    Of a single run, or of runs that all ended alike, as at a floor, nothing is known of their spread: (-inf, inf).
-    """
-    value = np.asarray(value_N, dtype=np.float64)
-    mean = float(value.mean())
-    if len(value) < 2 or np.ptp(value) == 0:
-        return Interval(mean, -math.inf, math.inf)
-    quantile = float(scipy.special.stdtrit(len(value) - 1, (1 + confidence) / 2))
-    half = quantile * float(value.std(ddof=1)) / math.sqrt(len(value))
-    return Interval(mean, mean - half, mean + half)
-
-
-def pearson(x_N: ArrayLike, y_N: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Linear correlation with Fisher's interval (1915), for independent pairs; of three or fewer nothing is known.
-
-    NaN, in (-1, 1), where one side does not vary or there are fewer than two pairs.
-    """
-    x, y = _pairs(x_N, y_N)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Interval(math.nan, -1.0, 1.0)
-    found = scipy.stats.pearsonr(x, y)
-    with np.errstate(divide="ignore"):  # of a perfect correlation
-        bounds = found.confidence_interval(confidence)
-    return Interval(float(found.statistic), float(bounds.low), float(bounds.high))
-
-
-def spearman(x_N: ArrayLike, y_N: ArrayLike) -> float:
-    """Rank correlation in [-1, 1], ties sharing their mean rank; NaN as in `pearson`."""
-    x, y = _pairs(x_N, y_N)
-    return pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y)).value

@@ -14,6 +14,7 @@ from wmpo.errors import UserError
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 GREEN, GREY, DARK = (38, 166, 91), (150, 150, 150), (40, 40, 40)
+GAP = 4  # pixels between two pictures
 
 
 def enlarge(frames: Frames, factor: int) -> Frames:
@@ -38,21 +39,15 @@ def with_progress(frames: Frames, success_at: int | None, height: int = 6) -> Fr
 
 
 def side_by_side(
-    left: Frames,
-    right: Frames,
-    *,
-    factor: int = 4,
-    success_at: tuple[int | None, int | None] = (None, None),
-    gap: int = 4,
+    left: Frames, right: Frames, success_at: tuple[int | None, int | None] = (None, None), factor: int = 4
 ) -> Frames:
     """Two videos of frames of one size beside each other, enlarged, in step, each above its bar of progress."""
     if left.shape[1:] != right.shape[1:]:
         raise UserError(f"Videos of sizes {left.shape[1:3]} and {right.shape[1:3]} can't stand side by side.")
     length = max(len(left), len(right))
-    parts = []
-    for frames, hit in zip((left, right), success_at, strict=True):
-        parts.append(with_progress(enlarge(hold(frames, length), factor), hit))
-    space = np.full((*parts[0].shape[:2], gap, 3), DARK, np.uint8)
+    pairs = zip((left, right), success_at, strict=True)
+    parts = [with_progress(enlarge(hold(frames, length), factor), hit) for frames, hit in pairs]
+    space = np.full((*parts[0].shape[:2], GAP, 3), DARK, np.uint8)
     return np.concatenate([parts[0], space, parts[1]], axis=2)
 
 
@@ -79,18 +74,18 @@ def decode_mp4(content: bytes) -> Frames:
     return np.stack(frames)
 
 
-def filmstrip(rows: Sequence[Frames], columns: int = 8, factor: int = 2, gap: int = 4) -> Frames:
+def filmstrip(rows: Sequence[Frames], columns: int = 8, factor: int = 2) -> Frames:
     """One picture (H, W, 3): each video is a row of `columns` frames spread evenly over its length."""
     lines = []
     for frames in rows:
         picked = enlarge(frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)], factor)
-        space = np.full((picked.shape[1], gap, 3), 255, np.uint8)
+        space = np.full((picked.shape[1], GAP, 3), 255, np.uint8)
         line = [part for frame in picked for part in (space, frame)][1:]
         lines.append(np.concatenate(line, axis=1))
     widths = {line.shape[1] for line in lines}
     if len(widths) != 1:
         raise UserError("The videos of a film strip must have frames of one size.")
-    space = np.full((gap, widths.pop(), 3), 255, np.uint8)
+    space = np.full((GAP, widths.pop(), 3), 255, np.uint8)
     return np.concatenate([part for line in lines for part in (space, line)][1:], axis=0)
 
 

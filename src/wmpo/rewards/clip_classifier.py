@@ -96,6 +96,6 @@ class ClipClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ClipClassifier:
-        model = cls(load_config(folder, ClipClassifierConfig)[0])
+        model = cls(load_config(folder, ClipClassifierConfig))
         load_module(folder, model)
         return model.eval()

@@ -175,7 +175,7 @@ class VideoMAEClassifier(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path) -> VideoMAEClassifier:
         """One that `save_pretrained` wrote; for weights from transformers see `from_transformers`."""
-        model = cls(load_config(folder, VideoMAEConfig)[0])
+        model = cls(load_config(folder, VideoMAEConfig))
         load_module(folder, model)
         return model.eval()
 

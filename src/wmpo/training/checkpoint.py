@@ -102,8 +102,8 @@ def load_weights(module: Trainable, tensors: Mapping[str, Tensor], where: str | 
     module.load_state_dict(dict(tensors))
 
 
-def save_module(folder: Path, module: nn.Module, config: object, extra: Mapping[str, object] | None = None) -> None:
-    """Write `config.json` (the dataclass `config`, and `extra` JSON values) and `model.safetensors`.
+def save_module(folder: Path, module: nn.Module, config: object) -> None:
+    """Write `config.json` (of the dataclass `config`) and `model.safetensors`.
 
     A module that says its `family` (see `wmpo.families`) is opened as one of it.
     """
@@ -112,14 +112,13 @@ def save_module(folder: Path, module: nn.Module, config: object, extra: Mapping[
         "module": type(module).__name__,
         "config_type": type(config).__name__,
         "config": to_plain(config),
-        "extra": to_plain(dict(extra or {})),
     }
     write_json(Path(folder) / CONFIG, described)
     save_tensors(Path(folder) / WEIGHTS, module.state_dict(), {"module": described["module"]})
 
 
-def load_config(folder: Path, config_type: type[Config]) -> tuple[Config, JsonObject]:
-    """(config, extra) as `save_module` wrote them; the first step of loading a module."""
+def load_config(folder: Path, config_type: type[Config]) -> Config:
+    """The config that `save_module` wrote; the first step of loading a module."""
     path = Path(folder) / CONFIG
     described = read_json(path)
     if not isinstance(described, dict) or not {"config_type", "config"} <= described.keys():
@@ -127,7 +126,7 @@ def load_config(folder: Path, config_type: type[Config]) -> tuple[Config, JsonOb
     if described["config_type"] != config_type.__name__:
         found, wanted = described["config_type"], config_type.__name__
         raise UserError(f"{folder} holds another architecture: its settings are {found}, not {wanted}.")
-    return from_plain(config_type, described["config"], str(path)), dict(described.get("extra", {}))
+    return from_plain(config_type, described["config"], str(path))
 
 
 def load_module(folder: Path, module: nn.Module) -> nn.Module:

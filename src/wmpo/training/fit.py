@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wmpo.batches import Batch, rows_of, split, to_device
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
@@ -35,7 +36,7 @@ from wmpo.training.checkpoint import (
 )
 from wmpo.training.log import RunLog
 from wmpo.training.optimiser import learning_rate, make_optimizer, move_average
-from wmpo.training.parallel import Batch, accumulate_gradients, rows_of, split, to_device, weighted_sum
+from wmpo.training.parallel import accumulate_gradients, weighted_sum
 from wmpo.training.prefetch import prefetch
 from wmpo.training.resume import Checkpoints
 from wmpo.training.signals import stop_requests

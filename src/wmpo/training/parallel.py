@@ -2,19 +2,15 @@
 operation between them.
 
 The number of parts, not that of cores, decides what is computed: a machine with one core finds the same numbers, later.
-
-Batches are whatever a network's forward accepts: tensors in tuples, lists, mappings and dataclasses.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache, reduce
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +18,6 @@ from torch import Tensor, nn
 from wmpo.io.machine import usable_cores
 
 T = TypeVar("T")
-Batch = Any
 
 
 @lru_cache(maxsize=4)
@@ -53,49 +48,6 @@ def parallel_map(work: Callable[..., T], *arguments: Iterable[object]) -> list[T
     if count < 2 or len(rows) < 2:
         return [work(*row) for row in rows]
     return list(workers(count).map(lambda row: work(*row), rows))
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move every tensor; other values stay."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)})
-    return batch
-
-
-def split(batch: Batch, count: int) -> list[Batch]:
-    """The rows of a nested batch in `count` runs, or in as many as it has rows."""
-    size = rows_of(batch)
-    bounds = [size * place // count for place in range(count + 1)]
-    return [take(batch, slice(a, b)) for a, b in pairwise(bounds) if b > a]
-
-
-def rows_of(batch: Batch) -> int:
-    """How many rows a nested batch has: the first size of its first tensor."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    if is_dataclass(batch):
-        batch = vars(batch)
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    return next((size for part in parts if not isinstance(part, str) and (size := rows_of(part))), 0)
-
-
-def take(batch: Batch, rows: slice) -> Batch:
-    """Some rows of every tensor, and of every tuple of strings, in nested tuples, lists, mappings and dataclasses."""
-    if isinstance(batch, Mapping):
-        return {key: take(value, rows) for key, value in batch.items()}
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: take(getattr(batch, field.name), rows) for field in fields(batch)})
-    if isinstance(batch, (tuple, list)) and not all(isinstance(value, str) for value in batch):
-        return type(batch)([take(value, rows) for value in batch])
-    return batch[rows]
 
 
 def accumulate_gradients(

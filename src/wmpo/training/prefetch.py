@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,36 +16,14 @@ def prefetch(sample: Callable[[int], T], steps: Iterable[int], depth: int = 2) -
     An exception in `sample` is raised here, at the batch that it belongs to. Leaving the loop early (break,
     exception, garbage collection) stops the thread.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item: tuple[T | None, BaseException | None, bool]) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    ahead: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(1, "prefetch") as thread:
         try:
             for step in steps:
-                if stopped.is_set():
-                    return
-                put((sample(step), None, False))
-            put((None, None, True))
-        except BaseException as error:
-            put((None, error, True))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            batch, error, last = ready.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield batch  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join()
+                ahead.append(thread.submit(sample, step))
+                if len(ahead) > depth:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)

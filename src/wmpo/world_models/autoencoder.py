@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, optional
 from wmpo.nn.layers import ResidualBlock
 from wmpo.world_models.codecs import shift_image
 
@@ -125,13 +125,10 @@ class DiffusersCodec(nn.Module):
             raise UserError(f"{folder} is not the folder of a diffusers autoencoder: it has no config.json.")
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"{folder} holds no .safetensors weights; wmpo loads no other kind.")
-        try:
-            from diffusers import AutoencoderKL
-        except ImportError as error:
-            raise UserError('The diffusers codec needs one more package: pip install "wmpo[hub]".') from error
+        hub = optional("diffusers", "The diffusers codec needs")
         try:
             # low_cpu_mem_usage would need the accelerate package.
-            self.network: Any = AutoencoderKL.from_pretrained(
+            self.network: Any = hub.AutoencoderKL.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
             )
         except Exception as error:  # diffusers, safetensors and json each raise their own kinds

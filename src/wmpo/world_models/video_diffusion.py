@@ -275,7 +275,7 @@ class VideoDiffusionModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> VideoDiffusionModel:
-        model = cls(load_config(folder, VideoDiffusionConfig)[0])
+        model = cls(load_config(folder, VideoDiffusionConfig))
         load_module(folder, model)
         return model.eval()
 

@@ -246,7 +246,7 @@ class OpenVLAOFT(nn.Module):
         described = read_json(Path(folder) / CONFIG)
         if isinstance(described, dict) and described.get("model_type") == "openvla":
             return cls.from_published(folder)
-        policy = cls(load_config(folder, OpenVLAOFTConfig)[0], Prompt.load(folder))
+        policy = cls(load_config(folder, OpenVLAOFTConfig), Prompt.load(folder))
         load_module(folder, policy)
         return policy.eval()
 
