@@ -33,11 +33,9 @@ def map_leaves(work: Callable[..., object], *batches: Batch) -> Batch:
 
 def cat(batches: Sequence[Batch]) -> Batch:
     """The rows of all batches, in order."""
-
-    def joined(*leaves: Any) -> object:
-        return torch.cat(leaves) if isinstance(leaves[0], Tensor) else tuple(chain(*leaves))
-
-    return map_leaves(joined, *batches)
+    return map_leaves(
+        lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else tuple(chain(*leaves)), *batches
+    )
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

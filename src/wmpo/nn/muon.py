@@ -7,8 +7,6 @@ that has no unit for it (one thread, 64 x 576 and 512 x 512; with such a unit 1.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +23,7 @@ class Muon(torch.optim.AdamW):
     """Muon for groups with `matrix=True`, AdamW for the others. One learning rate serves both."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         every = self.param_groups
         for group in every:
             if not group.get("matrix"):

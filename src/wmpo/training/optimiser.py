@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ def make_optimizer(module: Trainable, config: FitConfig, device: torch.device) -
     matrices = [parameter for parameter in trained if kind is Muon and is_matrix(parameter)]
     taken = set(matrices)
     rest = [parameter for parameter in trained if parameter not in taken]
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": matrices, "weight_decay": config.weight_decay, "matrix": True},
         {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BPE: Tensor) -> Tensor:
-        """Any number of sequences; P is their length, patches or frames."""
+        """P is the length of a sequence: patches, or frames."""
         q, k, v = self.qkv(x_BPE).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # Not nn.RMSNorm: under autocast its float32 weight beside bfloat16 input leaves the fused kernel.
         q = F.rms_norm(q, q.shape[-1:], eps=1e-6) * self.scale_q.to(q.dtype)
