@@ -34,7 +34,7 @@ from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import evaluate
 from wmpo.families import save_model
-from wmpo.grpo import frozen_copy, practise, trained_parameters
+from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy, check_actions
 from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
@@ -96,7 +96,6 @@ def imitate(run: Run) -> Policy:
         cache = FrameCache(run.store)
         torch.manual_seed(run.seed(Purpose.IMITATE))
         policy = build_policy(cfg, run.env.spec)
-        trained_parameters(policy, run.recipe.grpo.freeze)  # a name that is misspelt there is refused now
         shown = run.episodes(is_demonstration)
         if not shown:
             raise UserError(f"{run.store.root} holds no successful demonstrations to imitate: see wmpo demonstrate.")

@@ -7,14 +7,12 @@ another value it is noted as [paper ...]; `docs/settings.md` lists all departure
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
+from wmpo.io.plain import Between as Between
 
-class Between(NamedTuple):
-    """What a number may be, in the annotation of its setting: `Annotated[int, Between(1, 1024)]`."""
-
-    least: float
-    most: float
+SEEDS, EPISODES, ROUNDS = Between(0, 255), Between(1, 65536), Between(1, 31)
+DIMENSIONS, STATE_DIMENSIONS = Between(1, 65536), Between(0, 65536)  # of what a saved model acts on
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
-    episodes: Annotated[int, Between(1, 65536)] = 500
+    episodes: Annotated[int, EPISODES] = 500
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
     noise: Annotated[float, Between(0, 100)] = 0.6
     """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that some
@@ -92,7 +90,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CollectConfig:
-    episodes: Annotated[int, Between(1, 65536)] = 128
+    episodes: Annotated[int, EPISODES] = 128
     """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
     held_out: Annotated[float, Between(0, 1)] = 0.25
     """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
@@ -194,13 +192,13 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    episodes: Annotated[int, Between(1, 65536)] = 256
+    episodes: Annotated[int, EPISODES] = 256
     """Real episodes from held-out initial states, the same ones for every policy. [paper 128]"""
     temperature: Annotated[float, Between(0, 1000)] = 0.0
     """0: greedy."""
     practice_eval_freq: Annotated[int, Between(0, 1000000)] = 10
     """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
-    practice_eval_episodes: Annotated[int, Between(1, 65536)] = 64
+    practice_eval_episodes: Annotated[int, EPISODES] = 64
     """Episodes of each such measurement; their initial states are used for nothing else."""
 
 
@@ -209,9 +207,9 @@ class Recipe:
     """One whole run: demonstrations, base policy, collection, world model, reward model, imagination, evaluation."""
 
     name: str = "push"
-    seed: Annotated[int, Between(0, 255)] = 0
+    seed: Annotated[int, SEEDS] = 0
     """One seed, from 0 to 255, gives one result on one machine."""
-    rounds: Annotated[int, Between(1, 31)] = 1
+    rounds: Annotated[int, ROUNDS] = 1
     """Lifelong learning: how often to collect, align and practise."""
     control: bool = True
     """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TypeVar
 
 Value = TypeVar("Value")
+COLDEST = 1e-3  # temperature, above 0
 
 
 class UserError(Exception):
@@ -36,6 +37,19 @@ def require_multiple(setting: str, value: int, divisor: int) -> None:
     """Raise UserError unless `value` divides by `divisor`."""
     if value % divisor:
         raise UserError(f"{setting} is {value}; with the other settings it must be a multiple of {divisor}.")
+
+
+def require_between(setting: str, value: float, least: float, most: float) -> None:
+    """Raise UserError unless `value` lies from `least` to `most`; NaN never does."""
+    if not least <= value <= most:
+        raise UserError(f"{setting} is {value}; it must be from {least:.10g} to {most:.10g}.")
+
+
+def require_temperature(setting: str, value: float) -> None:
+    """Raise UserError unless one can sample at this temperature: logits are divided by it; 0 is the greedy choice."""
+    require_between(setting, value, 0, 1000)
+    if 0 < value < COLDEST:
+        raise UserError(f"{setting} is {value}; it must be 0, for the greedy choice, or at least {COLDEST}.")
 
 
 def require_package(why: str, package: str, extra: str) -> None:

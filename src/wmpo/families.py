@@ -126,6 +126,17 @@ def _import(kind: str, path: str) -> Any:
     return found
 
 
+def check_buildable(kind: str, config: EnvConfig | PolicyConfig | WorldModelConfig | RewardConfig) -> None:
+    """Raise UserError where the family of these settings can't be built; a pretrained policy needn't be."""
+    if isinstance(config, PolicyConfig) and config.pretrained:
+        return
+    if kind != "policy" and config.family in PLUGS[kind].builtin:
+        return
+    if not callable(getattr(family_class(kind, config.family), "build", None)):
+        hint = ": name a folder to begin from, policy.pretrained" if kind == "policy" else ": it has no method build"
+        raise UserError(f"A {PLUGS[kind].words} {config.family} can't be built from scratch{hint}.")
+
+
 def complete(kind: str, config: Config) -> Config:
     """The settings as those of their family; what the base doesn't know gets the family's defaults."""
     cls = settings_class(kind, config.family)

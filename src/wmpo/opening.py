@@ -15,11 +15,13 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
 from wmpo.families import completed, recipe_from_plain
+from wmpo.grpo import trained_parameters
 from wmpo.io.files import file_lock, read_json, write_json
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import flat, to_plain
+from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
-from wmpo.run import Run, flat
+from wmpo.run import Run
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
@@ -39,6 +41,8 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]
         keep_recipe(recipe, folder)
         with RunLog(folder, quiet) as log:
             check_tasks(recipe, env)
+            if recipe.grpo.freeze:  # which only the policy knows, and that is made after the demonstrations
+                trained_parameters(build_policy(recipe.policy, env.spec), recipe.grpo.freeze)
             store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
             evaluation = EpisodeStore.open_or_create(folder / "evaluation", env.spec)
             yield Run(recipe, folder, log, device, env, store, evaluation)
@@ -127,6 +131,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cpu" and device.index:
+            raise RuntimeError  # there is one, whatever its number
         torch.zeros(1, device=device).item()  # meta has devices, but no numbers
     except (RuntimeError, AssertionError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None

@@ -17,7 +17,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import flat, to_plain
 from wmpo.protocols import Env
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
@@ -125,11 +125,3 @@ def round_of(record: EpisodeRecord) -> int:
 
 def is_held_out(run: Run, record: EpisodeRecord) -> bool:
     return is_rollout(record) and held_out(record.initial_state, run.recipe.collect.held_out)
-
-
-def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Dotted name -> value of nested mappings."""
-    found: dict[str, object] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command] = {
 }
 NO_FAULT_OF_OURS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG, errno.ENOTEMPTY,
 )  # fmt: skip
 
 
@@ -52,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         given = list(args)
         return exit_status(lambda: dispatch(given))
     signal.signal(signal.SIGTERM, _stop)
+    threading.excepthook = _of_thread
     try:
         return exit_status(lambda: dispatch(sys.argv[1:]))
     except KeyboardInterrupt:  # asked again while answering the first time
@@ -80,6 +83,10 @@ def exit_status(command: Callable[[], int]) -> int:
         if error.errno not in NO_FAULT_OF_OURS:
             raise
         return complain(f"{error.strerror}: {error.filename or 'the disk'}; what was made so far is kept.", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)):
+            raise
+        return complain("Out of memory: choose smaller sizes or batches; `wmpo plan` says what a recipe needs.", 2)
 
 
 def dispatch(args: list[str]) -> int:
@@ -91,6 +98,9 @@ def dispatch(args: list[str]) -> int:
 
         print(f"wmpo {version('wmpo')}")
         return 0
+    for arg in args:
+        if not arg.isprintable():
+            raise UserError(f"The argument {arg!r} holds characters that can't be shown: give paths in plain UTF-8.")
     if args[0] not in COMMANDS:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
@@ -161,6 +171,12 @@ def complain(text: str, status: int) -> int:
     print(end="", flush=True)
     print(f"wmpo: {text}", file=sys.stderr)
     return status
+
+
+def _of_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own, to a disk that may be full or a folder that may be gone."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in NO_FAULT_OF_OURS):
+        threading.__excepthook__(failed)
 
 
 def _stop(*_: object) -> None:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import tyro
 
-from wmpo.config import EnvConfig, PolicyConfig, RewardConfig, WorldModelConfig
-from wmpo.errors import UserError
+from wmpo.config import EnvConfig, PolicyConfig, Recipe, RewardConfig, WorldModelConfig
+from wmpo.errors import UserError, named, require_between
 
 KINDS = {"env": "env", "policy": "policy", "world-model": "world_model", "reward-model": "reward", "data": ""}
 
@@ -54,9 +54,13 @@ class CheckCommand:
 
         kind = next((arg for arg in args if not arg.startswith("-")), "")
         name = next((arg for arg in args[1:] if not arg.startswith("-")), "")
+        if args and not args[0].startswith("-"):
+            named("kind of thing to check", kind, KINDS)
+            if not name:
+                raise UserError(f"Which {kind}? Give its name or its folder, as in: wmpo check {kind} NAME.")
         field = KINDS.get(kind, "")
-        named = [] if not field or Path(name).is_dir() or not name else [f"--{field}.family", name]
-        settings: dict[str, Any] = {key: settings_from(key, [*args, *(named if key == field else [])])
+        chosen = [] if not field or Path(name).is_dir() or not name else [f"--{field}.family", name]
+        settings: dict[str, Any] = {key: settings_from(key, [*args, *(chosen if key == field else [])])
                                     for key in ("env", "policy", "world_model", "reward")}  # fmt: skip
         return parse(cls, args, "wmpo check", cls("data", "", **settings) if not args or args[0].startswith("-")
                      else cls(kind, name, **settings))  # type: ignore[arg-type]  # fmt: skip
@@ -94,13 +98,18 @@ class CheckCommand:
         from wmpo.data.store import EpisodeStore
         from wmpo.families import family_class, saved_family
         from wmpo.policies import build_policy
+        from wmpo.recipes.checks import check_recipe
         from wmpo.rewards import build_reward_model
         from wmpo.training.checkpoint import check_fits
         from wmpo.types import EnvSpec
         from wmpo.world_models import build_world_model
 
-        if min(*self.size, self.action_dim, self.chunk) < 1 or self.state_dim < 0:
-            raise UserError("--size, --action-dim and --chunk must be at least 1, --state-dim at least 0.")
+        for option, value, least in (
+            ("--size", min(self.size), 1), ("--size", max(self.size), 1), ("--chunk", self.chunk, 1),
+            ("--action-dim", self.action_dim, 1), ("--state-dim", self.state_dim, 0),
+        ):  # fmt: skip
+            require_between(option, value, least, 4096)
+        check_recipe(Recipe(env=self.env, policy=self.policy, world_model=self.world_model, reward=self.reward))
         spec = EnvSpec({"front": self.size}, self.state_dim, self.action_dim, horizon=40, fps=10)
         if self.data is not None:
             spec = EpisodeStore.open(self.data).spec

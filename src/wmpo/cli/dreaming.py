@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmpo.config import CollectConfig, GRPOConfig, Recipe, RewardConfig, WorldModelConfig
-from wmpo.errors import UserError
+from wmpo.errors import UserError, require_between
 
 if TYPE_CHECKING:
     from wmpo.data.cache import FrameCache
@@ -43,8 +43,8 @@ class WorldModelCommand:
         from wmpo.families import save_model
         from wmpo.opening import open_stage
 
-        between(self.held_out, 0, 1, "--held-out")
-        between(self.chunk, 1, 1024, "--chunk")
+        require_between("--held-out", self.held_out, 0, 1)
+        require_between("--chunk", self.chunk, 1, 1024)
         if self.align_data is None:
             refuse_unused(self.world_model, "align", "without --align-data there is no alignment")
         recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device)
@@ -100,7 +100,14 @@ class RewardModelCommand:
         from wmpo.success import SuccessData, learn_success
         from wmpo.world_models import load_world_model
 
-        between(self.held_out, 0, 1, "--held-out")
+        require_between("--held-out", self.held_out, 0, 1)
+        if self.reward.threshold == "f1":
+            for option, given in (
+                ("--policy", self.policy is not None),
+                ("--temperature", self.temperature != CollectConfig.temperature),
+            ):
+                if given:
+                    raise UserError(f"{option} does nothing here: reward.threshold f1 needs no policy.")
         collect = CollectConfig(temperature=self.temperature)
         recipe = Recipe(seed=self.seed, reward=self.reward, collect=collect, device=self.device)
         with open_stage(recipe, self.out, self.data) as run:
@@ -156,6 +163,9 @@ class PractiseCommand:
         from wmpo.rewards import load_reward_model
         from wmpo.world_models import load_world_model
 
+        require_between("--held-out", self.held_out, 0, 1)
+        if self.held_out != CollectConfig.held_out and not self.grpo.keyframes:
+            raise UserError("--held-out does nothing here: without grpo.keyframes dreams begin with first frames only.")
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
@@ -173,12 +183,6 @@ class PractiseCommand:
             practise_from(run, policy, world_model, reward_model, numbers, first, tried, self.grpo, "practice")
             save_model(saved_family("policy", self.policy, "minivla"), policy, self.out / "policy")
             run.log.info(f"Policy: {self.out / 'policy'}")
-
-
-def between(value: float, least: float, most: float, option: str) -> None:
-    """Raise UserError for an option outside of its range."""
-    if not least <= value <= most:
-        raise UserError(f"{option} is {value}; it must be from {least:g} to {most:g}.")
 
 
 def refuse_unused(settings: object, prefix: str, why: str) -> None:

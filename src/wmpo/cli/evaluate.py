@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from wmpo.errors import UserError
+from wmpo.config import EPISODES, SEEDS
+from wmpo.errors import require_between, require_temperature
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,18 @@ class EvaluateCommand:
         recipe = load_recipe(self.folder)
         episodes = recipe.evaluate.episodes if self.episodes is None else self.episodes
         temperature = recipe.evaluate.temperature if self.temperature is None else self.temperature
-        if episodes < 1 or not 0 <= temperature < float("inf"):
-            raise UserError(f"--episodes is {episodes} and --temperature {temperature:g}; at least 1 and 0 are needed.")
+        require_between("--episodes", episodes, *EPISODES)
+        require_temperature("--temperature", temperature)
+        require_between("--seed", self.seed, *SEEDS)
         use_one_thread()
         device = pick_device(self.device)
         numbers = initial_states("evaluate", recipe.seed, episodes)
-        places = {name: find_policy(self.folder, name) for name in self.policy or latest(recipe, self.folder)}
+        places = dict(find_policy(self.folder, name) for name in self.policy or latest(recipe, self.folder))
         name = f"{self.disruption}-t{temperature:g}-n{episodes}-s{self.seed}.json"
         file = self.folder / "evaluations" / name
         result = RunResult.begin(recipe)
         with closing(make_env(recipe.env, self.disruption)) as env:
-            policies = {place.name: fitting(load_policy, place, env.spec, device) for place in places.values()}
+            policies = {name: fitting(load_policy, place, env.spec, device) for name, place in places.items()}
             if file.exists():
                 result.policies = RunResult.load(file).policies
             with RunLog(self.folder / "evaluations") as log:

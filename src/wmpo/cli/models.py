@@ -32,13 +32,15 @@ def check_chunk(world_model: WorldModel, policy: Policy) -> None:
         )
 
 
-def find_policy(folder: Path, name: str) -> Path:
-    """The folder of a policy that a run saved, by its name; or any folder that holds one."""
-    inside = folder / "policies" / name
-    if (inside / CONFIG).is_file():
-        return inside
+def find_policy(folder: Path, name: str) -> tuple[str, Path]:
+    """(name, folder) of a policy that a run saved; or any folder that holds one, whose name is its whole path, since
+    folders of several runs are called base."""
+    policies = folder / "policies"
+    place = Path(name) if Path(name).resolve().parent == policies.resolve() else policies / name
+    if (place / CONFIG).is_file():
+        return place.name, place
     if (Path(name) / CONFIG).is_file():
-        return Path(name)
+        return str(Path(name).resolve()), Path(name)
     known = ", ".join(sorted(path.name for path in (folder / "policies").glob("*"))) or "none yet"
     raise UserError(f"There is no policy {name!r} in {folder} (policies: {known}), nor a folder of that name with one.")
 

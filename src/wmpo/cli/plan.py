@@ -10,7 +10,7 @@ import tyro
 
 from wmpo.cli.run import parse_with_recipe
 from wmpo.config import Recipe
-from wmpo.errors import UserError
+from wmpo.errors import require_between
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ class PlanCommand:
         from wmpo.opening import pick_device
         from wmpo.recipes.checks import check_recipe
 
-        if not self.gpu_memory > 0:
-            raise UserError(f"--gpu-memory is {self.gpu_memory}; it must be above 0.")
-        if not self.tflops >= 0:
-            raise UserError(f"--tflops is {self.tflops}; it must be at least 0.")
+        require_between("--gpu-memory", self.gpu_memory, 1e-3, 1e9)
+        require_between("--tflops", self.tflops, 0, 1e9)
         check_recipe(self.recipe)
         # Where a speed is given, the recipe's device may be another machine's.
         device = None if self.tflops else pick_device(self.recipe.device)

@@ -6,7 +6,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wmpo.config import CollectConfig, DemonstrationConfig, EnvConfig, PolicyConfig, Recipe
+from wmpo.config import ROUNDS, CollectConfig, DemonstrationConfig, EnvConfig, PolicyConfig, Recipe
+from wmpo.errors import require_between
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class DemonstrateCommand:
     def execute(self) -> None:
         from wmpo.algorithm import demonstrations
         from wmpo.envs import make_env
+        from wmpo.families import completed
         from wmpo.opening import open_stage
+        from wmpo.recipes.checks import check_recipe
 
-        recipe = Recipe(seed=self.seed, env=self.env, demonstrations=self.demonstrations)
+        recipe = completed(Recipe(seed=self.seed, env=self.env, demonstrations=self.demonstrations))
+        check_recipe(recipe)  # before the simulators start
         with closing(make_env(self.env)) as env, open_stage(recipe, self.data / "log", self.data, env=env) as run:
             demonstrations(run)
             tell(run, self.data)
@@ -76,10 +80,15 @@ class CollectCommand:
         from wmpo.algorithm import collect
         from wmpo.cli.models import fitting
         from wmpo.envs import make_env
+        from wmpo.families import completed, saved_family
         from wmpo.opening import open_stage, pick_device
         from wmpo.policies import load_policy
+        from wmpo.recipes.checks import check_recipe
 
-        recipe = Recipe(seed=self.seed, env=self.env, collect=self.collect, device=self.device)
+        saved_family("policy", self.policy, "")  # there is one
+        require_between("--round", self.round, *ROUNDS)
+        recipe = completed(Recipe(seed=self.seed, env=self.env, collect=self.collect, device=self.device))
+        check_recipe(recipe)  # before the simulators start
         with closing(make_env(self.env)) as env:
             policy = fitting(load_policy, self.policy, env.spec, pick_device(self.device))
             with open_stage(recipe, self.data / "log", self.data, env=env) as run:

@@ -8,11 +8,21 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from wmpo.errors import UserError
 
 T = TypeVar("T")
+
+
+class Between(NamedTuple):
+    """What a number may be, in the annotation of its setting: `Annotated[int, Between(1, 1024)]`."""
+
+    least: float
+    most: float
+
+
+ANY = Between(-(10**9), 10**9)  # of a setting that names no range of its own
 Json = Any
 """A value as JSON knows it; what is in it is checked where it is read."""
 JsonObject = dict[str, Any]
@@ -30,6 +40,14 @@ def to_plain(value: object) -> Json:
     if hasattr(value, "tolist"):  # numpy and torch numbers and arrays
         return value.tolist()
     return value
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted name -> value of nested mappings."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def from_plain(cls: type[T], data: Json, where: str, null_is_nan: bool = False) -> T:
@@ -50,9 +68,37 @@ def from_plain(cls: type[T], data: Json, where: str, null_is_nan: bool = False) 
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where} lacks the field {name!r} of {cls.__name__}.")
     try:
-        return cls(**values)
+        made = cls(**values)
+        check_ranges(made, others=None)
     except UserError as error:  # of the dataclass's own checks
         raise UserError(f"{where}: {error}") from None
+    return made
+
+
+def check_ranges(settings: object, prefix: str = "", others: Between | None = ANY) -> None:
+    """Raise UserError for the first number that is not `Between` its bounds, nested ones included, and for the first
+    value that is none of its Literal. `others` are the bounds of numbers without any."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for name, value in vars(settings).items():
+        field, hint = f"{prefix}{name}", hints[name]
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{field}.", others)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            facts = (fact for fact in getattr(hint, "__metadata__", ()) if isinstance(fact, Between))
+            if bounds := next(facts, others):
+                _number(field, value, *bounds)
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
+
+
+def _number(field: str, value: float, least: float, most: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{field} is {value}; it must be a finite number.")
+    if value < least:
+        bound = "above 0" if 0 < least < 0.01 and value <= 0 else f"at least {least:g}"
+        raise UserError(f"{field} is {value}; it must be {bound}.")
+    if value > most:
+        raise UserError(f"{field} is {value}; it must be at most {most:g}.")
 
 
 def _convert(hint: Any, value: Json, where: str, null_is_nan: bool) -> Json:

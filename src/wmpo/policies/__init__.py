@@ -9,7 +9,7 @@ import numpy as np
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
-from wmpo.families import complete, family_class, saved_family
+from wmpo.families import check_buildable, complete, family_class, saved_family
 from wmpo.protocols import HasActionRange, Policy, TakesSettings
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec
@@ -38,12 +38,8 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Policy:
             )
         return policy
     config = complete("policy", config)
-    family = family_class("policy", config.family)
-    if not hasattr(family, "build"):
-        raise UserError(
-            f"A {config.family} can't be built from scratch: name a folder to begin from, policy.pretrained."
-        )
-    built: Policy = family.build(config, spec)
+    check_buildable("policy", config)
+    built: Policy = family_class("policy", config.family).build(config, spec)
     return built
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.config import DIMENSIONS, STATE_DIMENSIONS, Between
 from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError
 from wmpo.losses.flow_policy import flow_matching_loss, path_log_prob, sample_path
@@ -42,12 +43,12 @@ class MiniVLAConfig:
 
     cameras: tuple[str, ...]
     canvas: tuple[int, int]  # (height, width) that pictures of every camera are brought to
-    state_dim: int
-    action_dim: int
-    chunk: int
-    bins: int
-    width: int
-    hidden: int
+    state_dim: Annotated[int, STATE_DIMENSIONS]
+    action_dim: Annotated[int, DIMENSIONS]
+    chunk: Annotated[int, Between(1, 1024)]
+    bins: Annotated[int, Between(2, 65536)]
+    width: Annotated[int, Between(4, 65536)]
+    hidden: Annotated[int, Between(1, 65536)]
     head: Literal["tokens", "flow"] = "tokens"
     flow: FlowConfig = field(default_factory=FlowConfig)
     sentences: Literal["small", "minilm"] = "small"

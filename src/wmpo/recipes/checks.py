@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
 
-from wmpo.config import Between, Recipe
-from wmpo.errors import UserError
-from wmpo.families import PLUGS
-
-ANY = Between(-(10**9), 10**9)  # of a setting that names no range of its own
+from wmpo.config import Recipe
+from wmpo.errors import UserError, require_temperature
+from wmpo.families import PLUGS, check_buildable
+from wmpo.io.plain import check_ranges
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise UserError for the first setting that makes no sense."""
     check_ranges(recipe)
+    for kind in PLUGS:
+        check_buildable(kind, getattr(recipe, kind))
+    require_temperature("collect.temperature", recipe.collect.temperature)
+    require_temperature("evaluate.temperature", recipe.evaluate.temperature)
     if recipe.grpo.min_group_success >= recipe.grpo.max_group_success:
         raise UserError(
             f"grpo.min_group_success is {recipe.grpo.min_group_success}; it must be below grpo.max_group_success, "
@@ -41,28 +41,3 @@ def check_recipe(recipe: Recipe) -> None:
         check = getattr(getattr(recipe, kind), "check", None)  # what a family knows of its own settings
         if check is not None:
             check()
-
-
-def check_ranges(settings: object, prefix: str = "") -> None:
-    """Raise UserError for the first number that is not `Between` its bounds, nested ones included, and for the first
-    value that is none of its Literal."""
-    hints = get_type_hints(type(settings), include_extras=True)
-    for name, value in vars(settings).items():
-        field, hint = f"{prefix}{name}", hints[name]
-        if is_dataclass(value):
-            check_ranges(value, f"{field}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            bounds = [fact for fact in getattr(hint, "__metadata__", ()) if isinstance(fact, Between)]
-            _number(field, value, *(bounds or [ANY])[0])
-        elif get_origin(hint) is Literal and value not in get_args(hint):
-            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
-
-
-def _number(field: str, value: float, least: float, most: float) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"{field} is {value}; it must be a finite number.")
-    if value < least:
-        bound = "above 0" if 0 < least < 0.01 and value <= 0 else f"at least {least:g}"
-        raise UserError(f"{field} is {value}; it must be {bound}.")
-    if value > most:
-        raise UserError(f"{field} is {value}; it must be at most {most:g}.")

@@ -209,7 +209,9 @@ class RunResult:
         """Take stages, and the curves of every practice, from what the run logged in `folder`."""
         known = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "sessions")
         for name, values in read_stages(folder).items():
-            self.stages[name] = Stage(**{key: values[key] for key in known if key in values})  # type: ignore[arg-type]
+            if {"seconds", "peak_memory_mb"} <= values.keys():
+                numbers = {key: values[key] for key in known if key in values}
+                self.stages[name] = Stage(**numbers)  # type: ignore[arg-type]
         metrics = read_metrics(folder)
         for name, points in metrics.items():
             practice, _, metric = name.rpartition("/")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.config import Between
 from wmpo.errors import UserError
 from wmpo.losses.verdicts import finite_threshold, verdict_loss
 from wmpo.nn.layers import Film, ResidualBlock, Resize, common_size, resized
@@ -29,8 +30,8 @@ SMALLEST = 4  # pixels: the stem's stride
 class ClipClassifierConfig:
     """What a saved classifier needs to be built again. The threshold, a logit, travels with it."""
 
-    clip_length: int
-    width: int
+    clip_length: Annotated[int, Between(1, 1024)]
+    width: Annotated[int, Between(8, 65536)]
     canvas: tuple[int, int]  # (height, width) that frames are brought to
     threshold_logit: float = 0.0
     resize: Resize = "pad"

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.config import Between
 from wmpo.errors import UserError, optional
 from wmpo.losses.verdicts import finite_threshold, verdict_loss
 from wmpo.rewards.settings import VideoMAESettings
@@ -32,19 +33,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class VideoMAEConfig:
     """What a saved classifier needs to be built again; the defaults are VideoMAE-base."""
 
-    clip_length: int = 8
+    clip_length: Annotated[int, Between(1, 1024)] = 8
     """L: frames per clip, a multiple of `tubelet`."""
-    image_size: int = 224
+    image_size: Annotated[int, Between(1, 4096)] = 224
     """Frames are resized to this height and width, in pixels."""
-    patch: int = 16
+    patch: Annotated[int, Between(1, 4096)] = 16
     """Height and width of a patch, in pixels."""
-    tubelet: int = 2
+    tubelet: Annotated[int, Between(1, 1024)] = 2
     """Frames that share one token."""
-    width: int = 768
+    width: Annotated[int, Between(32, 65536)] = 768
     """Hidden size; the MLPs are four times as wide."""
-    depth: int = 12
+    depth: Annotated[int, Between(1, 1000)] = 12
     """Layers."""
-    heads: int = 12
+    heads: Annotated[int, Between(1, 1024)] = 12
     """Attention heads."""
     threshold_logit: float = 0.0
     """A clip that scores above it counts as success."""

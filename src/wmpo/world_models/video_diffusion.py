@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Annotated, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from wmpo.config import DIMENSIONS, STATE_DIMENSIONS, Between
 from wmpo.data.clips import VideoBatch
 from wmpo.data.normalizer import Normalizer
 from wmpo.losses import flow
@@ -50,9 +51,9 @@ class VideoDiffusionConfig:
 
     settings: VideoDiffusionSettings
     cameras: Mapping[str, tuple[int, int]]  # (height, width) of each, in pixels
-    chunk: int
-    action_dim: int
-    state_dim: int
+    chunk: Annotated[int, Between(1, 1024)]
+    action_dim: Annotated[int, DIMENSIONS]
+    state_dim: Annotated[int, STATE_DIMENSIONS]
 
 
 @dataclass(frozen=True)
