@@ -187,12 +187,14 @@ def test_missing_permission_is_no_damage(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"hidden": 10**12}, "no network that can be built|far larger"),
+        ({"hidden": 10**12}, "hidden is 1000000000000; it must be at most 65536"),
         ({"hidden": 20_000}, "far larger network"),
-        ({"width": 10**9}, "no network that can be built|far larger"),
-        ({"width": 0}, "can be built|trained with other settings"),
-        ({"width": -3}, "no network that can be built"),
-        ({"chunk": 10**7}, "far larger network|no network that can be built"),
+        ({"width": 10**9}, "width is 1000000000; it must be at most 65536"),
+        ({"width": 65536, "hidden": 65536}, "a far larger network|no network that can be built"),
+        ({"width": 0}, "width is 0; it must be at least 4"),
+        ({"width": -3}, "width is -3; it must be at least 4"),
+        ({"width": 6}, "no network that can be built"),
+        ({"chunk": 10**7}, "chunk is 10000000; it must be at most 1024"),
     ],
 )
 def test_impossible_sizes_of_a_saved_policy_are_refused(change: dict[str, int], complaint: str, tmp_path: Path) -> None:
