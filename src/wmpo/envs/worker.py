@@ -29,6 +29,7 @@ except ImportError:
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    Plain = Any  # numbers, strings, arrays, and lists and dicts of them
     Request = dict[str, Any]  # "op": a method of Server; its arguments; "past": requests to repeat before it
     Cameras = dict[str, tuple[int, int]]
 
@@ -59,7 +60,7 @@ class Episode(Protocol):
     def reset(self, initial_state: int) -> None:
         """Begin an episode. Equal numbers mean equal initial states, whatever was played before."""
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> dict[str, Plain]:
         """ "images": {camera: (H, W, 3) uint8}, and "state": (S,) float32."""
 
     def step(self, action: np.ndarray) -> bool:
@@ -97,7 +98,7 @@ class Server:
         self.episodes: dict[int, Any] = {}  # by row
         self.actions: dict[int, int] = {}  # taken so far
 
-    def answers(self, requests: Sequence[Request]) -> Iterator[list[Any]]:
+    def answers(self, requests: Sequence[Request]) -> Iterator[list[Plain]]:
         """An answer for each, and nothing for the past ones that come before it."""
         for request in requests:
             for past in request.get("past", ()):
@@ -105,7 +106,7 @@ class Server:
                 yield []
             yield [self(request)]
 
-    def __call__(self, request: Request) -> Any:
+    def __call__(self, request: Request) -> Plain:
         return getattr(self, request["op"])(**{key: request[key] for key in request if key not in ("op", "past")})
 
     def describe(self) -> Request:
@@ -116,7 +117,7 @@ class Server:
         low, high = getattr(self.lead, "action_low", -1.0), getattr(self.lead, "action_high", 1.0)
         return {**facts, "low": low, "high": high, "offers": offers, "tasks": list(getattr(self.lead, "tasks", ()))}
 
-    def begin(self, row: int, origin: Any, at: int | None = None) -> Request:
+    def begin(self, row: int, origin: Plain, at: int | None = None) -> Request:
         """Begin an episode from an initial-state number, or from bytes that `save` answered."""
         if row not in self.episodes:
             self.episodes[row] = self.make()
@@ -134,7 +135,7 @@ class Server:
         self.actions[row] += len(chunk)
         return self._play(row, list(chunk), at)
 
-    def _play(self, row: int, actions: list[Any], at: int | None) -> Request:
+    def _play(self, row: int, actions: list[Plain], at: int | None) -> Request:
         episode, count = self.episodes[row], len(actions)
         memory = np.empty(count * frame_bytes(self.cameras), np.uint8) if at is None else self.memory
         images = frames(memory, at or 0, self.cameras, count)

@@ -26,6 +26,9 @@ from wmpo.training.checkpoint import load_tensors
 ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
 UNUSED = "model.vlm_with_expert.vlm.lm_head.weight"
 
+Part = Any
+"""A network of transformers, whose attributes its types don't tell."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -77,7 +80,7 @@ class SmolVLANetwork(nn.Module):
                 size = self.key_heads * self.head_dim
                 layer.self_attn.k_proj = nn.Linear(size, size, bias=inner.attention_bias)
                 layer.self_attn.v_proj = nn.Linear(size, size, bias=inner.attention_bias)
-        both: Any = nn.Module()
+        both: Part = nn.Module()
         both.vlm, both.lm_expert = nn.Module(), expert
         both.vlm.model = library.SmolVLMModel(config)
         both.vlm.requires_grad_(False)
@@ -137,7 +140,7 @@ class SmolVLANetwork(nn.Module):
         h = self.vlm_with_expert.lm_expert.norm(h)
         return self.action_out_proj(h), h
 
-    def _project(self, layer: Any, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: Part, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = layer.input_layernorm(x)
         attention = layer.self_attn
         value = attention.v_proj(x).unflatten(-1, (-1, self.head_dim))
@@ -165,7 +168,7 @@ class SmolVLANetwork(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], 1).to(time_B.dtype)
 
 
-def _patches(tower: Any, images_BCHW: Tensor) -> Tensor:
+def _patches(tower: Part, images_BCHW: Tensor) -> Tensor:
     """(B, patches, width) features of whole pictures: the tower without the look at which patches are padding."""
     side = images_BCHW.shape[-1] // tower.patch_size
     whole = torch.ones(len(images_BCHW), side, side, dtype=torch.bool, device=images_BCHW.device)
@@ -173,7 +176,7 @@ def _patches(tower: Any, images_BCHW: Tensor) -> Tensor:
     return tower.post_layernorm(tower.encoder(inputs_embeds=embeds).last_hidden_state)
 
 
-def _block(layer: Any, x: Tensor, found: Tensor) -> Tensor:
+def _block(layer: Part, x: Tensor, found: Tensor) -> Tensor:
     x = x + layer.self_attn.o_proj(found)
     return x + layer.mlp(layer.post_attention_layernorm(x))
 

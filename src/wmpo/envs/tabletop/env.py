@@ -41,6 +41,8 @@ _MIDDLE = np.array([(low + high) / 2 for low, high in (*REACH, (0.0, OPENING))])
 _HALF_RANGE = np.array([(high - low) / 2 for low, high in (*REACH, (0.0, OPENING))])
 _FREE_FLIGHT = int(mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_GRAVITY)
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+Values = dict[str, Any]
+"""Observations, options and infos, as Gymnasium has them."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Loose:
         return Loose(body, slice(qpos, qpos + 3), slice(qpos, qpos + 2), slice(dof, dof + 6), geoms, solid, weight)
 
 
-class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
     """A floating two-finger gripper over a table, 5 actions a second.
 
     Action, (4,) float32 in [-1, 1]: displacement along x, y and z (1 is 4 cm), and the fingers (-1 open, 1 closed).
@@ -159,9 +161,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         }
         self._left, self._right = int(m.geom("left").id), int(m.geom("right").id)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Values | None = None) -> tuple[Values, Values]:
         """The seed is the initial-state number: equal ones give equal initial states. Without one it is drawn."""
         super().reset(seed=seed)
         initial_state = seed if seed is not None else int(self.np_random.integers(2**31))
@@ -190,7 +190,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         mujoco.mj_step(self.model, d, 40)  # objects settle by a tenth of a millimetre
         self._refresh()
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Values, float, bool, bool, Values]:
         success = self.advance(action)
         counters = self.counters
         reward = float(counters.accomplished_at == counters.frame)
@@ -300,13 +300,13 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """(H, W, 3) uint8. Valid until the next call in this process."""
         return self.renderer.draw(self.data, camera)
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Values:
         return {**{name: self.draw(name).copy() for name in self.cameras}, "state": self.state()}
 
     def instruction(self) -> str:
         return sentence_of(self.task, self.initial_state, self.disruption == "paraphrase")
 
-    def _info(self, success: bool) -> dict[str, Any]:
+    def _info(self, success: bool) -> Values:
         counters = self.counters
         return {
             "success": success,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from wmpo.envs.tabletop.env import Snapshot, TabletopEnv
+from wmpo.envs.tabletop.env import Snapshot, TabletopEnv, Values
 from wmpo.envs.tabletop.experts import Noise, act
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM
 from wmpo.envs.tabletop.tasks import task_of
@@ -36,7 +36,7 @@ class TabletopEpisode:
     def reset(self, initial_state: int) -> None:
         self.env.restart(initial_state)
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Values:
         images = {camera: self.env.draw(camera).copy() for camera in self.cameras}
         return {"images": images, "state": self.env.state()[: self.state_dim]}
 
@@ -57,7 +57,7 @@ class TabletopEpisode:
     def task_of(self, initial_state: int) -> str:
         return task_of(self.env.tasks, initial_state).name
 
-    def demonstrate(self, initial_state: int, noise: float, seed: int, min_pace: float) -> dict[str, Any]:
+    def demonstrate(self, initial_state: int, noise: float, seed: int, min_pace: float) -> Values:
         """The scripted expert acts until the episode is done; noise depends on seed and initial-state number only."""
         env = self.env
         env.restart(initial_state)
