@@ -14,12 +14,14 @@ from torch import Tensor
 from episodes_by_hand import make_episode, make_store
 from wmpo.algorithm import keyframes, play
 from wmpo.config import Recipe
+from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
 from wmpo.opening import open_stage
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
+from wmpo.report.measure import outcomes
 from wmpo.rewards.settings import ConvSettings
 from wmpo.run import Run
 from wmpo.success import SuccessData, learn_success, threshold_by_f1
@@ -81,6 +83,21 @@ def test_a_stage_that_follows_from_something_else_says_what(run: Run) -> None:
     run.same_inputs("collect-1", {"policy": "abc", "settings": {"temperature": 0.5}})
     with pytest.raises(UserError, match=r"collect-1 with another settings.temperature \(0.5, now 1.0\)"):
         run.same_inputs("collect-1", {"policy": "abc", "settings": {"temperature": 1.0}})
+
+
+def test_policies_are_compared_by_initial_state(run: Run, tmp_path: Path) -> None:
+    """Whatever the order in which their episodes ended."""
+    make_store(tmp_path / "evaluation", [
+        *(make_episode(n, 8, SUCCESS[n], source="base") for n in (2, 0, 1)),
+        *(make_episode(n, 8, (3,), source="wmpo-1") for n in (1, 2, 0)),
+    ])  # fmt: skip
+    run.evaluation = EpisodeStore.open(tmp_path / "evaluation")
+    result, played = outcomes(run)
+    base, better = result.policies["base"], result.policies["wmpo-1"]
+    assert base.initial_states == better.initial_states == sorted(base.initial_states)
+    assert (base.success, better.success) == ([0, 0, 1], [1, 1, 1])
+    assert [episode.initial_state for episode in played["base"]] == base.initial_states
+    assert "wmpo-1" in result.summary().gains
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])

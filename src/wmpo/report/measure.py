@@ -244,7 +244,10 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
     """How each policy did for real and what it cost; and the evaluation's episodes by policy."""
     result = RunResult.begin(run.recipe)
     names = dict.fromkeys(record.source for record in run.evaluation.records())
-    played = {name: run.evaluation.episodes(run.evaluation.select(source=name)) for name in names}
+    played = {  # they were kept in the order in which they ended; by initial state, policies can be compared
+        name: sorted(run.evaluation.episodes(run.evaluation.select(source=name)), key=lambda e: e.initial_state)
+        for name in names
+    }
     for name, episodes in played.items():
         result.policies[name] = PolicyResult(
             initial_states=[episode.initial_state for episode in episodes],
