@@ -103,7 +103,8 @@ def rollout(
         keep = (~outcome.done).nonzero().squeeze(1).tolist()
         if tape is not None:
             tape.add(active, decision, outcome)
-            ended = [row for place, row in enumerate(active) if m == chunks - 1 or place not in set(keep)]
+            going_on = set(keep) if m < chunks - 1 else set()
+            ended = [row for place, row in enumerate(active) if place not in going_on]
             for episode in map(tape.episode, ended):
                 result.episodes.append(episode)
                 if on_episode is not None:
