@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from experiments.baselines.methods import BaselineConfig
 from experiments.store import flat, read_results
-from wmpo.baselines.methods import BaselineConfig
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
 from wmpo.report.results import BASE, CONTROL, RunResult
 
-WMPO = "wmpo"  # the method itself, beside `wmpo.baselines.methods.METHODS`
+WMPO = "wmpo"  # the method itself, beside `experiments.baselines.methods.METHODS`
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cell:
     label: str
     """What tables call it: the method, or the setting that was changed."""
     method: str
-    """wmpo, or a name of `wmpo.baselines.methods.METHODS`."""
+    """wmpo, or a name of `experiments.baselines.methods.METHODS`."""
     recipe: Recipe
     settings: BaselineConfig = field(default_factory=BaselineConfig)
     limited: bool = True

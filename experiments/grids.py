@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments import answers, tables, trust
+from experiments.baselines.methods import BaselineConfig
 from experiments.cells import WMPO, Cell, changed
 from experiments.tables import Section
-from wmpo.baselines.methods import BaselineConfig
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.errors import named
 from wmpo.recipes import RECIPES

@@ -79,5 +79,6 @@ def arms_section(experiment: Experiment) -> str:
     common = f" All arms: {text(experiment.changes)}." if experiment.changes else ""
     return (
         "## Arms\n\nWhere an arm departs from [the defaults](../../docs/settings.md), for baselines those of "
-        f"`BaselineConfig` in `src/wmpo/baselines/methods.py`.{common}\n\n{table(('arm', 'method', 'settings'), rows)}"
+        f"`BaselineConfig` in `experiments/baselines/methods.py`.{common}\n\n"
+        f"{table(('arm', 'method', 'settings'), rows)}"
     )

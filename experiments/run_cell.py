@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from experiments.baselines.methods import improve
 from experiments.cells import WMPO, Cell, CellResult, DreamDisagreement, changed, digest, plain_recipe
 from experiments.store import file_lock
 from wmpo.algorithm import (
@@ -35,7 +36,6 @@ from wmpo.algorithm import (
     pretrain_world_model,
     video_clips,
 )
-from wmpo.baselines.methods import improve
 from wmpo.config import Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.envs import make_env, task_names

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
+from experiments.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.algorithm import collect, demonstrations, imitate
-from wmpo.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
-from wmpo.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.data.normalizer import Normalizer

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.baselines.preference import tokens_of
 from test_minivla import CONFIG, SPEC, demonstrated, observation
-from wmpo.baselines.preference import tokens_of
 from wmpo.contracts import check_policy
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError

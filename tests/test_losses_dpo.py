@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from wmpo.losses.dpo import masked_sum, preference_loss
+from experiments.baselines.dpo import masked_sum, preference_loss
 
 
 def test_episodes_end_where_their_mask_does() -> None:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from experiments.baselines.preference import Preference, PreferencePairs, rivals
 from wmpo.algorithm import collect, demonstrations, evaluate_in_practice, evaluate_policy, imitate, save_policy
-from wmpo.baselines.preference import Preference, PreferencePairs, rivals
 from wmpo.config import FitConfig, GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames

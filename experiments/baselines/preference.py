@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.baselines.dpo import masked_sum, preference_loss
 from wmpo.batches import to_device
 from wmpo.data.cache import FrameCache
 from wmpo.data.records import EpisodeRecord
 from wmpo.errors import UserError
-from wmpo.losses.dpo import masked_sum, preference_loss
 from wmpo.protocols import ChoosesTokens, Policy
 from wmpo.types import Observation
 
