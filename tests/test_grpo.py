@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from coin import Coin, pictures
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
 from wmpo.grpo import advantages, distance, frozen_copy, play_groups, practise, update
@@ -27,10 +28,8 @@ class Guess:
 
     def reset(self, initial_states: Sequence[int]) -> Observation:
         self.parity = torch.tensor([start % 2 for start in initial_states])
-        images = (self.parity * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-        return Observation(
-            {"front": images.clone()}, torch.zeros(len(initial_states), 0), ("guess",) * len(initial_states)
-        )
+        count = len(initial_states)
+        return Observation({"front": pictures(self.parity)}, torch.zeros(count, 0), ("guess",) * count)
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         right = chunk_AKD[:, 0, 0] == self.parity[list(rows)]
@@ -40,31 +39,6 @@ class Guess:
         return Outcome({"front": images}, torch.zeros(len(rows), 2, 0), success, done)
 
     def close(self) -> None: ...
-
-
-class Coin(nn.Module):
-    """A linear policy over two tokens per action, sampled like a large one."""
-
-    chunk = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(1, 4)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def log_probs(self, observation: Observation) -> Tensor:
-        seen = observation.images["front"][:, 0, 0, :1].float() / 127.5 - 1
-        return self.linear(seen).view(-1, 2, 2).log_softmax(-1)  # (B, K, tokens)
-
-    @torch.no_grad()
-    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
-        log_probs = self.log_probs(observation)
-        tokens = torch.multinomial(log_probs.exp().flatten(0, 1), 1, generator=generator).view(-1, 2, 1)
-        return Decision(tokens.float(), tokens, log_probs.gather(-1, tokens))
-
-    def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
-        return self.log_probs(observation).gather(-1, trace)
 
 
 CONFIG = GRPOConfig(
