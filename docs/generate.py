@@ -17,7 +17,7 @@ from typing import Any
 from wmpo.cli import COMMANDS
 from wmpo.families import PLUGS, settings_class
 from wmpo.recipes import RECIPES
-from wmpo.training.metrics import metrics_page
+from wmpo.training.metrics import METRICS
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
@@ -94,6 +94,18 @@ def cli_page() -> str:
         if rows:
             parts.append("\n".join(["| option | default | what it is |", "|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def metrics_page() -> str:
+    """`docs/metrics.md`."""
+    rows = "\n".join(f"| `{name}` | {text} |" for name, text in METRICS.items())
+    return (
+        "# Every logged number\n\n"
+        "Each run writes these to `metrics.jsonl` and to TensorBoard (`tensorboard --logdir <run folder>`), as\n"
+        "`<stage>/<name>`; a star below stands for any stage. This page is generated from\n"
+        "`wmpo.training.metrics.METRICS`.\n\n"
+        f"| metric | meaning |\n|---|---|\n{rows}\n"
+    )
 
 
 def option_row(field: Field[Any], docs: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from experiments.store import flat, read_results
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
-from wmpo.report.results import BASE, CONTROL, RunResult
+from wmpo.report.results import BASE, CONTROL, Fidelity, RunResult
 
 WMPO = "wmpo"  # the method itself, beside `experiments.baselines.methods.METHODS`
 
@@ -123,6 +123,11 @@ class CellResult(RunResult):
     def final(self) -> str:
         """The policy that the method ended with."""
         return self.turns[-1]
+
+    @property
+    def fidelity_at_the_end(self) -> Fidelity:
+        """Of the first camera, which the reward model watches, at the longest horizon."""
+        return [at for at in self.fidelity if at.camera == self.fidelity[0].camera][-1]
 
     def check(self, where: str) -> None:
         super().check(where)

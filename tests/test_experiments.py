@@ -237,6 +237,13 @@ def measured(cell: Cell, base: list[int], final: list[int], imagined: float = 0.
     return CellResult.of(cell, made)
 
 
+def test_fidelity_at_the_end_is_that_of_the_first_camera() -> None:
+    made = measured(TWO.cells()[0], [0, 1], [1, 1])
+    seen = [("wrist", 8), ("wrist", 24), ("front", 8), ("front", 24)]
+    made.fidelity = [Fidelity(frames, 20.0, 1, 0, 20.0, 1, 0, 4, camera) for camera, frames in seen]
+    assert made.fidelity_at_the_end is made.fidelity[1]
+
+
 def written(file: Path, cell: Cell, base: list[int], final: list[int], imagined: float = 0.5) -> None:
     write_result(file, cell.id, measured(cell, base, final, imagined))
 

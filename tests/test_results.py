@@ -67,16 +67,6 @@ def test_older_results_knew_one_camera_and_no_state(tmp_path: Path) -> None:
     assert loaded.fidelity[0].camera == "front" and loaded.state_fidelity == []
 
 
-def test_fidelity_at_the_end_is_that_of_the_first_camera() -> None:
-    made = result()
-    seen = [("wrist", 8), ("wrist", 24), ("front", 8), ("front", 24)]
-    made.fidelity = [Fidelity(frames, 20.0, 1, 0, 20.0, 1, 0, 4, camera) for camera, frames in seen]
-    assert made.fidelity_at_the_end is made.fidelity[1]
-    made.fidelity = []
-    with pytest.raises(UserError, match="how faithful"):
-        _ = made.fidelity_at_the_end
-
-
 def test_summary_by_hand() -> None:
     summary = result().summary()
     assert summary.rates["base"].value == 0.25 and summary.rates["wmpo"].value == 0.5

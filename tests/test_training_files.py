@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from docs.generate import metrics_page
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.families import recipe_from_plain
@@ -38,7 +39,7 @@ from wmpo.training.checkpoint import (
     save_tensors,
 )
 from wmpo.training.log import RunLog, clock, read_metrics, read_stages, repair_lines
-from wmpo.training.metrics import METRICS, metrics_page
+from wmpo.training.metrics import METRICS
 from wmpo.training.prefetch import prefetch
 from wmpo.training.resume import Checkpoints
 from wmpo.types import EnvSpec

@@ -71,13 +71,8 @@ class Rollouts:
         frames = cache.first[chosen][index[:, 0]] + index[:, 1] * K
         last = (cache.first[chosen] + cache.length[chosen] - 1)[index[:, 0]]  # of an episode that ended inside a chunk
         steps = np.minimum(frames[:, None] + np.arange(K), last[:, None])
-        observation = Observation(
-            {name: torch.from_numpy(np.take(images, frames, axis=0)) for name, images in cache.images.items()},
-            torch.from_numpy(np.take(cache.state, frames, axis=0)),
-            tuple(cache.instruction[chosen[index[:, 0]]]),
-        )
         trace = tokens_of(self.policy, torch.from_numpy(np.take(cache.action, steps, axis=0))).cpu()
-        return Decisions(observation, trace, torch.from_numpy(index), torch.from_numpy(mask))
+        return Decisions(cache.observation(frames), trace, torch.from_numpy(index), torch.from_numpy(mask))
 
     def _finish(self, episode: int) -> int:
         """How many of an episode's actions count: those up to its first success."""

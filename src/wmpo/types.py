@@ -9,7 +9,7 @@ M  action chunks of an episode              N  episodes
 c h w  channels, height, width of a latent  (lower case: after the frame codec)
 
 Images are uint8 in [0, 255], RGB: channel-first in tensors, channel-last in stored episodes.
-Actions are float32 in [-1, 1]. Times count frames: frame 0 is the initial frame, action t leads from
+Actions are float32, in the robot's units. Times count frames: frame 0 is the initial frame, action t leads from
 frame t to frame t+1.
 """
 
@@ -34,7 +34,7 @@ class EnvSpec:
     state_dim: int
     """S, 0 when the policy sees no proprioceptive state."""
     action_dim: int
-    """D."""
+    """D. Which actions there are, data says (`wmpo.data.normalizer`): `check_env` tries those of [-1, 1]."""
     horizon: int
     """Longest episode, in actions."""
     fps: int
@@ -90,7 +90,7 @@ class Outcome:
 class Decision:
     """What a policy chose for B observations, with all that is needed to ask again how likely it was."""
 
-    chunk: Tensor  # (B, K, D) float32 in [-1, 1]
+    chunk: Tensor  # (B, K, D) float32
     trace: Tensor  # (B, ...) what `Policy.log_prob` needs, e.g. the sampled action tokens (B, K, D)
     log_prob: Tensor  # (B, K, U) float32
 

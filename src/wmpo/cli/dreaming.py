@@ -204,17 +204,10 @@ def split(cache: FrameCache, share: float) -> tuple[list[int], list[int]]:
 
 def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:
     """(initial-state numbers, first frames) of the store's different initial states, at most so many."""
-    import numpy as np
-    import torch
-
     from wmpo.data.records import initial_states_of
-    from wmpo.types import Observation
 
     number_of: dict[int, int] = {}
     for index, number in enumerate(initial_states_of(cache.store.records())):
         number_of.setdefault(number, index)
     numbers = list(number_of)[:most]
-    episodes = [number_of[number] for number in numbers]
-    frames = cache.first[episodes]
-    images = {name: torch.from_numpy(np.take(image, frames, axis=0)) for name, image in cache.images.items()}
-    return numbers, Observation(images, torch.from_numpy(cache.state[frames]), tuple(cache.instruction[episodes]))
+    return numbers, cache.observation(cache.first[[number_of[number] for number in numbers]])

@@ -135,23 +135,21 @@ def gpu() -> Finding:
 
 
 def memory(total_gb: float, free_gb: float) -> Finding:
-    found = f"{total_gb:.1f} GB, {free_gb:.1f} GB free"
+    found, used = f"{total_gb:.1f} GB, {free_gb:.1f} GB free", f"up to {MEMORY_GB:.0f} GB"
     if free_gb < LEAST_MEMORY_GB:
-        return Finding("Memory", "missing", found, f"up to {MEMORY_GB:.0f} GB", "close other programs")
+        return Finding("Memory", "missing", found, used, "close other programs")
     if free_gb < MEMORY_GB:
-        return Finding(
-            "Memory", "warn", found, f"up to {MEMORY_GB:.0f} GB", "close other programs or lower env.workers"
-        )
-    return Finding("Memory", "ok", found, f"up to {MEMORY_GB:.0f} GB")
+        return Finding("Memory", "warn", found, used, "close other programs or lower env.workers")
+    return Finding("Memory", "ok", found, used)
 
 
 def disk(free_gb: float, folder: Path) -> Finding:
-    found = f"{free_gb:.1f} GB free in {folder.resolve()}"
+    found, used = f"{free_gb:.1f} GB free in {folder.resolve()}", f"about {LEAST_DISK_GB:.0f} GB"
     if free_gb < LEAST_DISK_GB:
-        return Finding("Disk", "missing", found, f"about {LEAST_DISK_GB:.0f} GB", "free some space")
+        return Finding("Disk", "missing", found, used, "free some space")
     if free_gb < DISK_GB:
-        return Finding("Disk", "warn", found, f"about {LEAST_DISK_GB:.0f} GB", "free some space for further runs")
-    return Finding("Disk", "ok", found, f"about {LEAST_DISK_GB:.0f} GB")
+        return Finding("Disk", "warn", found, used, "free some space for further runs")
+    return Finding("Disk", "ok", found, used)
 
 
 def renderer() -> Finding:

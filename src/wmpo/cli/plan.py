@@ -62,7 +62,7 @@ class PlanCommand:
         for head in ("parameters", "TFLOP a step", "steps", "PFLOP in all", "hours"):
             time.add_column(head, justify="right", no_wrap=True)
         for need in needs:
-            sizes = [gigabytes(size) for size in (need.weights, need.training, need.activations, need.total)]
+            sizes = [f"{size / 1e9:.3f}" for size in (need.weights, need.training, need.activations, need.total)]
             memory.add_row(need.stage, *sizes, fitting(need, 1e9 * self.gpu_memory))
             work = (f"{need.flop / 1e12:,.3f}", f"{need.steps:,.0f}", f"{need.steps * need.flop / 1e15:,.3f}")
             time.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *work, f"{need.hours(tflops):,.2f}")
@@ -75,7 +75,3 @@ class PlanCommand:
         episodes = self.recipe.grpo.groups * self.recipe.grpo.group_size
         console.print(f"Imagined in an iteration: {episodes} episodes, up to {episodes * spec.horizon:,} frames.")
         return int(any(need.total > 1e9 * self.gpu_memory for need in needs))
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3f}"

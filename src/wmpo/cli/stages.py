@@ -32,7 +32,7 @@ class DemonstrateCommand:
         check_recipe(recipe)  # before the simulators start
         with closing(make_env(self.env)) as env, open_stage(recipe, self.data / "log", self.data, env=env) as run:
             demonstrations(run)
-            tell(run, self.data)
+            tell(self.data)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class CollectCommand:
             policy = fitting(load_policy, self.policy, env.spec, pick_device(self.device))
             with open_stage(recipe, self.data / "log", self.data, env=env) as run:
                 collect(run, policy, self.round)
-                tell(run, self.data)
+                tell(self.data)
 
 
-def tell(run: object, data: Path) -> None:
+def tell(data: Path) -> None:
     """How much a store holds."""
     from wmpo.data.store import EpisodeStore
 

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wmpo.data import layout
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.io.files import file_lock
+from wmpo.types import Observation
 
 CACHE = "WMPO_CACHE"
 """Environment variable: a folder for the decoded frames of all stores."""
@@ -75,6 +77,12 @@ class FrameCache:
         count = self.length[episodes] + (not actions_only)
         before = np.cumsum(count) - count
         return np.arange(count.sum()) + np.repeat(self.first[episodes] - before, count)
+
+    def observation(self, frames: np.ndarray) -> Observation:
+        """What a policy sees at frames of these numbers."""
+        episodes = np.searchsorted(self.first, frames, side="right") - 1
+        images = {name: torch.from_numpy(np.take(images, frames, axis=0)) for name, images in self.images.items()}
+        return Observation(images, torch.from_numpy(self.state[frames]), tuple(self.instruction[episodes]))
 
     def digest(self, episodes: Sequence[int]) -> str:
         """What tells some episodes from others: 16 hexadecimal digits from all but their frames, of which the first of

@@ -227,13 +227,6 @@ class RunResult:
         return names[-1]
 
     @property
-    def fidelity_at_the_end(self) -> Fidelity:
-        """Of the first camera, which the reward model watches, at the longest horizon."""
-        if not self.fidelity:
-            raise UserError("This result says nothing of how faithful the imagined video is.")
-        return [at for at in self.fidelity if at.camera == self.fidelity[0].camera][-1]
-
-    @property
     def tasks(self) -> list[str]:
         """The tasks of the outcomes; empty where there is only one."""
         return sorted({name for policy in self.policies.values() for name in policy.task})

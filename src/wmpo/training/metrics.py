@@ -37,15 +37,3 @@ METRICS: dict[str, str] = {
     # evaluation
     "*/real_success": "Share in [0, 1] of real evaluation episodes that succeed; nothing learns from them.",
 }
-
-
-def metrics_page() -> str:
-    """`docs/metrics.md`."""
-    rows = "\n".join(f"| `{name}` | {text} |" for name, text in METRICS.items())
-    return (
-        "# Every logged number\n\n"
-        "Each run writes these to `metrics.jsonl` and to TensorBoard (`tensorboard --logdir <run folder>`), as\n"
-        "`<stage>/<name>`; a star below stands for any stage. This page is generated from\n"
-        "`wmpo.training.metrics.METRICS`.\n\n"
-        f"| metric | meaning |\n|---|---|\n{rows}\n"
-    )
