@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from episodes_by_hand import make_episode, make_store
-from wmpo.algorithm import keyframes, play
-from wmpo.config import Recipe
+from wmpo.algorithm import collect, demonstrations, evaluate_policy, keyframes, play
+from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
@@ -81,8 +82,38 @@ def test_what_needs_a_dream_is_refused_without_one(run: Run, settings: ConvSetti
 def test_a_stage_that_follows_from_something_else_says_what(run: Run) -> None:
     run.same_inputs("collect-1", {"policy": "abc", "settings": {"temperature": 0.5}})
     run.same_inputs("collect-1", {"policy": "abc", "settings": {"temperature": 0.5}})
-    with pytest.raises(UserError, match=r"collect-1 with another settings.temperature \(0.5, now 1.0\)"):
+    with pytest.raises(UserError, match=r"has begun collect-1 with settings.temperature = 0.5, not 1.0: give the same"):
         run.same_inputs("collect-1", {"policy": "abc", "settings": {"temperature": 1.0}})
+    with pytest.raises(UserError, match=r"with seed = none on record, not 3: give the same to continue, or another"):
+        run.same_inputs("collect-1", {"policy": "abc", "settings": {"temperature": 0.5}, "seed": 3})
+
+
+def test_episodes_of_two_seeds_are_not_mixed(tmp_path: Path) -> None:
+    settings = TabletopSettings(image_size=16, workers=0, renderer="rays")
+    recipe = Recipe(
+        env=settings, device="cpu", demonstrations=DemonstrationConfig(episodes=1), collect=CollectConfig(episodes=4),
+        evaluate=EvaluateConfig(episodes=1),
+    )  # fmt: skip
+    with closing(make_env(settings)) as env:
+        policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), env.spec).eval()
+
+        def stages(seed: int) -> list[Callable[[], None]]:
+            run = stack.enter_context(
+                open_stage(replace(recipe, seed=seed), tmp_path / "log", tmp_path / "data", env=env, quiet=True)
+            )
+            return [
+                lambda: demonstrations(run), lambda: collect(run, policy, 1), lambda: evaluate_policy(run, policy, "a"),
+            ]  # fmt: skip
+
+        with ExitStack() as stack:
+            for stage in stages(3):
+                stage()
+        stored = len(EpisodeStore.open(tmp_path / "data"))
+        with ExitStack() as stack:
+            for stage in stages(4):
+                with pytest.raises(UserError, match="with seed = 3, not 4: give the same to continue, or another"):
+                    stage()
+        assert len(EpisodeStore.open(tmp_path / "data")) == stored
 
 
 def test_policies_are_compared_by_initial_state(run: Run, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_result_is_not_reused_for_other_inputs(tmp_path: Path) -> None:
     train(tmp_path, config, depends={"data": "aaaa"})
     with pytest.raises(UserError, match=r"line was trained with data = aaaa, not bbbb; use another folder"):
         train(tmp_path, config, depends={"data": "bbbb"})
-    with pytest.raises(UserError, match=r"trained with data = aaaa, not no data"):
+    with pytest.raises(UserError, match=r"trained with data = aaaa, not none"):
         train(tmp_path, config)
     with pytest.raises(UserError, match=r"trained with weights = \w{16}, not \w{16}"), RunLog(tmp_path) as log:
         other = Line()

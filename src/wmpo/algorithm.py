@@ -75,7 +75,7 @@ def optimise(run: Run) -> RunResult:
 def demonstrations(run: Run) -> None:
     """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept: the dream needs them."""
     cfg = run.recipe.demonstrations
-    run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace})
+    run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace, "seed": run.recipe.seed})
     succeeded = [record.succeeded for record in run.store.records() if record.source == "expert"]
     with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as bar:
         bar.skip(min(sum(succeeded), cfg.episodes))
@@ -118,7 +118,8 @@ def save_policy(run: Run, policy: Policy, name: str) -> None:
 def collect(run: Run, policy: Policy, turn: int) -> None:
     """P real rollouts of the current policy."""
     cfg = run.recipe.collect
-    run.same_inputs(f"collect-{turn}", {"policy": digest_of(policy), "temperature": cfg.temperature, "task": cfg.task})
+    inputs = {"temperature": cfg.temperature, "task": cfg.task, "seed": run.recipe.seed}
+    run.same_inputs(f"collect-{turn}", {"policy": digest_of(policy), **inputs})
     with run.log.stage("collect"):
         states = run.initial_states("collect", cfg.episodes // cfg.rollouts_per_state, turn)
         numbers = [state for state in states for _ in range(cfg.rollouts_per_state)]
@@ -300,9 +301,7 @@ def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observati
     for episode in rng.choice(episodes, n):
         frames = cache.first[episode] + np.arange(1, cache.length[episode])
         rows.append(rng.choice(frames[~cache.success[frames]]))
-    owners = np.searchsorted(cache.first, rows, side="right") - 1
-    images = {name: torch.from_numpy(np.take(frames, rows, axis=0)) for name, frames in cache.images.items()}
-    return Observation(images, torch.from_numpy(cache.state[rows]), tuple(cache.instruction[owners]))
+    return cache.observation(np.array(rows))
 
 
 def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) -> None:
@@ -318,7 +317,8 @@ def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) ->
 def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
     """Real success from initial states that nothing has learned from; each episode is kept when it ends."""
     cfg = run.recipe.evaluate
-    run.same_inputs(f"evaluate-{name}", {"policy": digest_of(policy), "temperature": cfg.temperature})
+    inputs = {"policy": digest_of(policy), "temperature": cfg.temperature, "seed": run.recipe.seed}
+    run.same_inputs(f"evaluate-{name}", inputs)
     with run.log.stage("evaluate"):
         numbers = run.initial_states("evaluate", cfg.episodes)
         seed = run.seed(Purpose.EVALUATE)

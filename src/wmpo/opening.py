@@ -17,7 +17,7 @@ from wmpo.errors import UserError
 from wmpo.families import completed, recipe_from_plain
 from wmpo.grpo import trained_parameters
 from wmpo.io.files import file_lock, read_json, write_json
-from wmpo.io.plain import flat, to_plain
+from wmpo.io.plain import differences, to_plain
 from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
@@ -104,12 +104,11 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
     if not (folder / RECIPE).exists():
         write_json(folder / RECIPE, to_plain(recipe))
         return
-    old, new = flat(to_plain(load_recipe(folder))), flat(to_plain(recipe))
-    for name, value in new.items():
-        if old.get(name) != value and name not in CHANGES_NO_NUMBER:
+    for name, (was, now) in differences(to_plain(load_recipe(folder)), to_plain(recipe)).items():
+        if name not in CHANGES_NO_NUMBER:
             raise UserError(
-                f"{folder} holds a run with {name} = {old.get(name)}, not {value}: "
-                "give the same settings to continue it, or another folder with --out."
+                f"{folder} holds a run with {was}, not {now}: give the same settings to continue it, or another folder "
+                "with --out."
             )
 
 

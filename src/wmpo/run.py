@@ -17,7 +17,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import flat, to_plain
+from wmpo.io.plain import differences, to_plain
 from wmpo.protocols import Env
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
@@ -94,13 +94,10 @@ class Run:
             write_json(path, to_plain(inputs))
             return
         kept = read_json(path)
-        old, new = (flat(values if isinstance(values, dict) else {}) for values in (kept, to_plain(inputs)))
-        for name in {**old, **new}:
-            if old.get(name) != new.get(name):
-                raise UserError(
-                    f"{self.folder} has begun {stage} with another {name} ({old.get(name)}, now {new.get(name)}): give "
-                    f"the same to continue, or another folder."
-                )
+        for was, now in differences(kept if isinstance(kept, dict) else {}, to_plain(inputs)).values():
+            raise UserError(
+                f"{self.folder} has begun {stage} with {was}, not {now}: give the same to continue, or another folder."
+            )
 
     def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
         """Indices of stored episodes, by source and initial state, whatever the order in which they ended."""

@@ -50,6 +50,16 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[str, str]]:
+    """Dotted name -> what to tell of it, before and now, such as ("lr = 0.2", "0.1"). What is absent equals None."""
+    before, now = flat(old), flat(new)
+    return {
+        name: (f"{name} = {before.get(name, 'none on record')}", str(now.get(name, "none")))
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    }
+
+
 def from_plain(cls: type[T], data: Json, where: str, null_is_nan: bool = False) -> T:
     """The dataclass `cls` from `to_plain`'s output. `where` names the source in error messages.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from wmpo.errors import UserError
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import differences, to_plain
 from wmpo.protocols import Trainable
 from wmpo.training.checkpoint import WEIGHTS, load_tensors, load_weights, save_tensors
 
@@ -58,9 +58,6 @@ class Checkpoints:
             raise UserError(
                 f"{path} doesn't say what it was trained with: use another folder, or delete {self.folder}."
             )
-        for key in {**self.depends, **old}:
-            was, now = (f"{key} = {side[key]}" if key in side else f"no {key}" for side in (old, self.depends))
-            if was != now:
-                now = now.removeprefix(f"{key} = ")
-                raise UserError(f"{self.folder} was trained with {was}, not {now}; use another folder, or delete it.")
+        for was, now in differences(old, self.depends).values():
+            raise UserError(f"{self.folder} was trained with {was}, not {now}; use another folder, or delete it.")
         return tensors, int(facts.get("step", 0))
