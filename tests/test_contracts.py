@@ -214,12 +214,6 @@ class Forgetful(DotEnv):
         return super().step(range(len(self.position)), every)
 
 
-class Endless(DotEnv):
-    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
-        outcome = super().step(rows, chunk_AKD)
-        return replace(outcome, done=torch.zeros_like(outcome.done))
-
-
 class Nan(DotEnv):
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         outcome = super().step(rows, chunk_AKD)
@@ -246,7 +240,6 @@ class Broken(DotEnv):
         (Slippery(), "The same actions from the same initial-state numbers lead to different"),
         (Entangled(), "changes the outcome of another row"),
         (Forgetful(), "shape"),
-        (Endless(), "3 episodes are not done"),
         (Nan(), "NaN"),
         (OtherCamera(), "gives the cameras ['side']"),
         (Broken(), "It raised RuntimeError: no power"),

@@ -8,8 +8,8 @@ is there: a run that was stopped, or killed, goes on where it was and ends where
 
 Departures from the paper (settings name the rest, see `wmpo.config`):
 1. Initial states for demonstrating, collecting, practising and evaluating are disjoint.
-2. The reward threshold is chosen in imagination, since that is where it is used: with it the policy succeeds there as
-   often as it did for real.
+2. The reward threshold is chosen in imagination, since that is where it is used: on imagined replays of the rollouts,
+   each judged by a classifier that was trained on the others, so that none is lost to training.
 3. Alignment mixes demonstrations in, so that the world model does not forget what the policy does not show.
 """
 
@@ -32,16 +32,16 @@ from wmpo.data.records import EpisodeRecord
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
-from wmpo.evaluate import evaluate
+from wmpo.evaluate import evaluate, time_limit
 from wmpo.families import save_model
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy, check_actions
 from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
-from wmpo.report.measure import measure_run
+from wmpo.report.measure import measure_run, outcomes
 from wmpo.report.results import RunResult
 from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run, is_demonstration, is_held_out, is_rollout, round_of
+from wmpo.run import Purpose, Run, is_demonstration, is_rollout, is_shown, round_of
 from wmpo.success import SuccessData, learn_success
 from wmpo.training.checkpoint import digest_of
 from wmpo.types import Episode, Observation
@@ -73,7 +73,8 @@ def optimise(run: Run) -> RunResult:
 
 
 def demonstrations(run: Run) -> None:
-    """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept: the dream needs them."""
+    """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept, since they were paid for;
+    who learns from them, `demonstrations.failures` says."""
     cfg = run.recipe.demonstrations
     run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace, "seed": run.recipe.seed})
     succeeded = [record.succeeded for record in run.store.records() if record.source == "expert"]
@@ -135,6 +136,7 @@ def play(
     source: str,
     temperature: float,
     seed: Callable[[int], int],
+    horizon: int | None = None,
 ) -> None:
     """One real episode for each of `numbers` that `store` lacks of `source`; each is safe on disk when it ends.
 
@@ -160,7 +162,7 @@ def play(
                 generator = torch.Generator().manual_seed(seed(begin))
                 rollout(
                     run.env, policy, some, temperature=temperature, generator=generator,
-                    record=source, task=task_names(run.env), on_episode=keep,
+                    record=source, task=task_names(run.env), on_episode=keep, horizon=horizon,
                 )  # fmt: skip
 
 
@@ -169,14 +171,15 @@ def model_the_world(run: Run, turn: int) -> WorldModel:
     cache = FrameCache(run.store)
     with run.log.stage("world model"):
         model = build_world(run, run.recipe.policy.chunk)
-        general = video_clips(cache, run.episodes(lambda record: record.source == "expert"), model)
+        general = video_clips(cache, run.episodes(lambda record: is_shown(run, record)), model)
         pretrain_world_model(run, model, general)
         for past in range(1, turn + 1):  # what earlier rounds have learned is only loaded
 
             def tried(record: EpisodeRecord, past: int = past) -> bool:
-                return is_rollout(record) and round_of(record) <= past and not is_held_out(run, record)
+                return is_rollout(record) and round_of(record) <= past
 
-            align_world_model(run, model, general, video_clips(cache, run.episodes(tried), model), past)
+            if own := run.episodes(tried):
+                align_world_model(run, model, general, video_clips(cache, own, model), past)
         save_model(run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
     return model
 
@@ -224,11 +227,11 @@ def fit_stage(
 
 def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:
     """Train the classifier on real clips and on imagined ones, then choose its threshold."""
-    tried = run.episodes(lambda record: is_rollout(record) and not is_held_out(run, record))
+    shown, tried = run.episodes(lambda record: is_shown(run, record)), run.episodes(is_rollout)
     data = SuccessData(
-        seen=run.episodes(lambda record: not is_held_out(run, record)),
-        replayed=tried + run.episodes(lambda record: record.source == "expert")[: len(tried)],
-        held_out=run.episodes(lambda record: is_held_out(run, record)),
+        seen=shown + tried,
+        replayed=tried + (shown[: len(tried)] if tried else shown),
+        judged=tried or shown,
         tried=run.episodes(lambda record: record.source == f"round-{turn}"),
     )
     return learn_success(run, data, world_model, policy, turn)
@@ -247,7 +250,7 @@ def practise_in_dream(
     """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
     with run.log.stage(name):
         numbers = run.initial_states("practise", cfg.n_initial_states, turn)
-        tried = run.episodes(lambda record: record.source == f"round-{turn}" and not is_held_out(run, record))
+        tried = run.episodes(lambda record: record.source == f"round-{turn}") or run.episodes(is_demonstration)
         practise_from(
             run, policy, world_model, reward_model, numbers, first_frames(run.env, numbers), tried, cfg, name, turn,
             callback=lambda iteration, policy: evaluate_in_practice(run, policy, name, iteration),
@@ -317,11 +320,16 @@ def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) ->
 def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
     """Real success from initial states that nothing has learned from; each episode is kept when it ends."""
     cfg = run.recipe.evaluate
-    inputs = {"policy": digest_of(policy), "temperature": cfg.temperature, "seed": run.recipe.seed}
+    inputs: dict[str, object] = {"policy": digest_of(policy), "temperature": cfg.temperature}
+    inputs |= {"time_factor": cfg.time_factor, "seed": run.recipe.seed}
     run.same_inputs(f"evaluate-{name}", inputs)
     with run.log.stage("evaluate"):
         numbers = run.initial_states("evaluate", cfg.episodes)
-        seed = run.seed(Purpose.EVALUATE)
-        play(run, run.evaluation, policy, numbers, name, cfg.temperature, lambda begin: seed + begin)
-        succeeded = [record.succeeded for record in run.evaluation.records() if record.source == name]
-        run.log.info(f"{name}: real success {sum(succeeded) / len(succeeded):.1%} of {len(succeeded)}")
+        seed, limit = run.seed(Purpose.EVALUATE), time_limit(run.env.spec.horizon, cfg.time_factor)
+        play(run, run.evaluation, policy, numbers, name, cfg.temperature, lambda begin: seed + begin, limit)
+        result = outcomes(run)[0].policies[name]
+        rates = (
+            f"{sum(result.within(steps)) / len(numbers):.1%} within {steps:g} actions"
+            for steps in dict.fromkeys(min(factor * result.horizon, limit) for factor in (1, 1.5, 2))
+        )
+        run.log.info(f"{name}: real success {', '.join(rates)}")

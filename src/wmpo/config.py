@@ -58,14 +58,17 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
-    episodes: Annotated[int, EPISODES] = 500
+    episodes: Annotated[int, EPISODES] = 100
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
-    noise: Annotated[float, Between(0, 100)] = 0.6
-    """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that some
-    demonstrators are clumsy and the dream sees what comes of it. The clean action is the label."""
-    min_pace: Annotated[float, Between(0.01, 1)] = 0.5
-    """Demonstrators differ in pace: each episode's is drawn between this and 1, the fastest. They take the
-    time they need; a policy that dawdles as they do runs out of it."""
+    noise: Annotated[float, Between(0, 100)] = 0.2
+    """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this. The clean action
+    is the label."""
+    min_pace: Annotated[float, Between(0.01, 1)] = 1.0
+    """Demonstrators may differ in pace: each episode's is drawn between this and 1, the fastest. They take the time
+    they need; a policy that dawdles as they do runs out of it."""
+    failures: bool = False
+    """Dream and reward model learn from the attempts that failed, too; the policy imitates successes only. Without,
+    they meet failure in the policy's own rollouts. [paper: no]"""
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,9 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CollectConfig:
-    episodes: Annotated[int, EPISODES] = 128
-    """P: real rollouts of the current policy, the whole budget of real interaction. [paper 128, 1280]"""
-    held_out: Annotated[float, Between(0, 1)] = 0.25
-    """Share of them kept out of training: thresholds are chosen and fidelity is measured on it."""
+    episodes: Annotated[int, Between(0, 65536)] = 128
+    """P: real rollouts of the current policy, the whole budget of real interaction. 0: dream and reward model learn
+    from the demonstrations alone. [paper 128, 1280]"""
     rollouts_per_state: Annotated[int, Between(1, 65536)] = 1
     """Of each initial state. Preferences (DPO) need a success beside a failure from one state, hence several."""
     temperature: Annotated[float, Between(0, 1000)] = 0.5
@@ -125,9 +127,10 @@ class RewardConfig:
     """L: frames per clip. [paper 8]"""
     stride: Annotated[int, Between(1, 1024)] = 2
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
-    threshold: Literal["rate", "f1", "half"] = "rate"
-    """The score above which a clip counts as success. rate: such that the policy succeeds in the dream as often as it
-    did for real; f1: the best F1 on imagined replays of held-out real episodes; half: such that half of the dreams
+    threshold: Literal["calibrated", "f1", "rate", "half"] = "calibrated"
+    """The score above which a clip counts as success. calibrated: where success is as likely as failure, in imagined
+    replays of real episodes, each judged by a classifier that was trained on others; f1: the best F1 on the same;
+    rate: such that the policy succeeds in the dream as often as it did for real; half: such that half of the dreams
     succeed, whatever is true, to try things out with a policy that never succeeds. [paper: f1, on real clips]"""
     imagined_fraction: Annotated[float, Between(0, 1)] = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
@@ -150,13 +153,17 @@ class GRPOConfig:
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""
     lr: Annotated[float, Between(1e-12, 100)] = 3e-4
-    """AdamW learning rate, constant after the warm-up. [paper 5e-6, 7B parameters]"""
+    """AdamW learning rate. [paper 5e-6, 7B parameters]"""
+    lr_end: Annotated[float, Between(0, 1)] = 1.0
+    """After the warm-up it falls linearly to this part of itself, at the last iteration. [paper: constant]"""
     freeze: tuple[str, ...] = ()
     """Parts of the policy that practice leaves alone, by the beginnings of their parameters' names."""
     warmup: Annotated[int, Between(0, 1000000)] = 8
     """Optimiser steps of linear warm-up: Adam's first steps are as large as any, and mostly noise. [paper: none]"""
     minibatches: Annotated[int, Between(1, 1000000)] = 4
-    """Optimiser steps per iteration, one pass over the batch. [paper 4]"""
+    """Optimiser steps in a pass over the batch. [paper 4]"""
+    epochs: Annotated[int, Between(1, 1000)] = 1
+    """Passes over the batch of an iteration. [paper 1]"""
     micro_batch: Annotated[int, Between(1, 1000000)] = 32
     """Episodes of which gradients are computed at once, by a GPU or by each core of a CPU; they add up to that of the
     mini-batch. Less takes less memory, and changes what is learned by nothing but rounding."""
@@ -186,6 +193,9 @@ class GRPOConfig:
     target_kl: Annotated[float, Between(0, 1e6)] = 0.0
     """The stop rule: practice ends once the policy is so far from where it began, the policy that the dream was aligned
     on: KL divergence of its choices from those, in nats per chunk. 0: only `iterations` end it. [paper: none]"""
+    kl_coef: Annotated[float, Between(0, 1e6)] = 0.0
+    """Weight of a penalty on the distance from the policy that practice began with: an estimate of the KL divergence
+    per action from it (k3, arXiv 2402.03300, eq. 4). [paper: none]"""
     shuffle_rewards: bool = False
     """Control experiment: permute rewards inside each group, so that they say nothing."""
 
@@ -196,6 +206,9 @@ class EvaluateConfig:
     """Real episodes from held-out initial states, the same ones for every policy. [paper 128]"""
     temperature: Annotated[float, Between(0, 1000)] = 0.0
     """0: greedy."""
+    time_factor: Annotated[float, Between(1, 100)] = 2.0
+    """Episodes of the evaluation may go on for so many horizons, so that success is seen against the number of steps.
+    What counts as success is what is done within the horizon."""
     practice_eval_freq: Annotated[int, Between(0, 1000000)] = 10
     """Also measure the practising policy for real every so many iterations, for the report's curve; 0: never."""
     practice_eval_episodes: Annotated[int, EPISODES] = 64

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
-from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, shuffle_within_groups
+from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
 from wmpo.training.checkpoint import (
@@ -111,27 +111,35 @@ def update(
     advantage_E: Tensor,
     cfg: GRPOConfig,
     generator: torch.Generator,
-    taken: int = 0,
+    iteration: int = 0,
+    reference: Policy | None = None,
 ) -> dict[str, float]:
-    """One pass over the batch in `cfg.minibatches` clipped steps. Returns the mean of each metric over the steps.
+    """`cfg.epochs` passes over the batch, each in `cfg.minibatches` clipped steps. Returns the mean of each metric over
+    the steps.
 
-    `taken` optimiser steps have been taken before, which places this call in the warm-up.
+    `iteration`, counted from 0, says how far practice is, for the learning rate; `reference` is the policy that
+    `cfg.kl_coef` holds this one to.
     """
     if not groups.kept:
         return {}
     device = next(policy.parameters()).device
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
+    before = log_prob_under(reference, groups.rollout, cfg, device) if reference is not None and cfg.kl_coef else None
+
     def gradient(rows: Tensor) -> tuple[Sequence[Tensor | None], dict[str, float]]:
-        loss, metrics = policy_loss(policy, groups.rollout, advantage_E, rows, cfg, device)
+        loss, metrics = policy_loss(policy, groups.rollout, advantage_E, rows, cfg, device, before)
         return torch.autograd.grad(loss, parameters, allow_unused=True), {**metrics, "loss": float(loss.detach())}
 
     sums: dict[str, float] = {}
-    order = torch.randperm(len(groups.rollout), generator=generator, device=generator.device).cpu()
-    minibatches = order.chunk(cfg.minibatches)
+    minibatches: list[Tensor] = []
+    for _ in range(cfg.epochs):
+        order = torch.randperm(len(groups.rollout), generator=generator, device=generator.device).cpu()
+        minibatches += order.chunk(cfg.minibatches)
+    taken = iteration * cfg.epochs * cfg.minibatches
     for step, rows in enumerate(minibatches, start=taken + 1):
         for group in optimizer.param_groups:
-            group["lr"] = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
+            group["lr"] = learning_rate(cfg, step)
         parts = rows.split(cfg.micro_batch)
         weights = [len(part) / len(rows) for part in parts]
         found = accumulate_gradients(parameters, gradient, weights, parts)
@@ -144,31 +152,55 @@ def update(
     return {name: value / len(minibatches) for name, value in sums.items()}
 
 
+def learning_rate(cfg: GRPOConfig, step: int) -> float:
+    """At an optimiser step, counted from 1: linear warm-up, then a line that ends at `lr_end` with the iterations."""
+    if step <= cfg.warmup:
+        return cfg.lr * step / cfg.warmup
+    left = 1 - (step - cfg.warmup) / max(cfg.iterations * cfg.epochs * cfg.minibatches - cfg.warmup, 1)
+    return cfg.lr * (cfg.lr_end + (1 - cfg.lr_end) * max(left, 0.0))
+
+
 def policy_loss(
-    policy: Policy, batch: Rollout, advantage_E: Tensor, rows: Tensor, cfg: GRPOConfig, device: torch.device
+    policy: Policy,
+    batch: Rollout,
+    advantage_E: Tensor,
+    rows: Tensor,
+    cfg: GRPOConfig,
+    device: torch.device,
+    reference_EMKU: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The clipped loss, and its metrics, of some episodes of a batch."""
+    """The clipped loss, and its metrics, of some episodes of a batch; with log-probabilities of a reference policy, the
+    penalty on the distance from it is part of the loss."""
     observation, trace, index = batch.decisions(rows)
     old, mask = batch.log_prob[rows].to(device), batch.mask[rows].to(device)
     new = policy.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
     full = old.clone().index_put(tuple(index.to(device).T), new)
-    return clipped_policy_loss(
+    loss, metrics = clipped_policy_loss(
         full, old, advantage_E[rows].to(device), mask, cfg.clip_low, cfg.clip_high, cfg.ratio,
         per_episode=cfg.advantage != "dr_grpo",
     )  # fmt: skip
+    if reference_EMKU is not None:
+        penalty = kl_penalty(full, reference_EMKU[rows].to(device), mask)
+        loss, metrics["kl"] = loss + cfg.kl_coef * penalty, float(penalty.detach())
+    return loss, metrics
 
 
 @torch.no_grad()
+def log_prob_under(reference: Policy, batch: Rollout, cfg: GRPOConfig, device: torch.device) -> Tensor:
+    """(E, M, K, U): how likely another policy makes the choices of a batch."""
+    found = batch.log_prob.clone().to(device)
+    for rows in torch.arange(len(batch)).split(cfg.micro_batch):
+        observation, trace, index = batch.decisions(rows)
+        chosen = reference.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
+        found[rows[index[:, 0]].to(device), index[:, 1].to(device)] = chosen
+    return found
+
+
 def distance(begin: Policy, groups: Groups, cfg: GRPOConfig) -> float:
     """KL(policy || begin) in nats per chunk, estimated on the policy's own choices in the informative groups."""
     batch, device = groups.rollout, next(begin.parameters()).device
-    found = []
-    for rows in torch.arange(len(batch)).split(cfg.micro_batch):
-        observation, trace, index = batch.decisions(rows)
-        before = begin.log_prob(observation.to(device), trace.to(device), temperature=cfg.temperature)
-        now = batch.log_prob[rows][tuple(index.T)].to(device)
-        found.append((now - before).flatten(1).sum(1))
-    return float(torch.cat(found).mean())
+    apart = batch.log_prob.to(device) - log_prob_under(begin, batch, cfg, device)
+    return float(apart.flatten(2).sum(2)[batch.mask.any(-1).to(device)].mean())
 
 
 def practise(
@@ -195,7 +227,7 @@ def practise(
     learner, files = Learner(policy, cfg), checkpoints(Path(folder) / name, policy, initial_states, cfg, seed, depends)
     if files.load_result(policy):
         return policy
-    begin = frozen_copy(policy) if cfg.target_kl else None
+    begin = frozen_copy(policy) if cfg.target_kl or cfg.kl_coef else None
     done = learner.resume(files)
     policy.eval()
     with log.progress(name, cfg.iterations) as bar, stop_requests() as stop:
@@ -206,13 +238,11 @@ def practise(
             groups = play_groups(env, policy, initial_states, cfg, generator=generator, temperature=cfg.temperature)
             played = time.monotonic()
             far = distance(begin, groups, cfg) if begin is not None and groups.kept else None
-            if far is not None and far > cfg.target_kl:
+            if far is not None and 0 < cfg.target_kl < far:
                 log.info(f"{name}: ends after {iteration} iterations, {far:.2f} nats per chunk away from its beginning")
                 break
             advantage_E = advantages(groups, cfg, generator)
-            metrics = update(
-                policy, learner.optimizer, groups, advantage_E, cfg, generator, iteration * cfg.minibatches
-            )
+            metrics = update(policy, learner.optimizer, groups, advantage_E, cfg, generator, iteration, begin)
             learner.move_average(iteration)
             metrics |= groups.metrics() | ({} if far is None else {"distance": far})
             metrics |= {"seconds_playing": played - clock, "seconds_updating": time.monotonic() - played}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.protocols import Env, Policy
+from wmpo.protocols import CountsEvents, Env, Policy
 from wmpo.types import Decision, Episode, Observation, Outcome
 
 
@@ -80,23 +80,25 @@ def rollout(
     record: str | None = None,
     task: Callable[[int], str] = lambda initial_state: "",
     on_episode: Callable[[Episode], None] | None = None,
+    horizon: int | None = None,
 ) -> Rollout:
-    """Play one episode from each initial_state until all are done or the horizon is reached.
+    """Play one episode from each initial_state until all are done or the horizon is reached, by default that of `env`.
 
     `record` keeps whole episodes and names who acted, and `task` names the task of each initial-state number for them;
-    `on_episode` is called with each as soon as it has ended.
+    `on_episode` is called with each as soon as it has ended. What the environment counts, if it does, is their meta.
     Episodes that are done cost nothing more.
     """
     observation = env.reset(initial_states)
     instruction = observation.instruction
     tape = _Tape(initial_states, observation, task, record) if record is not None else None
     N, K = len(initial_states), policy.chunk
-    chunks = -(-env.spec.horizon // K)
+    horizon = horizon or env.spec.horizon
+    chunks = -(-horizon // K)
     active = list(range(N))
     result: Rollout | None = None
     for m in range(chunks):
         decision = policy.act(observation, temperature=temperature, generator=generator)
-        outcome = env.step(active, decision.chunk).first(env.spec.horizon - m * K)  # a chunk may end after the horizon
+        outcome = env.step(active, decision.chunk).first(horizon - m * K)  # a chunk may end after the horizon
         if result is None:
             result = _empty(initial_states, chunks, observation, decision)
         _write(result, m, active, observation, decision, outcome)
@@ -105,7 +107,8 @@ def rollout(
             tape.add(active, decision, outcome)
             going_on = set(keep) if m < chunks - 1 else set()
             ended = [row for place, row in enumerate(active) if place not in going_on]
-            for episode in map(tape.episode, ended):
+            for row in ended:
+                episode = tape.episode(row, env.events[row] if isinstance(env, CountsEvents) else {})
                 result.episodes.append(episode)
                 if on_episode is not None:
                     on_episode(episode)
@@ -187,7 +190,7 @@ class _Tape:
             self.actions[row].append(chunk[i, : outcome.success.shape[1]])
             self.success[row].append(outcome.success[i].cpu().numpy())
 
-    def episode(self, row: int) -> Episode:
+    def episode(self, row: int, events: Mapping[str, int]) -> Episode:
         """The episode of a row that has ended; the tape forgets its frames."""
         self.ended.append(row)
         frames, self.frames[row] = self.frames[row], {}
@@ -203,6 +206,7 @@ class _Tape:
             initial_state=self.initial_states[row],
             task=self.task(self.initial_states[row]),
             source=self.source,
+            meta={name: str(count) for name, count in events.items()},
         )
 
     def in_order(self, episodes: Sequence[Episode]) -> list[Episode]:

@@ -11,7 +11,7 @@ import torch
 
 from wmpo.batches import Batch
 from wmpo.config import FitConfig, Recipe
-from wmpo.data.initial_states import held_out, initial_states
+from wmpo.data.initial_states import initial_states
 from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
@@ -120,5 +120,6 @@ def round_of(record: EpisodeRecord) -> int:
     return int(record.source.removeprefix("round-"))
 
 
-def is_held_out(run: Run, record: EpisodeRecord) -> bool:
-    return is_rollout(record) and held_out(record.initial_state, run.recipe.collect.held_out)
+def is_shown(run: Run, record: EpisodeRecord) -> bool:
+    """Whether dream and reward model learn from this attempt of an expert."""
+    return record.source == "expert" and (record.succeeded or run.recipe.demonstrations.failures)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from wmpo.batches import cat
 from wmpo.data.cache import FrameCache
-from wmpo.data.clips import RewardBatch, RewardClips
+from wmpo.data.clips import MARGIN, RewardBatch, RewardClips
+from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.families import MODEL_CONFIG, save_model
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.io.plain import to_plain
-from wmpo.losses.verdicts import best_f1_threshold, matching_threshold
+from wmpo.losses.verdicts import best_f1_threshold, calibrated_threshold, matching_threshold, precision_recall_f1
 from wmpo.protocols import Policy, RewardModel, WorldModel
-from wmpo.report.measure import real_scores
+from wmpo.report.measure import score_video
 from wmpo.rewards import build_reward_model, load_reward_model
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run
 from wmpo.training.checkpoint import digest_of, digest_of_values
+from wmpo.types import Episode
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
+FOLDS = 2  # each episode is judged by a classifier that has not seen it, trained on the other folds
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class SuccessData:
     """Trained on, as real video."""
     replayed: Sequence[int]
     """Trained on, imagined again from their first frames and actions."""
-    held_out: Sequence[int]
-    """To choose the threshold on, by F1."""
+    judged: Sequence[int]
+    """To choose the threshold on."""
     tried: Sequence[int]
     """Rollouts of the policy, whose rate of success the threshold is to meet in imagination."""
 
@@ -49,11 +54,13 @@ def learn_success(
     then. Raises UserError where the settings ask for what isn't there.
     """
     cfg = run.recipe.reward
+    by_rate = cfg.threshold in ("rate", "half")
     if cfg.imagined_fraction and world_model is None:
         raise UserError("reward.imagined_fraction is above 0, which needs a world model: give one, or set it to 0.")
-    if cfg.threshold != "f1" and (world_model is None or policy is None):
+    if by_rate and (world_model is None or policy is None):
         raise UserError(
-            f"reward.threshold is {cfg.threshold}, which needs a world model and the policy: give both, or choose f1."
+            f"reward.threshold is {cfg.threshold}, which needs a world model and the policy: give both, or choose "
+            "another."
         )
     cache, folder = FrameCache(run.store), run.folder / f"reward_model-{turn}"
     inputs: dict[str, object] = {"settings": to_plain(cfg), "seed": run.recipe.seed}
@@ -64,29 +71,85 @@ def learn_success(
     if (folder / MODEL_CONFIG).exists():
         return load_reward_model(folder).to(run.device)
     with run.log.stage("reward model"):
-        torch.manual_seed(run.seed(Purpose.REWARD, turn))
-        model = build_reward_model(cfg, run.env.spec)
+        again = list(dict.fromkeys([*data.judged, *data.replayed]))
+        dreams = None if world_model is None else imagined_again(run, world_model, again, turn)
         n = round(cfg.fit.batch_size * cfg.imagined_fraction)
-        parts = [(RewardClips(cache, data.seen, cfg.clip_length), cfg.fit.batch_size - n)]
-        if n and world_model is not None:
-            dreams = FrameCache(imagined_again(run, world_model, model, data.replayed, turn))
-            parts.append((RewardClips(dreams, range(len(dreams)), cfg.clip_length), n))
+        seed, depends = run.seed(Purpose.REWARD, turn), {"inputs": digest_of_values(inputs)}
 
-        def clips(step: int) -> RewardBatch:
-            seeds = [run.seed(Purpose.REWARD, turn, place) for place in range(len(parts))]
-            sized = [(part, size, seed) for (part, size), seed in zip(parts, seeds, strict=True) if size]
-            return cat([part.sample(size, seed, step) for part, size, seed in sized])
+        def train(name: str, without: AbstractSet[int] = frozenset()) -> RewardModel:
+            """A classifier that has seen all episodes but some."""
+            torch.manual_seed(seed)
+            model = build_reward_model(cfg, run.env.spec)
+            seen = [episode for episode in data.seen if episode not in without]
+            parts = [(RewardClips(cache, seen, cfg.clip_length), cfg.fit.batch_size - n)]
+            if n and dreams is not None:
+                places = [place for place, i in enumerate(again) if i in data.replayed and i not in without]
+                parts.append((RewardClips(FrameCache(dreams), places, cfg.clip_length), n))
 
-        seed = run.seed(Purpose.REWARD, turn)
-        run.fit(model, clips, cfg.fit, f"reward_model_fit-{turn}", seed, {"inputs": digest_of_values(inputs)})
-        if cfg.threshold == "f1" or world_model is None or policy is None:
-            threshold = threshold_by_f1(run, world_model, model, data.held_out)
-        else:
+            def clips(step: int) -> RewardBatch:
+                seeds = [run.seed(Purpose.REWARD, turn, place) for place in range(len(parts))]
+                sized = [(part, size, seed) for (part, size), seed in zip(parts, seeds, strict=True) if size]
+                return cat([part.sample(size, seed, step) for part, size, seed in sized])
+
+            run.fit(model, clips, cfg.fit, name, seed, depends)
+            return model
+
+        model = train(f"reward_model_fit-{turn}")
+        if by_rate and world_model is not None and policy is not None:
             threshold = threshold_by_rate(run, policy, world_model, model, data.tried, turn)
+        else:
+
+            def judge(fold: int, kept: Sequence[int]) -> Iterator[tuple[float, bool]]:
+                other = train(f"reward_model_fit-{turn}-fold-{fold}", frozenset(kept))
+                store, places = (run.store, kept) if dreams is None else (dreams, [again.index(i) for i in kept])
+                for episode in store.episodes(places):
+                    yield from verdicts(other, episode, world_model.chunk if world_model else 1, cfg.stride)
+
+            threshold = cross_fitted_threshold(run, data.judged, judge)
         run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
         save_model(cfg.family, model, folder)
     return model
+
+
+def cross_fitted_threshold(
+    run: Run, episodes: Sequence[int], judge: Callable[[int, Sequence[int]], Iterator[tuple[float, bool]]]
+) -> float:
+    """Chosen on the scores that episodes get from classifiers which were trained on the others.
+
+    `judge(fold, episodes)` gives (score, whether it is one of success) of some episodes that a fold leaves out.
+    """
+    records = run.store.records()
+    numbers = initial_states_of([records[i] for i in episodes])
+    fold_of = {number: place % FOLDS for place, number in enumerate(sorted(set(numbers)))}  # a state's go together
+    found: list[tuple[float, bool]] = []
+    for fold in range(FOLDS):
+        kept = [episode for episode, number in zip(episodes, numbers, strict=True) if fold_of[number] == fold]
+        found += judge(fold, kept) if kept else []
+    score = torch.tensor([value for value, _ in found])
+    label = torch.tensor([hit for _, hit in found])
+    threshold = calibrated_threshold(score, label)
+    if run.recipe.reward.threshold == "f1":
+        threshold, _ = best_f1_threshold(score, label)
+    quality = precision_recall_f1(score > threshold, label)
+    run.log.info(
+        f"reward model: {quality.accuracy:.0%} of the verdicts are right, F1 {quality.f1:.2f}, on {len(episodes)} "
+        "episodes that it was not trained on"
+    )
+    return threshold
+
+
+def verdicts(model: RewardModel, episode: Episode, chunk: int, stride: int) -> Iterator[tuple[float, bool]]:
+    """(highest score, whether it should mean success) of an episode, and of a success without its end.
+
+    Where it would be scored in practice: at every `stride`-th frame, counted back from the end of a chunk.
+    """
+    scores = score_video(model, next(iter(episode.images.values())), episode.instruction)
+    scored = np.array([frame > 0 and (chunk - 1 - (frame - 1) % chunk) % stride == 0 for frame in range(len(scores))])
+    yield float(scores[scored].max()), episode.succeeded
+    before = max(episode.finish_step - MARGIN, 0)
+    if episode.succeeded and scored[:before].any():
+        yield float(scores[:before][scored[:before]].max()), False
 
 
 def threshold_by_rate(
@@ -105,24 +168,7 @@ def threshold_by_rate(
     return matching_threshold(dream.best_scores(), 0.5 if run.recipe.reward.threshold == "half" else rate)
 
 
-def threshold_by_f1(run: Run, world_model: WorldModel | None, model: RewardModel, episodes: Sequence[int]) -> float:
-    """With it the verdicts on held-out real episodes are best: imagined again, or as they are without a world model."""
-    held = run.store.episodes(episodes)
-    if world_model is None:
-        best = real_scores(model, held)
-    else:
-        best = replay(
-            world_model, model, run.env.spec, held, chunk=world_model.chunk, device=run.device,
-            stride=run.recipe.reward.stride,
-        ).best_scores()  # fmt: skip
-    threshold, f1 = best_f1_threshold(best, torch.tensor([episode.succeeded for episode in held]))
-    run.log.info(f"reward model: F1 {f1:.2f} on {len(held)} held-out episodes")
-    return threshold
-
-
-def imagined_again(
-    run: Run, world_model: WorldModel, model: RewardModel, episodes: Sequence[int], turn: int
-) -> EpisodeStore:
+def imagined_again(run: Run, world_model: WorldModel, episodes: Sequence[int], turn: int) -> EpisodeStore:
     """Imagined replays of real episodes, first camera only; labels stay the real ones."""
     spec = run.env.spec
     camera = next(iter(spec.cameras))  # the one that the reward model watches
@@ -131,9 +177,10 @@ def imagined_again(
     )
     if not len(store):
         real = run.store.episodes(episodes)
-        chunk = world_model.chunk
+        chunk, untrained = world_model.chunk, build_reward_model(run.recipe.reward, spec).to(run.device)
         dreamt = replay(
-            world_model, model, spec, real, chunk=chunk, device=run.device, stride=chunk, seed=run.seed(Purpose.REPLAY)
-        )
+            world_model, untrained, spec, real, chunk=chunk, device=run.device, stride=chunk,
+            seed=run.seed(Purpose.REPLAY),
+        )  # fmt: skip
         store.append([replace(episode, images={camera: episode.images[camera]}) for episode in dreamt.episodes])
     return store

@@ -16,7 +16,7 @@ frame t to frame t+1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -118,6 +118,19 @@ class Episode:
     def length(self) -> int:
         """T, the number of actions."""
         return len(self.actions)
+
+    def first(self, actions: int) -> Episode:
+        """Its first so many actions; itself where it has no more."""
+        if self.length <= actions:
+            return self
+        return replace(
+            self,
+            images={name: frames[: actions + 1] for name, frames in self.images.items()},
+            state=self.state[: actions + 1],
+            actions=self.actions[:actions],
+            success=self.success[: actions + 1],
+            labels=None if self.labels is None else self.labels[:actions],
+        )
 
     @property
     def succeeded(self) -> bool:

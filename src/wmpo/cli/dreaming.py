@@ -27,8 +27,6 @@ class WorldModelCommand:
     chunk: int = 4
     """K: actions, and frames, imagined at once; as many as the policy decides."""
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
-    held_out: float = CollectConfig.held_out
-    """Fraction of the initial states whose episodes are kept out of training."""
     seed: int = 0
     """Of weights and batches."""
     device: str = "auto"
@@ -43,7 +41,6 @@ class WorldModelCommand:
         from wmpo.families import save_model
         from wmpo.opening import open_stage
 
-        require_between("--held-out", self.held_out, 0, 1)
         require_between("--chunk", self.chunk, 1, 1024)
         if self.align_data is None:
             refuse_unused(self.world_model, "align", "without --align-data there is no alignment")
@@ -56,7 +53,7 @@ class WorldModelCommand:
 
             def clips(store: EpisodeStore) -> VideoClips:
                 cache = FrameCache(store)
-                return video_clips(cache, split(cache, self.held_out)[0], model)
+                return video_clips(cache, range(len(cache)), model)
 
             general = clips(run.store)
             tried = None if own is None else clips(own)
@@ -78,12 +75,10 @@ class RewardModelCommand:
     """Folder for the training and for the model, in OUT/model. The same command continues it."""
     world_model: Path | None = None
     """Folder of a world model, for imagined clips (reward.imagined_fraction) and for a threshold that is chosen in
-    imagination. Without it set --reward.imagined-fraction 0 and --reward.threshold f1."""
+    imagination. Without it set --reward.imagined-fraction 0; the threshold is then chosen on real video."""
     policy: Path | None = None
     """Folder of the policy whose rollouts the store holds; reward.threshold rate and half need it."""
     reward: RewardConfig = field(default_factory=RewardConfig)
-    held_out: float = CollectConfig.held_out
-    """Fraction of the initial states whose episodes are kept out of training; the f1 threshold is chosen on them."""
     temperature: float = CollectConfig.temperature
     """Sampling temperature at which the policy collected its rollouts."""
     seed: int = 0
@@ -93,37 +88,37 @@ class RewardModelCommand:
 
     def execute(self) -> None:
         from wmpo.cli.models import fitting
-        from wmpo.data.cache import FrameCache
         from wmpo.families import save_model
         from wmpo.opening import open_stage
         from wmpo.policies import load_policy
         from wmpo.success import SuccessData, learn_success
         from wmpo.world_models import load_world_model
 
-        require_between("--held-out", self.held_out, 0, 1)
-        if self.reward.threshold == "f1":
+        by_rate = self.reward.threshold in ("rate", "half")
+        if not by_rate:
             for option, given in (
                 ("--policy", self.policy is not None),
                 ("--temperature", self.temperature != CollectConfig.temperature),
             ):
                 if given:
-                    raise UserError(f"{option} does nothing here: reward.threshold f1 needs no policy.")
+                    raise UserError(
+                        f"{option} does nothing here: reward.threshold {self.reward.threshold} needs no policy."
+                    )
         collect = CollectConfig(temperature=self.temperature)
         recipe = Recipe(seed=self.seed, reward=self.reward, collect=collect, device=self.device)
         with open_stage(recipe, self.out, self.data) as run:
             spec, records = run.env.spec, list(run.store.records())
-            seen, kept = split(FrameCache(run.store), self.held_out)
-            if not kept and self.reward.threshold == "f1":
-                raise UserError(f"No episode of {self.data} is left to choose the threshold on: raise --held-out.")
+            everything = range(len(records))
             tried = [record.index for record in records if record.source != "expert"]
-            if not tried and self.reward.threshold != "f1":
+            if not tried and by_rate:
                 raise UserError(
                     f"{self.data} holds no rollouts of a policy, which reward.threshold {self.reward.threshold} needs: "
-                    "choose f1."
+                    "choose calibrated."
                 )
+            data = SuccessData(everything, everything, tried or everything, tried)
             world_model = self.world_model and fitting(load_world_model, self.world_model, spec, run.device)
             policy = self.policy and fitting(load_policy, self.policy, spec, run.device)
-            model = learn_success(run, SuccessData(seen, seen, kept, tried), world_model or None, policy or None)
+            model = learn_success(run, data, world_model or None, policy or None)
             save_model(self.reward.family, model, self.out / "model")
             run.log.info(f"Reward model: {self.out / 'model'}")
 
@@ -146,8 +141,6 @@ class PractiseCommand:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     stride: int = RewardConfig.stride
     """Frames between the ends of scored clips."""
-    held_out: float = CollectConfig.held_out
-    """Fraction of the initial states whose episodes no frames from the middle are taken of."""
     seed: int = 0
     """Of all sampling."""
     device: str = "auto"
@@ -163,9 +156,6 @@ class PractiseCommand:
         from wmpo.rewards import load_reward_model
         from wmpo.world_models import load_world_model
 
-        require_between("--held-out", self.held_out, 0, 1)
-        if self.held_out != CollectConfig.held_out and not self.grpo.keyframes:
-            raise UserError("--held-out does nothing here: without grpo.keyframes dreams begin with first frames only.")
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
@@ -175,8 +165,7 @@ class PractiseCommand:
             world_model = fitting(load_world_model, self.world_model, spec, device)
             check_chunk(world_model, policy)
             reward_model = fitting(load_reward_model, self.reward_model, spec, device)
-            seen, records = set(split(cache, self.held_out)[0]), list(run.store.records())
-            tried = [record.index for record in records if record.source != "expert" and record.index in seen]
+            tried = [record.index for record in run.store.records() if record.source != "expert"]
             if self.grpo.keyframes and not tried:
                 raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")
             numbers, first = first_frames(cache, self.grpo.n_initial_states)
@@ -191,15 +180,6 @@ def refuse_unused(settings: object, prefix: str, why: str) -> None:
     for one in fields(settings):  # type: ignore[arg-type]
         if one.name.startswith(prefix) and getattr(settings, one.name) != getattr(default, one.name):
             raise UserError(f"The setting {one.name} does nothing here: {why}.")
-
-
-def split(cache: FrameCache, share: float) -> tuple[list[int], list[int]]:
-    """Episodes to learn from, and those kept out: never one initial state on both sides."""
-    from wmpo.data.initial_states import hold_out
-    from wmpo.data.records import initial_states_of
-
-    kept = hold_out(initial_states_of(cache.store.records()), share)
-    return [n for n, out in enumerate(kept) if not out], [n for n, out in enumerate(kept) if out]
 
 
 def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:

@@ -69,8 +69,9 @@ class EvaluateCommand:
                 for name, policy in policies.items():
                     log.info(f"{name}: {episodes} real episodes, disruption {self.disruption}")
                     measured = evaluate(
-                        env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(env)
-                    )
+                        env, policy, numbers, temperature=temperature, seed=self.seed, task=task_names(env),
+                        time_factor=recipe.evaluate.time_factor,
+                    )  # fmt: skip
                     result.policies[name] = PolicyResult.of(measured, temperature, self.disruption)
                     result.save(file)
                 log.console.print(terminal_table(result))

@@ -81,7 +81,7 @@ def check_env(env: Env, initial_states: Sequence[int] = (0, 1, 2), seed: int = 0
     apart = torch.cat([actions[:1, :CHUNK], -actions[1:, :CHUNK]])
     if not _equal(_row(begun, 0), _row(env.step(range(len(initial_states)), apart), 0)):
         complaints.append("What one row does changes the outcome of another row.")
-    return complaints + _ends(env, initial_states, generator)
+    return complaints + _lasts(env, initial_states, generator)
 
 
 def _one_at_a_time(env: Env, initial_state: int, seed: int) -> list[str]:
@@ -89,20 +89,21 @@ def _one_at_a_time(env: Env, initial_state: int, seed: int) -> list[str]:
     complaints = _observation(env.reset([initial_state]), env.spec, 1, "reset")
     generator = torch.Generator().manual_seed(seed)
     chunk = torch.zeros(1, CHUNK, env.spec.action_dim)
-    return complaints or _outcome(env.step([0], chunk), env.spec, 1, CHUNK) or _ends(env, [initial_state], generator)
+    return complaints or _outcome(env.step([0], chunk), env.spec, 1, CHUNK) or _lasts(env, [initial_state], generator)
 
 
-def _ends(env: Env, initial_states: Sequence[int], generator: torch.Generator) -> list[str]:
-    """Does every episode say that it is done by the horizon?"""
+def _lasts(env: Env, initial_states: Sequence[int], generator: torch.Generator) -> list[str]:
+    """Can whole episodes be played, to the horizon?"""
     env.reset(initial_states)
     rows = list(range(len(initial_states)))
     for _ in range(-(-env.spec.horizon // CHUNK)):
         chunk = torch.rand(len(rows), CHUNK, env.spec.action_dim, generator=generator) * 2 - 1
         outcome = env.step(rows, chunk)
+        complaints = _outcome(outcome, env.spec, len(rows), CHUNK)
         rows = [row for row, done in zip(rows, outcome.done.tolist(), strict=True) if not done]
-        if not rows:
-            return []
-    return [f"After {env.spec.horizon} actions, the horizon, {len(rows)} episodes are not done."]
+        if complaints or not rows:
+            return complaints
+    return []
 
 
 @complains

@@ -5,12 +5,10 @@ has 32 bits, which every simulator accepts as a seed:
 
     3 bits split | 5 bits round | 8 bits seed | 16 bits index
 
-Numbers of one call are consecutive, which lets `held_out` cut exact shares.
+Numbers of one call are consecutive.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from wmpo.errors import UserError
 
@@ -51,27 +49,3 @@ def split_of(initial_state: int) -> str:
     """The split that an initial-state number belongs to, "other" for numbers that `initial_states` never gives."""
     code = initial_state >> (ROUND_BITS + SEED_BITS + INDEX_BITS)
     return SPLITS[code] if 0 <= code < len(SPLITS) else "other"
-
-
-def held_out(initial_state: int, share: float) -> bool:
-    """Whether an initial state is kept out of training when `share` in [0, 1] of them is.
-
-    Depends on the number alone, so episodes collected later never move earlier ones across, and all
-    episodes from one initial state stay on one side. Exact on consecutive numbers: of n, round down or up.
-    """
-    index = initial_state % (1 << INDEX_BITS)
-    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
-
-
-def hold_out(numbers: Sequence[int], share: float) -> list[bool]:
-    """Which of some episodes, by their initial states, are kept out of training when `share` in [0, 1] of them is.
-
-    As `held_out` says of each number, -1 - i counting as i. Where that leaves a side empty, though both are asked for,
-    the places of the numbers in their order decide.
-    """
-    plain = [number if number >= 0 else -1 - number for number in numbers]
-    sides = [held_out(number, share) for number in plain]
-    if 0 < share < 1 and len(set(sides)) < 2:
-        rank = {number: place for place, number in enumerate(sorted(set(plain)))}
-        sides = [held_out(rank[number], share) for number in plain]
-    return sides

@@ -52,7 +52,7 @@ class Episode(Protocol):
     cameras: Cameras  # camera -> (height, width) in pixels
     state_dim: int  # S, 0 without a state
     action_dim: int  # D
-    horizon: int  # longest episode, in actions: it is over then
+    horizon: int  # longest episode, in actions; evaluation may go on for longer, to see who is only slow
     fps: int  # actions per second
     instruction: str  # what to do in this episode, in words
     done: bool  # whether this episode needs no further action
@@ -159,7 +159,7 @@ class Server:
         answer = {
             "state": state,
             "success": success,
-            "done": bool(episode.done) or self.actions[row] >= int(self.lead.horizon),
+            "done": bool(episode.done),
             "events": dict(episode.events()) if hasattr(episode, "events") else {},
         }
         return answer if at is not None else {**answer, "images": images}

@@ -2,7 +2,7 @@
 
 Shapes: B groups of G rollouts; E = B*G episodes of M chunks of K actions of U units (see `wmpo.types`).
 
-Departures from the textbook, all taken from the paper's setting: no KL penalty, no entropy bonus, asymmetric
+Departures from the textbook, all taken from the paper's setting: no KL penalty by default, no entropy bonus, asymmetric
 clipping (DAPO, arXiv 2503.14476), nothing is learned from steps after the task counts as accomplished.
 """
 
@@ -104,6 +104,18 @@ def clipped_policy_loss(
             "ratio_mean": (ratio_EJ * weight_EJ).sum() / count,
         }
     return loss_E.sum() / max(len(loss_E), 1), {name: value.item() for name, value in metrics.items()}
+
+
+def kl_penalty(log_prob_EMKU: Tensor, reference_EMKU: Tensor, mask_EMK: Tensor) -> Tensor:
+    """Mean over unmasked units of an estimate, never negative, of KL(policy || reference) (arXiv 2402.03300, eq. 4).
+
+    r - log r - 1 with r = reference(unit) / policy(unit), on units that the policy, or a recent one, has chosen. Means
+    are over the units of an episode, then over the E episodes, as in `clipped_policy_loss`.
+    """
+    mask_EMKU = mask_EMK.bool()[..., None].expand_as(log_prob_EMKU)
+    log_ratio = torch.where(mask_EMKU, reference_EMKU.detach().float() - log_prob_EMKU.float(), 0.0)
+    each_E = (log_ratio.exp() - log_ratio - 1).flatten(1).sum(1)
+    return (each_E / mask_EMKU.flatten(1).sum(1).clamp(min=1)).sum() / max(len(each_E), 1)
 
 
 def informative(reward_BG: Tensor, min_group_success: float = 0.1, max_group_success: float = 0.9) -> Tensor:

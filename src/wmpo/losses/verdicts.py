@@ -13,6 +13,7 @@ import numpy as np
 import scipy
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wmpo.errors import UserError
@@ -59,6 +60,41 @@ def matching_threshold(score_N: Tensor, rate: float) -> float:
         )
     above_M = (len(score_N) - count_M.cumsum(0))[:-1]  # scores above each level but the last, which nothing exceeds
     return float(level_M[int((above_M - rate * len(score_N)).abs().argmin())])
+
+
+def calibrated_threshold(score_N: Tensor, label_N: Tensor) -> float:
+    """The score at which success is as likely as failure, by a logistic curve through the labelled scores (Platt).
+
+    Successes and failures weigh alike, however many there are of each. Raises UserError where one kind is missing,
+    where scores are no finite numbers, and where higher scores don't mean success more often.
+    """
+    _check_scores(score_N)
+    label = label_N.bool().cpu().numpy()
+    if label.all() or not label.any():
+        kind = "failure" if label.all() else "success"
+        raise UserError(
+            f"None of the {len(label)} judged episodes is a {kind}, so that no threshold can tell the two apart: "
+            "collect more episodes (collect.episodes)."
+        )
+    score = score_N.detach().double().cpu().numpy()
+    middle, spread = score.mean(), score.std() or 1.0
+    x = (score - middle) / spread
+    count = np.array([(~label).sum(), label.sum()])
+    target = np.where(label, (count[1] + 1) / (count[1] + 2), 1 / (count[0] + 2))  # Platt's, against overconfidence
+    weight = 1 / count[label.astype(int)]
+
+    def loss(curve: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = curve[0] * x + curve[1]
+        slope = weight * (scipy.special.expit(z) - target)
+        return float(weight @ (np.logaddexp(0, z) - target * z)), np.array([slope @ x, slope.sum()])
+
+    steepness, offset = scipy.optimize.minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    if steepness <= 1e-3:
+        raise UserError(
+            "The reward model gives successes no higher scores than failures in imagined replays of episodes that it "
+            "was not trained on: train it, or the world model, longer."
+        )
+    return float(middle - spread * offset / steepness)
 
 
 class Quality(NamedTuple):

@@ -22,16 +22,10 @@ def check_recipe(recipe: Recipe) -> None:
             f"grpo.min_group_success is {recipe.grpo.min_group_success}; it must be below grpo.max_group_success, "
             f"{recipe.grpo.max_group_success}."
         )
-    states, rest = divmod(recipe.collect.episodes, recipe.collect.rollouts_per_state)
-    if rest:
+    if recipe.collect.episodes % recipe.collect.rollouts_per_state:
         raise UserError(
             f"collect.episodes is {recipe.collect.episodes}; it must be a multiple of collect.rollouts_per_state, "
             f"{recipe.collect.rollouts_per_state}."
-        )
-    if not 0 < round(states * recipe.collect.held_out) < states:
-        raise UserError(
-            f"collect.held_out is {recipe.collect.held_out}; of the rollouts from {states} initial states it must "
-            "leave some to learn from and some to choose thresholds on."
         )
     if recipe.policy.pretrained and not (Path(recipe.policy.pretrained) / "config.json").is_file():
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmpo.evaluate import Evaluation, time_limit
 from wmpo.imagination import ImaginedEnv, Replay, first_frames_of, replay
 from wmpo.io.files import atomic_write
 from wmpo.losses.verdicts import auroc, expected_calibration_error, precision_recall_f1
@@ -27,7 +28,6 @@ from wmpo.report.results import (
     RewardQuality,
     RunResult,
     StateFidelity,
-    mixed_tasks,
 )
 from wmpo.report.video import encode_png, filmstrip
 from wmpo.rollout import rollout
@@ -241,21 +241,19 @@ def _mixture(success: Sequence[bool]) -> list[int]:
 
 
 def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
-    """How each policy did for real and what it cost; and the evaluation's episodes by policy."""
+    """How each policy did for real and what it cost; and the evaluation's episodes by policy, up to the horizon."""
     result = RunResult.begin(run.recipe)
     names = dict.fromkeys(record.source for record in run.evaluation.records())
     played = {  # they were kept in the order in which they ended; by initial state, policies can be compared
         name: sorted(run.evaluation.episodes(run.evaluation.select(source=name)), key=lambda e: e.initial_state)
         for name in names
     }
+    cfg, horizon = run.recipe.evaluate, run.env.spec.horizon
     for name, episodes in played.items():
-        result.policies[name] = PolicyResult(
-            initial_states=[episode.initial_state for episode in episodes],
-            success=[int(episode.succeeded) for episode in episodes],
-            finish_step=[episode.finish_step for episode in episodes],
-            temperature=run.recipe.evaluate.temperature,
-            task=mixed_tasks([episode.task for episode in episodes]),
-        )
+        found = Evaluation(horizon, time_limit(horizon, cfg.time_factor))
+        for episode in episodes:
+            found.add(episode)
+        result.policies[name] = PolicyResult.of(found, cfg.temperature)
     shown = [record for record in run.store.records() if record.source == "expert"]
     tried = [record for record in run.store.records() if is_rollout(record)]
     evaluated = [episode for episodes in played.values() for episode in episodes]
@@ -266,7 +264,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
         "evaluation": Interactions(len(evaluated), sum(episode.length for episode in evaluated)),
         "watching_practice": Interactions(sum(map(len, looks)) * run.recipe.evaluate.practice_eval_episodes, 0),
     }
-    return result, played
+    return result, {name: [episode.first(horizon) for episode in episodes] for name, episodes in played.items()}
 
 
 def measure_run(run: Run, policy: Policy, world_model: WorldModel, reward_model: RewardModel) -> RunResult:

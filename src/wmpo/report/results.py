@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,15 +45,22 @@ class PolicyResult:
     """Real evaluation of one policy. Equal `initial_states` make two of them comparable pair by pair."""
 
     initial_states: list[int]
-    success: list[int]  # 0 or 1 per initial state
-    finish_step: list[int]  # frame of the first success; the episode's length where there is none
+    success: list[int]  # 0 or 1 per initial state, within the horizon
+    finish_step: list[int]  # frame of the first success, even one after the horizon; 0 where there was none
     temperature: float = 0.0
     disruption: str = "none"
     task: list[str] = field(default_factory=list)  # of each initial state; empty where all are of one
+    horizon: int = 0
+    """In actions."""
+    time_limit: int = 0
+    """Actions after which an episode without success was ended."""
+    events: dict[str, list[int]] = field(default_factory=dict)
+    """What the environment counted -> how often, per initial state."""
 
     @staticmethod
     def of(played: Evaluation, temperature: float, disruption: str = "none") -> PolicyResult:
         """The outcomes of an evaluation, and the conditions that it was made under."""
+        names = dict.fromkeys(name for counted in played.events for name in counted)
         return PolicyResult(
             initial_states=played.initial_states,
             success=[int(success) for success in played.success],
@@ -60,7 +68,23 @@ class PolicyResult:
             temperature=temperature,
             disruption=disruption,
             task=mixed_tasks(played.task),
+            horizon=played.horizon,
+            time_limit=played.time_limit,
+            events={name: [counted.get(name, 0) for counted in played.events] for name in names},
         )
+
+    def within(self, steps: float) -> list[int]:
+        """0 or 1 per initial state: success within so many actions."""
+        return [int(0 < frame <= steps) for frame in self.finish_step]
+
+    @property
+    def first_attempt_failed(self) -> list[bool]:
+        """Per initial state, by the events "grasps", "drops" and "disturbances", where they are counted: whether the
+        object was disturbed, lost or gripped again, or gripped in an episode that failed."""
+        none = [0] * len(self.success)
+        grasps, drops, disturbed = (self.events.get(name, none) for name in ("grasps", "drops", "disturbances"))
+        each = zip(grasps, drops, disturbed, self.success, strict=True)
+        return [d > 0 or c > 0 or b > 1 or (b == 1 and not hit) for b, c, d, hit in each]
 
     def of_task(self, name: str) -> PolicyResult:
         """The part of it that is about one task."""
@@ -71,6 +95,7 @@ class PolicyResult:
             success=[self.success[row] for row in rows],
             finish_step=[self.finish_step[row] for row in rows],
             task=[],
+            events={name: [counts[row] for row in rows] for name, counts in self.events.items()},
         )
 
     @property
@@ -80,9 +105,9 @@ class PolicyResult:
 
     @property
     def steps_to_success(self) -> float:
-        """Mean first successful frame of the successes; NaN without any."""
+        """Median first successful frame of the successes within the horizon; NaN without any."""
         steps = [step for step, success in zip(self.finish_step, self.success, strict=True) if success]
-        return sum(steps) / len(steps) if steps else float("nan")
+        return statistics.median(steps) if steps else float("nan")
 
 
 @dataclass(frozen=True)
@@ -262,7 +287,8 @@ class RunResult:
 
     def check(self, where: str) -> None:
         for name, policy in self.policies.items():
-            lengths = {len(policy.initial_states), len(policy.success), len(policy.finish_step)}
+            counts = [*policy.events.values()]
+            lengths = {len(each) for each in (policy.initial_states, policy.success, policy.finish_step, *counts)}
             if len(lengths) != 1 or 0 in lengths:
                 raise UserError(f"{where}: {name} needs one outcome and one finish step for each initial state.")
             if len(policy.task) not in (0, len(policy.initial_states)):

@@ -17,17 +17,22 @@ from wmpo.envs.tabletop.scene import model
 from wmpo.envs.tabletop.settings import (
     ACTION_DIM,
     CUBE,
+    DISTURBED,
     FPS,
     HOLD,
+    LIFTED,
     LINGER,
+    NUDGE_LENGTH,
+    NUDGE_REACH,
     OPENING,
     REACH,
     RING_HALF_HEIGHT,
+    SLIP_HEIGHT,
     SOLID,
     STATE_DIM,
     check,
 )
-from wmpo.envs.tabletop.tasks import HOVER, View, initial_layout, sentence_of, task_of, tasks_named
+from wmpo.envs.tabletop.tasks import HOVER, SLIP, View, initial_layout, sentence_of, task_of, tasks_named
 
 _STAGES = 4  # the target moves in this many steps, so that the gripper moves evenly
 _LOWEST, _HIGHEST = np.transpose(REACH)
@@ -63,6 +68,12 @@ class Counters:
     """How often the gripper began to touch it: attempts to push."""
     grasps: int = 0
     """How often both fingers began to: attempts to grasp."""
+    lifted: bool = False
+    """Whether it is held in the air."""
+    drops: int = 0
+    """How often it was let go, or lost, in the air and away from its goal."""
+    disturbed: int = 0
+    """How often it was nudged away, or slipped."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +211,10 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
     def advance(self, action: np.ndarray) -> bool:
         """Simulate one action without drawing; True if the task counts as accomplished now."""
         d = self.data
+        slipping = self._disturb()
         begin = d.qpos[self._slides[:3]]
         target = np.minimum(np.maximum(begin + STRIDE * action[:3], _LOWEST), _HIGHEST)
-        d.ctrl[3:] = OPENING * (1 - float(action[3])) / 2
+        d.ctrl[3:] = OPENING if slipping else OPENING * (1 - float(action[3])) / 2
         asleep = self._sleep(begin.tolist(), target.tolist())
         moved = self._geoms_of[self.task.thing]
         left = right = False
@@ -215,6 +227,44 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
                     left, right = left or self._left in pair, right or self._right in pair
         self._refresh()
         return self._count(left or right, left and right)
+
+    def _disturb(self) -> bool:
+        """What befalls the object of the task before this action, see `Task.disturbance`; True if it slips."""
+        kind, old = self.task.disturbance, self.counters
+        if not kind or old.disturbed or old.accomplished_at >= 0:
+            return False
+        rng = np.random.default_rng([self.initial_state, 4])
+        if rng.random() >= DISTURBED:
+            return False
+        view = self.view()
+        thing, rest = view.things[self.task.thing], self._height_on_table
+        if kind == SLIP:
+            slips = old.gripping and thing[2] > rest + rng.uniform(*SLIP_HEIGHT)
+            self.counters = replace(old, disturbed=int(slips))
+            return bool(slips)
+        if np.abs(thing[:2] - view.grip[:2]).max() < NUDGE_REACH and view.grip[2] > 2 * rest + 0.008:
+            target = self._room_beside(thing, rest, view, rng)
+            if target is not None:
+                address = self._free[self.task.thing]
+                self.data.qpos[address : address + 2] = target
+                self.counters = replace(old, disturbed=1)
+                self._refresh()
+        return False
+
+    @property
+    def _height_on_table(self) -> float:
+        """Of the centre of the object to move, while it lies there."""
+        return RING_HALF_HEIGHT if self.task.skill == "insert" else CUBE
+
+    def _room_beside(self, thing: np.ndarray, rest: float, view: View, rng: np.random.Generator) -> np.ndarray | None:
+        """(2,) a free place on the table a nudge away from where the object is; None where there is none."""
+        others = [place[:2] for name, place in view.things.items() if name != self.task.thing]
+        for angle in rng.uniform(0, 2 * np.pi, 32):
+            target = thing[:2] + rng.uniform(*NUDGE_LENGTH) * np.array([np.cos(angle), np.sin(angle)])
+            inside = (np.abs(target) < np.array(REACH)[:2, 1] - rest).all()
+            if inside and all(np.abs(target - other).max() > 0.105 for other in others):
+                return target
+        return None
 
     def _sleep(self, begin: list[float], target: list[float]) -> bool:
         """Put objects to sleep that lie still and that nothing can reach in this step; True if all of them are.
@@ -259,7 +309,11 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
     def _count(self, touching: bool, gripping: bool) -> bool:
         old = self.counters
         frame = old.frame + 1
-        held = old.held + 1 if self.task.accomplished(self.view()) else 0
+        view = self.view()
+        held = old.held + 1 if self.task.accomplished(view) else 0
+        thing, goal = view.things[self.task.thing], view.things[self.task.goal]
+        lifted = gripping and bool(thing[2] > self._height_on_table + LIFTED)
+        lost = old.lifted and not gripping and np.abs(thing - goal)[:2].max() > self.task.tolerance
         accomplished_at = old.accomplished_at if old.accomplished_at >= 0 or held < HOLD else frame
         self.counters = Counters(
             frame,
@@ -269,6 +323,9 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
             gripping,
             old.contacts + (touching and not old.touching),
             old.grasps + (gripping and not old.gripping),
+            lifted,
+            old.drops + bool(lost),
+            old.disturbed,
         )
         return held >= HOLD
 
@@ -276,11 +333,6 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
     def lingered(self) -> bool:
         """Whether the frames after success have been recorded."""
         return 0 <= self.counters.accomplished_at <= self.counters.frame - LINGER
-
-    @property
-    def done(self) -> bool:
-        """Whether the episode needs no further action."""
-        return self.lingered or self.counters.frame >= self.horizon
 
     def view(self) -> View:
         """Where everything is now (privileged)."""
@@ -311,9 +363,19 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
         return {
             "success": success,
             "accomplished": counters.accomplished_at >= 0,
+            **self.events(),
+            "instruction": self.instruction(),
+        }
+
+    def events(self) -> dict[str, int]:
+        """How often the gripper began to touch ("contacts") and to grasp ("grasps") the object, lost it away from its
+        goal ("drops"), and how often the object was disturbed ("disturbances")."""
+        counters = self.counters
+        return {
             "contacts": counters.contacts,
             "grasps": counters.grasps,
-            "instruction": self.instruction(),
+            "drops": counters.drops,
+            "disturbances": counters.disturbed,
         }
 
     def render(self) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from wmpo.envs.tabletop.tasks import task_of
 
 
 class TabletopEpisode:
-    """An episode is done 4 frames after success, or at the horizon."""
+    """An episode is done 4 frames after success."""
 
     action_dim, fps = ACTION_DIM, FPS
 
@@ -31,7 +31,7 @@ class TabletopEpisode:
 
     @property
     def done(self) -> bool:
-        return self.env.done
+        return self.env.lingered
 
     def reset(self, initial_state: int) -> None:
         self.env.restart(initial_state)
@@ -50,9 +50,7 @@ class TabletopEpisode:
         self.env.set_state(state)
 
     def events(self) -> dict[str, int]:
-        """How often the gripper began to touch ("contacts") and to grasp ("grasps") the object."""
-        counters = self.env.counters
-        return {"contacts": counters.contacts, "grasps": counters.grasps}
+        return self.env.events()
 
     def task_of(self, initial_state: int) -> str:
         return task_of(self.env.tasks, initial_state).name

@@ -31,6 +31,11 @@ OPENING = 0.05  # largest distance of a finger from the middle
 REACH = ((-0.22, 0.22), (-0.20, 0.20), (0.004, 0.15))  # where the point between the fingertips may go
 
 
+DISTURBED = 0.5  # share of the episodes of a task with a disturbance in which it comes
+NUDGE_REACH, NUDGE_LENGTH = 0.025, (0.03, 0.05)  # how near above it the hand is then, and how far the object moves
+LIFTED = 0.008  # how far above the table an object is in the air
+SLIP_HEIGHT = (0.01, 0.05)  # how far it has been lifted when it slips
+
 SOLID, SEEN_ONLY, UNSEEN = 0, 1, 3  # geom groups: what can be touched and seen, only seen, only touched
 
 BLOCKS, RING = "blocks", "ring"  # the two layouts of objects

@@ -14,6 +14,9 @@ import numpy as np
 from wmpo.envs.tabletop.settings import BLOCKS, CUBE, PEG_HEIGHT, REACH, RING, RING_HALF_HEIGHT, TRAY_HEIGHT, ZONE
 from wmpo.errors import UserError
 
+NUDGE = "nudge"  # the object moves away as soon as the hand is above it
+SLIP = "slip"  # it drops out of the hand on the way up
+
 
 @dataclass(frozen=True)
 class View:
@@ -52,7 +55,9 @@ class Task:
     noise: float
     """Factor on the noise of demonstrations: a task that needs precision bears less."""
     horizon: int
-    """Longest episode, in actions: enough for one who doesn't dawdle."""
+    """Longest episode, in actions: at least twice what a clean attempt takes, so that there is time to try again."""
+    disturbance: str = ""
+    """What befalls the object in half of the episodes, once: NUDGE, SLIP or nothing."""
 
     def accomplished(self, view: View) -> bool:
         """Whether this frame alone looks accomplished: the object lies in its place and nothing holds it."""
@@ -75,10 +80,14 @@ def _blocks(
     rest: float,
     tolerance: float,
     horizon: int,
+    disturbance: str = "",
 ) -> Task:
     """`sentences`: the one to train on, then its paraphrases."""
-    told, *others = sentences
-    return Task(name, told, tuple(others), BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon)
+    first, *others = sentences
+    return Task(
+        name, first, tuple(others), BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon,
+        disturbance=disturbance,
+    )  # fmt: skip
 
 
 def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
@@ -112,7 +121,8 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
             "tray",
             TRAY_HEIGHT + CUBE,
             0.035,
-            horizon=24,
+            horizon=48,
+            disturbance=NUDGE,
         ),
         _blocks(
             f"stack{suffix}",
@@ -127,7 +137,8 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
             other,
             3 * CUBE,
             0.022,
-            horizon=28,
+            horizon=56,
+            disturbance=SLIP,
         ),
     ]
 
@@ -151,7 +162,7 @@ TASKS: dict[str, Task] = {
             RING_HALF_HEIGHT,
             0.012,
             noise=0.5,
-            horizon=40,
+            horizon=72,
         ),
         *_coloured("blue", "red", "-blue"),
     ]
