@@ -28,7 +28,7 @@ from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, VideoBatch, VideoClips
 from wmpo.data.normalizer import Normalizer
-from wmpo.data.records import EpisodeRecord
+from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
@@ -36,10 +36,11 @@ from wmpo.evaluate import evaluate, time_limit
 from wmpo.families import save_model
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
-from wmpo.policies import build_policy, check_actions
+from wmpo.policies import build_policy, check_actions, load_policy
 from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcomes
-from wmpo.report.results import RunResult
+from wmpo.report.results import BASE, RunResult
+from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, is_demonstration, is_rollout, is_shown, round_of
 from wmpo.success import SuccessData, learn_success
@@ -57,7 +58,12 @@ def optimise(run: Run) -> RunResult:
     policy = imitate(run)  # SFT: the base policy
     evaluate_policy(run, policy, "base")
     for turn in range(1, recipe.rounds + 1):  # lifelong learning = more rounds
-        collect(run, policy, turn)  # P real rollouts of the current policy
+        collect(run, policy, turn)  # P real rollouts of the current policy, which measure it too
+        if turn > 1 and fell(run, turn):  # practice has done harm: end with the policy that it began with
+            policy = load_policy(run.folder / "policies" / (f"wmpo-{turn - 2}" if turn > 2 else BASE)).to(run.device)
+            save_policy(run, policy, f"wmpo-{turn}")
+            evaluate_policy(run, policy, f"wmpo-{turn}")
+            break
         world_model = model_the_world(run, turn)  # failures included: behaviour alignment
         reward_model = model_success(run, policy, world_model, turn)
         base = frozen_copy(policy)
@@ -166,6 +172,20 @@ def play(
                 )  # fmt: skip
 
 
+def fell(run: Run, turn: int) -> bool:
+    """Whether the rollouts of a round succeed less often than those of the round before, beyond chance (5 %, one
+    side): what the round before has made of the policy is then worse than what it began with."""
+    table = []
+    for source in (f"round-{turn - 1}", f"round-{turn}"):
+        succeeded = [record.succeeded for record in run.store.records() if record.source == source]
+        table.append([sum(succeeded), len(succeeded) - sum(succeeded)])
+    p_value = fisher_exact(table)
+    if p_value < 0.05:
+        rates = [f"{hits / (hits + misses):.1%}" for hits, misses in table]
+        run.log.info(f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice ends")
+    return p_value < 0.05
+
+
 def model_the_world(run: Run, turn: int) -> WorldModel:
     """Pretrain on demonstrations once; then, each round, align on the policy's own rollouts, failures included."""
     cache = FrameCache(run.store)
@@ -247,12 +267,22 @@ def practise_in_dream(
     cfg: GRPOConfig,
     save_as: str,
 ) -> Policy:
-    """On-policy GRPO. No real interaction in here: the dream gets first frames, and the policy sees only the dream."""
+    """On-policy GRPO. No real interaction in here: the dream gets first frames, of all episodes so far and of some fresh
+    resets, and the policy sees only the dream."""
     with run.log.stage(name):
-        numbers = run.initial_states("practise", cfg.n_initial_states, turn)
+        fresh = run.initial_states("practise", cfg.n_initial_states, turn)
+        cache, chosen = FrameCache(run.store), run.recipe.collect.task.split("+")
+        paid = run.episodes(
+            lambda record: (
+                (is_rollout(record) or is_demonstration(record)) and (chosen == [""] or record.task in chosen)
+            )
+        )
+        numbers, first = stored_first_frames(cache, paid)
+        if fresh:
+            numbers, first = [*fresh, *numbers], cat([first_frames(run.env, fresh), first])
         tried = run.episodes(lambda record: record.source == f"round-{turn}") or run.episodes(is_demonstration)
         practise_from(
-            run, policy, world_model, reward_model, numbers, first_frames(run.env, numbers), tried, cfg, name, turn,
+            run, policy, world_model, reward_model, numbers, first, tried, cfg, name, turn,
             callback=lambda iteration, policy: evaluate_in_practice(run, policy, name, iteration),
         )  # fmt: skip
         save_policy(run, policy, save_as)
@@ -294,6 +324,14 @@ def first_frames(env: Env, numbers: list[int]) -> Observation:
     """What the real environment shows at each initial state; nothing is done there."""
     size = env.spec.max_batch
     return cat([env.reset(numbers[begin : begin + size]) for begin in range(0, len(numbers), size)])
+
+
+def stored_first_frames(cache: FrameCache, episodes: Sequence[int]) -> tuple[list[int], Observation]:
+    """(initial-state numbers, first frames) of some stored episodes, one for each different initial state."""
+    records, every = cache.store.records(), initial_states_of(cache.store.records())
+    index_of = {every[i]: records[i].index for i in reversed(episodes)}
+    rows = cache.first[list(index_of.values())]
+    return list(index_of), cache.observation(rows)
 
 
 def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observation:

@@ -147,8 +147,9 @@ class GRPOConfig:
     """Informative groups per iteration. [paper 64]"""
     group_size: Annotated[int, Between(2, 65536)] = 8
     """G: imagined rollouts from one initial frame. [paper 8]"""
-    n_initial_states: Annotated[int, Between(1, 65536)] = 256
-    """Real initial frames to practise from (resets of the real environment, no actions)."""
+    n_initial_states: Annotated[int, Between(0, 65536)] = 256
+    """Fresh initial frames to practise from (resets of the real environment, no actions), beside those of the
+    demonstrations and rollouts, which are there anyway."""
     keyframes: Annotated[int, Between(0, 65536)] = 0
     """Also practise from so many frames of the middle of the policy's own real rollouts, where success is nearer and
     what matters is easier to tell. [paper: 0]"""

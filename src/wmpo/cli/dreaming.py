@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wmpo.config import CollectConfig, GRPOConfig, Recipe, RewardConfig, WorldModelConfig
 from wmpo.errors import UserError, require_between
-
-if TYPE_CHECKING:
-    from wmpo.data.cache import FrameCache
-    from wmpo.types import Observation
 
 
 @dataclass(frozen=True)
@@ -147,7 +142,7 @@ class PractiseCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.algorithm import practise_from
+        from wmpo.algorithm import practise_from, stored_first_frames
         from wmpo.cli.models import check_chunk, fitting
         from wmpo.data.cache import FrameCache
         from wmpo.families import save_model, saved_family
@@ -156,6 +151,7 @@ class PractiseCommand:
         from wmpo.rewards import load_reward_model
         from wmpo.world_models import load_world_model
 
+        refuse_unused(self.grpo, "n_initial_states", "the data hold the first frames")
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
@@ -168,7 +164,7 @@ class PractiseCommand:
             tried = [record.index for record in run.store.records() if record.source != "expert"]
             if self.grpo.keyframes and not tried:
                 raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")
-            numbers, first = first_frames(cache, self.grpo.n_initial_states)
+            numbers, first = stored_first_frames(cache, range(len(cache)))
             practise_from(run, policy, world_model, reward_model, numbers, first, tried, self.grpo, "practice")
             save_model(saved_family("policy", self.policy, "minivla"), policy, self.out / "policy")
             run.log.info(f"Policy: {self.out / 'policy'}")
@@ -180,14 +176,3 @@ def refuse_unused(settings: object, prefix: str, why: str) -> None:
     for one in fields(settings):  # type: ignore[arg-type]
         if one.name.startswith(prefix) and getattr(settings, one.name) != getattr(default, one.name):
             raise UserError(f"The setting {one.name} does nothing here: {why}.")
-
-
-def first_frames(cache: FrameCache, most: int) -> tuple[list[int], Observation]:
-    """(initial-state numbers, first frames) of the store's different initial states, at most so many."""
-    from wmpo.data.records import initial_states_of
-
-    number_of: dict[int, int] = {}
-    for index, number in enumerate(initial_states_of(cache.store.records())):
-        number_of.setdefault(number, index)
-    numbers = list(number_of)[:most]
-    return numbers, cache.observation(cache.first[[number_of[number] for number in numbers]])

@@ -31,6 +31,12 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     return Interval(successes / trials, float(bounds.low), float(bounds.high))
 
 
+def fisher_exact(table: ArrayLike) -> float:
+    """Chance, at equal rates, of a second row with so few hits: Fisher's one-sided test of ((hits, misses), (hits,
+    misses))."""
+    return float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)
+
+
 def paired(before_N: ArrayLike, after_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_N, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:
