@@ -267,8 +267,8 @@ def practise_in_dream(
     cfg: GRPOConfig,
     save_as: str,
 ) -> Policy:
-    """On-policy GRPO. No real interaction in here: the dream gets first frames, of the episodes so far and of some fresh
-    resets, and the policy sees only the dream."""
+    """On-policy GRPO. No real interaction in here: the dream gets first frames, of episodes so far and of some resets,
+    and the policy sees only the dream."""
     with run.log.stage(name):
         fresh = run.initial_states("practise", cfg.n_initial_states, turn)
         cache, chosen = FrameCache(run.store), run.recipe.collect.task.split("+")
