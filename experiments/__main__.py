@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from experiments.grids import experiment_named
 from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.store import write_result
+from experiments.summary import summary
 from wmpo.cli import exit_status
 from wmpo.cli.parse import parse
 from wmpo.envs.tabletop.tasks import tasks_named
@@ -26,13 +28,13 @@ from wmpo.errors import UserError
 class Options:
     """Run an experiment as a grid of cells, method x task x budget x seed, or write its page from stored results.
 
-    Experiments: table1, more-rollouts, efficiency, table2, lifelong, ablations, tuning, tuning-more, trust,
-    self-correction. A cell whose result is stored is skipped, so the same command goes on after a stop; what cells have
+    Experiments: table1, table2, lifelong, ablations, tuning, tuning-more. `summary` in place of a name prints all
+    headline figures as one JSON, from stored results alone. A cell whose result is stored is skipped, so the same command goes on after a stop; what cells have
     in common is made once. A cell computes on one thread, so that it gives the same numbers alone as among others.
     """
 
     name: tyro.conf.Positional[str]
-    """Which experiment."""
+    """Which experiment, or summary."""
     out: Path = Path("experiments/results")
     """Folder of the results: OUT/NAME.jsonl, a line per cell (see experiments/store.py)."""
     runs: Path = Path("runs/experiments")
@@ -56,6 +58,9 @@ class Options:
     """The smallest size, minutes: shows that it works, measures nothing. Kept apart, as NAME-smoke."""
 
     def execute(self) -> int:
+        if self.name == "summary":
+            print(json.dumps(summary(self.out), indent=1))
+            return 0
         experiment = experiment_named(self.name)
         for task in self.tasks:
             tasks_named(task)

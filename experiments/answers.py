@@ -28,7 +28,7 @@ from experiments.pairs import (
     tasks_of,
 )
 from experiments.statistics import pearson
-from experiments.tables import Plots, format_budget, format_places, format_share, rate_and_gain, second_tries
+from experiments.tables import Plots, format_budget, format_places, format_share, rate_and_gain
 from experiments.trust import Exploited, gaps_of, known_in_both, worlds
 from wmpo.report.results import BASE
 from wmpo.report.words import number, percent, points, signed
@@ -192,23 +192,3 @@ def describe_exploitation(results: Sequence[CellResult]) -> str:
         f"of an imagined gain of {signed(made.imagined)} points, {signed(made.real)} is real; the gap is "
         f"{signed(made.before)} before practice and {signed(made.after)} after it"
     )
-
-
-def more_of_them(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """Whether the first arm goes on to gain from more rollouts: `beside`, and its largest P minus each smaller one."""
-    own = {budget: cells for (label, budget), cells in groups(results).items() if label == results[0].label and budget}
-    found = {budget: contrasted(own[max(own)], cells) for budget, cells in own.items() if budget < max(own)}
-    less = ", ".join(f"{budget}: {points(gain(pairs))}" for budget, pairs in found.items() if pairs)
-    text = beside(results, name, plots)
-    return f"{text}\n- {results[0].label}'s success with P = {max(own)} minus that with {less}." if less else text
-
-
-def trying_again(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    sentences = []
-    for task in tasks_of(results):
-        own = [result for result in results if result.task == task]
-        parts = [f"Base {format_share(second_tries(first_of_each_seed(own), lambda result: BASE))}"]
-        for (label, _), cells in groups(own).items():
-            parts.append(f"{label} {format_share(second_tries(cells, lambda result: result.final))}")
-        sentences.append(f"{task}: the share of failed first attempts that succeed later, in %: {', '.join(parts)}.")
-    return in_short(sentences)

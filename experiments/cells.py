@@ -34,15 +34,15 @@ class Cell:
     """What is measured beside success: see `experiments.run_cell`."""
 
     @property
-    def budget(self) -> int:
-        """P, of all rounds together; 0 for no limit."""
-        return self.recipe.collect.episodes * self.recipe.rounds if self.limited else 0
+    def budget(self) -> int | None:
+        """P, of all rounds together; None for no limit."""
+        return self.recipe.collect.episodes * self.recipe.rounds if self.limited else None
 
     @property
     def id(self) -> str:
         """Names the cell within its experiment: wmpo-push-P128-seed0."""
         label = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
-        return f"{label}-{self.recipe.env.task}-P{self.budget or 'inf'}-seed{self.recipe.seed}"
+        return f"{label}-{self.recipe.env.task}-P{'inf' if self.budget is None else self.budget}-seed{self.recipe.seed}"
 
     @property
     def folder(self) -> str:
@@ -104,12 +104,10 @@ class CellResult(RunResult):
 
     label: str = ""
     method: str = ""
-    budget: int = 0
-    """P, of all rounds together; 0 for no limit."""
+    budget: int | None = None
+    """P, of all rounds together; None for no limit."""
     settings: dict[str, Any] | None = None
     """What a baseline was set to beside the recipe; None for the method itself."""
-    attempts: dict[str, list[int]] = field(default_factory=dict)
-    """Policy -> per initial state, how often the gripper began to grasp the object (to push it, in pushing tasks)."""
     dream_calibration: float | None = None
     """Expected calibration error of the reward model's scores on imagined replays of real episodes."""
     doubt: DreamDisagreement | None = None

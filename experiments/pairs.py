@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.cells import CellResult
 from experiments.statistics import mean_over_seeds
@@ -26,7 +26,7 @@ class Pair:
     after: PolicyResult
 
 
-Group = tuple[str, int]  # label and P
+Group = tuple[str, int | None]  # label and P
 
 
 def groups(results: Iterable[CellResult]) -> dict[Group, list[CellResult]]:
@@ -34,7 +34,7 @@ def groups(results: Iterable[CellResult]) -> dict[Group, list[CellResult]]:
     found: dict[Group, list[CellResult]] = {}
     for result in results:
         found.setdefault((result.label, result.budget), []).append(result)
-    return dict(sorted(found.items(), key=lambda item: item[0][1] or math.inf))
+    return dict(sorted(found.items(), key=lambda item: math.inf if item[0][1] is None else item[0][1]))
 
 
 def over_base(results: Iterable[CellResult], name: str = "", suffix: str = "") -> list[Pair]:
@@ -87,6 +87,18 @@ def gain(pairs: Sequence[Pair]) -> Interval:
         after = [hit for pair in own for hit in pair.after.success]
         parts.append(paired_difference(before, after))
     return mean_of_independent(parts)
+
+
+def gain_within(pairs: Sequence[Pair], factor: float) -> Interval:
+    """`gain`, where all that is done within so many horizons counts as success, in both policies."""
+    return gain(
+        [replace(pair, before=at_time(pair.before, factor), after=at_time(pair.after, factor)) for pair in pairs]
+    )
+
+
+def at_time(policy: PolicyResult, factor: float) -> PolicyResult:
+    """The same outcomes, where all that is done within so many horizons counts as success."""
+    return replace(policy, success=policy.within(factor * policy.horizon))
 
 
 def not_better(pairs: Sequence[Pair]) -> list[str]:

@@ -39,8 +39,7 @@ from wmpo.algorithm import (
 from wmpo.config import Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.envs import make_env, task_names
-from wmpo.envs.tabletop.tasks import tasks_named
-from wmpo.evaluate import BATCH, evaluate
+from wmpo.evaluate import evaluate
 from wmpo.imagination import Replay, replay
 from wmpo.io.files import read_json, write_json
 from wmpo.io.plain import from_plain, to_plain
@@ -50,7 +49,7 @@ from wmpo.policies import load_policy
 from wmpo.report.measure import agreement, gap, imagined_success, reward_quality
 from wmpo.report.results import BASE, Gap, PolicyResult, RunResult
 from wmpo.rewards import load_reward_model
-from wmpo.run import Purpose, Run
+from wmpo.run import Purpose, Run, is_shown
 from wmpo.training.log import read_stages
 from wmpo.types import Episode
 from wmpo.world_models import load_world_model
@@ -127,7 +126,7 @@ def make(level: str, run: Run) -> None:
     if level == "base":
         evaluate_policy(run, policy, BASE)
     elif level == "world":
-        shown = run.episodes(lambda record: record.source == "expert")
+        shown = run.episodes(lambda record: is_shown(run, record))
         with run.log.stage("world model"):
             model = build_world(run, run.recipe.policy.chunk)
             pretrain_world_model(run, model, video_clips(FrameCache(run.store), shown, model))
@@ -195,28 +194,14 @@ def measure_disruptions(run: Run, result: CellResult, levels: Levels) -> None:
             def measure(policy: Any, env: Any = env, disruption: str = disruption) -> PolicyResult:
                 played = evaluate(
                     env, policy, numbers, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE),
-                    task=task_names(run.recipe.env),
+                    task=task_names(env),
+                    time_factor=cfg.time_factor,
                 )  # fmt: skip
                 return PolicyResult.of(played, cfg.temperature, disruption)
 
             for name, policy in policies_of(run, result).items():
                 file = levels("base") / f"{disruption}.json" if name == BASE else None
                 result.policies[f"{name} {disruption}"] = known(file, PolicyResult, partial(measure, policy))
-
-
-def measure_attempts(run: Run, result: CellResult, levels: Levels) -> None:
-    """Play the evaluation again, and count how often the gripper tried: the simulator knows."""
-    cfg = run.recipe.evaluate
-    event = "contacts" if tasks_named(run.recipe.env.task)[0].skill == "push" else "grasps"
-    numbers = run.initial_states("evaluate", cfg.episodes)
-    with closing(make_env(run.recipe.env)) as env:
-        for name, policy in policies_of(run, result).items():
-            counts: list[int] = []
-            for begin in range(0, len(numbers), BATCH):  # the events are those of one batch
-                some = numbers[begin : begin + BATCH]
-                evaluate(env, policy, some, temperature=cfg.temperature, seed=run.seed(Purpose.EVALUATE) + begin)
-                counts += [row[event] for row in env.events]
-            result.attempts[name] = counts
 
 
 def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
@@ -235,7 +220,8 @@ def measure_imagination(run: Run, result: CellResult, levels: Levels) -> None:
 
     episodes: list[Episode] = []
     for name, policy in policies_of(run, result).items():
-        episodes = run.evaluation.episodes(run.evaluation.select(source=name))
+        recorded = run.evaluation.episodes(run.evaluation.select(source=name))
+        episodes = [episode.first(spec.horizon) for episode in sorted(recorded, key=lambda e: e.initial_state)]
         file = dream / "gap.json" if name == BASE else None
         result.gaps[name] = known(file, Gap, partial(measure, policy, episodes))
     dreams = [
@@ -267,4 +253,4 @@ def doubt(first: Replay, second: Replay, threshold: float, label_N: torch.Tensor
     )
 
 
-MEASURES = {"disruptions": measure_disruptions, "attempts": measure_attempts, "imagination": measure_imagination}
+MEASURES = {"disruptions": measure_disruptions, "imagination": measure_imagination}

@@ -6,7 +6,7 @@ dotted names. Every other line is a result with the fields of `RunResult` or `Ce
     differs, lacks   what its own dotted names have otherwise than the common ones, and which they lack
     initial_states   [first, n] for n consecutive numbers (see `wmpo.data.initial_states`), else a list of such spans
     success          one character per initial state, 0 or 1
-    finish_step, attempts
+    finish_step, events
                      base64 of one byte per initial state, or of two (little-endian) where a number exceeds 255
     curves           [first iteration, distance, value, value ...] where iterations are equally far apart, else pairs
 
@@ -127,8 +127,6 @@ def _pack(plain: Plain, name: str, common: Plain) -> Plain:
         practice: {metric: _pack_curve(points) for metric, points in curves.items()}
         for practice, curves in plain["curves"].items()
     }
-    if "attempts" in plain:
-        rest["attempts"] = {who: _pack_numbers(counts) for who, counts in plain["attempts"].items()}
     differs = {key: value for key, value in own.items() if key not in common or common[key] != value}
     return {"name": name, "differs": differs, "lacks": sorted(common.keys() - own.keys()), **rest}
 
@@ -141,11 +139,6 @@ def _unpack(record: Plain, common: Plain) -> Plain:
         practice: {metric: _unpack_curve(points) for metric, points in curves.items()}
         for practice, curves in record["curves"].items()
     }
-    if "attempts" in record:
-        record["attempts"] = {
-            who: _unpack_numbers(counts, len(record["policies"][who]["success"]))
-            for who, counts in record["attempts"].items()
-        }
     return {**nested(own), **record}
 
 
@@ -155,6 +148,7 @@ def _pack_policy(policy: Plain) -> Plain:
         "initial_states": _pack_states(policy["initial_states"]),
         "success": "".join(map(str, policy["success"])),
         "finish_step": _pack_numbers(policy["finish_step"]),
+        "events": {name: _pack_numbers(counts) for name, counts in policy["events"].items()},
     }
 
 
@@ -164,6 +158,9 @@ def _unpack_policy(packed: Plain) -> Plain:
         "initial_states": _unpack_states(packed["initial_states"]),
         "success": [int(hit) for hit in packed["success"]],
         "finish_step": _unpack_numbers(packed["finish_step"], len(packed["success"])),
+        "events": {
+            name: _unpack_numbers(counts, len(packed["success"])) for name, counts in packed.get("events", {}).items()
+        },
     }
 
 

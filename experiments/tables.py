@@ -18,6 +18,7 @@ from experiments.pairs import (
     forgotten,
     gain,
     gain_over_seeds,
+    gain_within,
     groups,
     kinds_of,
     mean_of,
@@ -28,7 +29,7 @@ from experiments.pairs import (
     tasks_of,
 )
 from wmpo.report.charts import Line, line_plot
-from wmpo.report.results import BASE
+from wmpo.report.results import BASE, PolicyResult
 from wmpo.report.statistics import Interval, wilson_interval
 from wmpo.report.tables import Table
 from wmpo.report.words import number, percent, points
@@ -45,8 +46,8 @@ def format_seeds(interval: Interval) -> str:
     return points(interval) if math.isfinite(interval.low) else DASH
 
 
-def format_budget(budget: int) -> str:
-    return str(budget) if budget else "no limit"
+def format_budget(budget: int | None) -> str:
+    return "no limit" if budget is None else str(budget)
 
 
 def seeds_of(pairs: Sequence[Pair]) -> str:
@@ -152,7 +153,7 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     found = groups(results)
     rows = []
     for label in dict.fromkeys(label for label, _ in found):
-        budgets = [budget for its, budget in found if its == label and budget]
+        budgets = [budget for its, budget in found if its == label and budget is not None]
         for less, more in pairwise(budgets):
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
@@ -189,10 +190,11 @@ def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     start = over_base(first_of_each_seed(results), BASE)
     budgets = sorted({result.budget for result in results if result.budget})
     place = {budget: 1 + math.log2(budget / budgets[0]) for budget in budgets}  # one step per doubling
+    place[0] = 0.5  # between the base and those with rollouts
     found: dict[str, list[tuple[float, Interval]]] = {}
     for (label, budget), own in groups(results).items():
         pairs = over_base(own)
-        if budget and {pair.task for pair in pairs} == tasks:
+        if budget is not None and {pair.task for pair in pairs} == tasks:
             found.setdefault(label, [(0.0, mean_rate(start))]).append((place[budget], mean_rate(pairs)))
     if not found:
         return ""
@@ -201,7 +203,7 @@ def budget_plot(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         centres = [(x, interval.value) for x, interval in values]
         lines.append(Line(label, centres, f"arm{i}"))
         lines.append(Line(label, centres, f"arm{i}", whiskers=[(v.low, v.high) for _, v in values]))
-    marks = [(0.0, "0"), *((place[budget], str(budget)) for budget in budgets)]
+    marks = [(0.0, "base"), (0.5, "0"), *((place[budget], str(budget)) for budget in budgets)]
     plot = line_plot(lines, x_label="real rollouts P", y_label="real success, mean over tasks", x_marks=marks)
     plots[f"{name}-budget.svg"] = drawn(plot, list(found))
     return f"## Success against P\n\n![success against P]({name}-budget.svg)"
@@ -228,7 +230,7 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             steps = between(own, before, policy)
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
-            rows.append([label, str(budget * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
+            rows.append([label, str((budget or 0) * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
                          points(gain(steps)), points(gain(pairs)), format_share(forgotten(pairs))])  # fmt: skip
     if not rows:
         return ""
@@ -286,39 +288,84 @@ def dream_values(results: Sequence[CellResult]) -> list[float]:
     ]
 
 
-def attempts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
-    """Second attempts, and how long successes take, beside the base."""
+TIMES = (1.0, 1.5, 2.0)  # horizons within which success is counted
+
+
+def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Whether a gain is skill or haste: success when episodes may last longer, and the median time that it takes."""
     rows = []
     for task in tasks_of(results):
         own = [result for result in results if result.task == task]
-        rows.append([task, *attempts_row("Base", "0", first_of_each_seed(own), lambda result: BASE)])
+        bases = over_base(first_of_each_seed(own), BASE)
+        found = [
+            ("Base", "0", bases),
+            *((label, format_budget(P), over_base(r)) for (label, P), r in groups(own).items()),
+        ]
+        lines = []
+        for label, budget, pairs in found:
+            if not pairs:
+                continue
+            horizon = pairs[0].after.horizon
+            cells = []
+            for factor in TIMES:
+                hits = [hit for pair in pairs for hit in pair.after.within(factor * horizon)]
+                more = "" if label == "Base" else f", {points(gain_within(pairs, factor))}"
+                cells.append(f"{percent(wilson_interval(sum(hits), len(hits)))}{more}")
+            median = mean_of(pair.after.median_steps for pair in pairs)
+            rows.append([task, label, budget, *cells, number(median)])
+            if budget in ("0", "128"):
+                lines.append(Line(label, steps_curve([pair.after for pair in pairs]), f"arm{len(lines)}"))
+        if lines:
+            horizon = bases[0].after.horizon
+            marks = [(factor * horizon, f"{factor * horizon:g}") for factor in TIMES]
+            plot = line_plot(lines, x_label="actions", y_label="real success", x_marks=marks)
+            plots[f"{name}-{task}-steps.svg"] = drawn(plot, [line.label for line in lines])
+    if not rows:
+        return ""
+    head = ("task", "method", "P", *(f"% within {factor:g} horizons, gain" for factor in TIMES), "median steps")
+    pictures = "\n\n".join(f"![{task}: success against steps]({name}-{task}-steps.svg)" for task in tasks_of(results))
+    return f"## Success against the number of steps\n\n{table(head, rows)}\n\nP = 128:\n\n{pictures}"
+
+
+def steps_curve(policies: Sequence[PolicyResult]) -> list[tuple[float, float]]:
+    """(number of actions, share of the episodes that have succeeded by then)."""
+    frames = [frame for policy in policies for frame in policy.finish_step]
+    return [(t, sum(0 < frame <= t for frame in frames) / len(frames)) for t in range(policies[0].time_limit + 1)]
+
+
+def recoveries(results: Sequence[CellResult], name: str, plots: Plots) -> str:
+    """Of the episodes in which something went wrong first, how many succeed within the horizon."""
+    rows = []
+    for task in tasks_of(results):
+        own = [result for result in results if result.task == task]
+        bases = [result.policies[BASE] for result in first_of_each_seed(own)]
+        rows.append([task, "Base", "0", *recovery_cells(bases)])
         for (label, budget), cells in groups(own).items():
-            rows.append([task, *attempts_row(label, format_budget(budget), cells, lambda result: result.final)])
-    head = ("task", "method", "P", "first attempt failed", "of these succeeded, %", "attempts per episode",
-            "length of successes, beside the base's", "succeeded of failed, seed by seed")  # fmt: skip
-    return f"## Attempts\n\n{table(head, rows)}"
+            finals = [result.policies[result.final] for result in cells]
+            rows.append([task, label, format_budget(budget), *recovery_cells(finals)])
+    head = ("task", "method", "P", "first attempt failed or disturbed", "of these succeeded, %", "disturbed",
+            "of these succeeded, %", "grasps per episode", "drops per episode")  # fmt: skip
+    return (
+        f"## Recovery\n\n{table(head, rows)}\n\nBy events of the simulator: the object was disturbed (nudged away, or "
+        "it slipped), lost in the air, gripped more than once, or gripped in an episode that failed. Each policy is "
+        "judged on its own such episodes."
+    )
 
 
-def attempts_row(
-    label: str, budget: str, results: Sequence[CellResult], name: Callable[[CellResult], str]
-) -> list[str]:
-    known = [result for result in results if name(result) in result.attempts]
-    tries = [float(count) for result in known for count in result.attempts[name(result)]]
-    ratio = mean_of(r.policies[name(r)].steps_to_success / r.policies[BASE].steps_to_success for r in known)
-    length = f"{100 * ratio:.1f} %" if ratio == ratio else DASH
-    each = [second_tries([result], name) for result in known]
-    again = [hit for hits in each for hit in hits]
-    by_seed = ", ".join(f"{sum(hits)} of {len(hits)}" for hits in each)
-    return [label, budget, str(len(again)), format_share(again), number(mean_of(tries), 2), length, by_seed]
+def recovery_cells(policies: Sequence[PolicyResult]) -> list[str]:
+    failed, disturbed = recovered(policies), recovered(policies, disturbed_only=True)
+    counts = (mean_of(n for policy in policies for n in policy.events.get(event, ())) for event in ("grasps", "drops"))
+    return [str(len(failed)), format_share(failed), str(len(disturbed)), format_share(disturbed),
+            *(number(count, 2) for count in counts)]  # fmt: skip
 
 
-def second_tries(results: Sequence[CellResult], name: Callable[[CellResult], str]) -> list[int]:
-    """Of the episodes whose first attempt failed: whether they succeeded in the end."""
+def recovered(policies: Sequence[PolicyResult], disturbed_only: bool = False) -> list[int]:
+    """Of the episodes whose first attempt failed or was disturbed: whether they succeeded within the horizon."""
     found = []
-    for result in results:
-        if name(result) in result.attempts:
-            tries, hits = result.attempts[name(result)], result.policies[name(result)].success
-            found += [hit for n, hit in zip(tries, hits, strict=True) if n > 1 or (n == 1 and not hit)]
+    for policy in policies:
+        disturbed = policy.events.get("disturbances", [0] * len(policy.success))
+        chosen = [count > 0 for count in disturbed] if disturbed_only else policy.first_attempt_failed
+        found += [hit for hit, failed in zip(policy.success, chosen, strict=True) if failed]
     return found
 
 

@@ -104,7 +104,7 @@ class PolicyResult:
         return wilson_interval(sum(self.success), len(self.success))
 
     @property
-    def steps_to_success(self) -> float:
+    def median_steps(self) -> float:
         """Median first successful frame of the successes within the horizon; NaN without any."""
         steps = [step for step, success in zip(self.finish_step, self.success, strict=True) if success]
         return statistics.median(steps) if steps else float("nan")

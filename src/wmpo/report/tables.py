@@ -57,7 +57,7 @@ def success_rows(result: RunResult) -> list[list[str]]:
             f"{span(rate)} %",
             points(gain.difference) if gain else "–",
             f"{gain.won} / {gain.lost}" if gain else "–",
-            number(policy.steps_to_success),
+            number(policy.median_steps),
         ])  # fmt: skip
     return rows
 

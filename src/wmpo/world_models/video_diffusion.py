@@ -69,6 +69,16 @@ class Memory:
         return Memory(self.context[index], self.anchor[index], self.pose[index], self.first_pose[index])
 
 
+class Known(NamedTuple):
+    """What the denoiser is given beside the noisy frames of a chunk, and what it may put a frame together from."""
+
+    context: Tensor  # (B, c, channels, h, w)
+    anchor: Tensor | None  # (B, channels, h, w)
+    conditioning: Tensor  # (B, K, E): actions and poses
+    still: list[Tensor]  # each (B, K, channels, h, w): frames that were seen
+    warped: list[Tensor]  # the same, moved along with the robot
+
+
 class Imagined(NamedTuple):
     """K imagined frames of B videos."""
 
@@ -145,15 +155,9 @@ class VideoDiffusionModel(nn.Module):
 
     # Learning
 
-    def predict(
-        self, noisy: Tensor, t_B: Tensor, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor, context_t_B: Tensor
-    ) -> Tensor:
-        """The denoiser's estimate of the clean K frames, put together from what it has seen.
-
-        estimate = sum_j weight_j source_j + change: each pixel comes from the last frame, from the first one (what was
-        hidden behind something that moved), or from one of them moved along with the robot (`warp`). The weights are a
-        softmax over the denoiser's mask logits at each pixel; the change adds what no source shows.
-        """
+    @torch.no_grad()
+    def known(self, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor) -> Known:
+        """What the estimates of one chunk have in common, however noisy the frames."""
         anchor = memory.anchor if self.config.settings.anchor else None
         last = memory.context[:, -1]
         since_last = pose_BKP - memory.pose[:, None]
@@ -162,16 +166,27 @@ class VideoDiffusionModel(nn.Module):
             conditioning.append(pose_BKP)
         conditioning_BKE = torch.cat(conditioning, dim=-1)
         if not self.composites:
-            return last[:, None] + self.denoiser(noisy, t_B, memory.context, anchor, conditioning_BKE, context_t_B)
-        with torch.no_grad():  # sharp pictures of the hand, however long the dream: the first frame is moved only once
-            warped = [self.warp(last, since_last)]
-            if anchor is not None:
-                warped.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
-        inputs = torch.cat([noisy, *warped], dim=2)
-        out = self.denoiser(inputs, t_B, memory.context, anchor, conditioning_BKE, context_t_B)
+            return Known(memory.context, anchor, conditioning_BKE, [], [])
+        # sharp pictures of the hand, however long the dream: the first frame is moved only once
+        warped = [self.warp(last, since_last)]
+        if anchor is not None:
+            warped.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
+        still = [frame[:, None].expand_as(warped[0]) for frame in (last, anchor) if frame is not None]
+        return Known(memory.context, anchor, conditioning_BKE, still, warped)
+
+    def predict(self, noisy: Tensor, t_B: Tensor, known: Known, context_t_B: Tensor) -> Tensor:
+        """The denoiser's estimate of the clean K frames, put together from what it has seen.
+
+        estimate = sum_j weight_j source_j + change: each pixel comes from the last frame, from the first one (what was
+        hidden behind something that moved), or from one of them moved along with the robot (`warp`). The weights are a
+        softmax over the denoiser's mask logits at each pixel; the change adds what no source shows.
+        """
+        inputs = torch.cat([noisy, *known.warped], dim=2) if known.warped else noisy
+        out = self.denoiser(inputs, t_B, known.context, known.anchor, known.conditioning, context_t_B)
+        if not self.composites:
+            return known.context[:, -1:] + out
         change, mask_logits = out.split([self.latent[0], self.mask_logits], dim=2)
-        still = [frame[:, None].expand_as(noisy) for frame in (last, anchor) if frame is not None]
-        sources = torch.stack([*still, *warped], dim=2)  # (B, K, J, c, h, w)
+        sources = torch.stack([*known.still, *known.warped], dim=2)  # (B, K, J, c, h, w)
         # One mask per camera and pixel serves all channels that describe the pixel.
         cameras, pixels = len(self.config.cameras), self.codec.pixels_per_latent
         masks = mask_logits.unflatten(2, (sources.shape[2], cameras, 1, pixels)).softmax(2)
@@ -225,7 +240,7 @@ class VideoDiffusionModel(nn.Module):
         noise = standard_normal(future.shape, future.device, generator)
         noisy = self.add_noise(future, noise, t_B)
         memory = Memory(context, anchor, pose[:, 0], first_pose)
-        estimate = self.predict(noisy, t_B, memory, batch.action, expected, level)
+        estimate = self.predict(noisy, t_B, self.known(memory, batch.action, expected), level)
         error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
         # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
         loss = (self.loss_weight(t_B) * error_B).mean()
@@ -259,9 +274,10 @@ class VideoDiffusionModel(nn.Module):
     def sample(self, noise: Tensor, memory: Memory, chunk_BKD: Tensor, pose_BKP: Tensor) -> Tensor:
         """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape."""
         level = torch.full((len(noise),), 1 - self.config.settings.context_noise, device=noise.device)
+        known = self.known(memory, chunk_BKD, pose_BKP)
 
         def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
-            return self.predict(noisy, t_B, memory, chunk_BKD, pose_BKP, level)
+            return self.predict(noisy, t_B, known, level)
 
         sampler = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
         return sampler(denoise, noise, self.config.settings.sampling_steps)

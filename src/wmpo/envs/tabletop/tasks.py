@@ -162,7 +162,7 @@ TASKS: dict[str, Task] = {
             RING_HALF_HEIGHT,
             0.012,
             noise=0.5,
-            horizon=72,
+            horizon=56,
         ),
         *_coloured("blue", "red", "-blue"),
     ]
