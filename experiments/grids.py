@@ -116,8 +116,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
             "place of the policy's own tries. Unlimited GRPO practises as WMPO does, in the real environment, for as "
-            "many iterations, and for three times as many. With P = 1280 WMPO aligns its dream and fits its reward model "
-            "for longer."
+            "many iterations, and for three times as many. With P = 1280 WMPO aligns its dream and fits its reward "
+            "model for longer."
         ),
         arms=(
             *AT_EQUAL_COST,
