@@ -65,7 +65,8 @@ PARTS = {
 }
 BEGINS_AT = {WMPO: "dream", "dpo": "rollouts", "filtered_bc": "rollouts"}  # the others begin at base
 OWN = {"recipe.json", "result.json", "report.html", "metrics.jsonl", "stages.json", "complete", "tensorboard", "cache"}
-DISRUPTIONS = ("position", "background", "texture")
+LEVELS = ("-mild", "-moderate", "")
+DISRUPTIONS = tuple(kind + level for kind in ("position", "background", "texture") for level in LEVELS)
 
 
 def run_cell(cell: Cell, runs: Path) -> CellResult:

@@ -1,14 +1,10 @@
 """The other ways of spending the same P real rollouts, top to bottom: what WMPO is compared with.
 
 Each takes the base policy, improves it in place, and returns it; `improve` is to them what `optimise` is to WMPO. They
-share the policy class, the demonstrations, the initial states and the evaluation with it, and use all P rollouts,
-where WMPO keeps some back to choose its threshold on.
+share the policy class, the demonstrations, the initial states and the evaluation with it, and use all P rollouts.
 
-How they were tuned: by `python -m experiments tuning`, on two tasks and a seed that no other experiment uses; what it
-found is in experiments/docs/tuning.md, and the best of each is the default here. But for DPO, in its favour: beta 0.1
-at lr 3e-5 led its search by little, and then ruined policies of other seeds (experiments/docs/table1.md has both), so
-that it is held more closely to the base here. What suits them with ten times the rollouts is in
-experiments/docs/tuning-more.md.
+How they are tuned: by `python -m experiments tuning` and `tuning-more`, on two tasks and a seed that no other experiment
+uses.
 """
 
 from __future__ import annotations
@@ -75,10 +71,9 @@ def improve(run: Run, method: str, cfg: BaselineConfig) -> RunResult:
 def online_grpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """GRPO in the real environment that ends once P real rollouts are used: those are what it learns from."""
     budget = run.recipe.collect.episodes
-    limited = within(cfg.online, budget)
-    return practise_for_real(
-        run, policy, limited, run.initial_states("collect", budget, turn), f"online_grpo-{turn}", turn
-    )
+    numbers = run.initial_states("collect", budget, turn)  # those from which WMPO imagines are at hand as well
+    numbers += run.initial_states("practise", run.recipe.grpo.n_initial_states, turn)
+    return practise_for_real(run, policy, within(cfg.online, budget), numbers, f"online_grpo-{turn}", turn)
 
 
 def upper_bound(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:

@@ -136,7 +136,7 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
         self.horizon = max(task.horizon for task in self.tasks)
         checked = check(cameras, image_size, disruption)
         self.cameras, self.image_size = tuple(cameras), image_size
-        self.disruption = disruption
+        self.disruption = checked
         self.render_mode = render_mode
         self.model = model(self.task.layout, checked, image_size)
         self.renderer = render.renderer(self.model, image_size, display.choose(renderer))
@@ -183,7 +183,7 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
         """Set up the initial state of one initial-state number, without drawing it."""
         self.initial_state, self.task = initial_state, task_of(self.tasks, initial_state)
         self.counters = Counters()
-        where = initial_layout(self.task.layout, initial_state, self.disruption == "position")
+        where = initial_layout(self.task.layout, initial_state, self._strength_of("position"))
         d = self.data
         mujoco.mj_resetData(self.model, d)
         for name, address in self._free.items():
@@ -356,7 +356,11 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
         return {**{name: self.draw(name).copy() for name in self.cameras}, "state": self.state()}
 
     def instruction(self) -> str:
-        return sentence_of(self.task, self.initial_state, self.disruption == "paraphrase")
+        return sentence_of(self.task, self.initial_state, self._strength_of("paraphrase") > 0)
+
+    def _strength_of(self, kind: str) -> float:
+        """0 without this disruption."""
+        return self.disruption.strength if self.disruption.kind == kind else 0.0
 
     def _info(self, success: bool) -> Values:
         counters = self.counters

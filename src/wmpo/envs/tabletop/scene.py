@@ -28,6 +28,7 @@ from wmpo.envs.tabletop.settings import (
     Disruption,
 )
 
+Colour = tuple[float, float, float]
 RED, BLUE, GREEN = (0.86, 0.10, 0.10), (0.10, 0.25, 0.88), (0.15, 0.72, 0.25)
 YELLOW, ORANGE, PURPLE = (0.96, 0.80, 0.15), (0.95, 0.50, 0.08), (0.50, 0.15, 0.62)
 TABLE, FLOOR, STEEL, SHADE = (0.87, 0.85, 0.81), (0.55, 0.57, 0.60), (0.13, 0.13, 0.16), (0.52, 0.50, 0.49)
@@ -36,7 +37,7 @@ TABLE, FLOOR, STEEL, SHADE = (0.87, 0.85, 0.81), (0.55, 0.57, 0.60), (0.13, 0.13
 def _box(
     position: tuple[float, float, float],
     size: tuple[float, float, float],
-    colour: tuple[float, float, float],
+    colour: Colour,
     *,
     solid: bool = True,
     extra: str = "",
@@ -49,15 +50,15 @@ def _box(
     return f'<geom type="box" pos="{numbers}" size="{sizes}" rgba="{rgba} 1"{solidity} {extra}/>'
 
 
-def _cube(name: str, colour: tuple[float, float, float], patterned: bool) -> str:
+def _cube(name: str, colour: Colour, patterned: float) -> str:
     geoms = _box((0, 0, 0), (CUBE, CUBE, CUBE), colour, extra=f'name="{name}" mass="0.08"')
     if patterned:  # a cross of another shade on every face
-        pale = tuple(0.45 + 0.55 * value for value in colour)
+        pale = _mixed(colour, (1.0, 1.0, 1.0), 0.45 * patterned)
         for axis in range(3):
             size = [0.008, 0.008, 0.008]
             size[axis] = CUBE + 0.0006
             size[(axis + 1) % 3] = CUBE + 0.0003
-            geoms += _box((0, 0, 0), (size[0], size[1], size[2]), (pale[0], pale[1], pale[2]), solid=False)
+            geoms += _box((0, 0, 0), (size[0], size[1], size[2]), pale, solid=False)
     return f'<body name="{name}"><freejoint/>{geoms}</body>'
 
 
@@ -109,24 +110,30 @@ def _gripper() -> str:
 _FRONT = '<camera name="front" pos="0 -1.878 3.351" xyaxes="1 0 0 0 0.866 0.5" fovy="7.66"/>'
 
 
-def _table(disrupted: bool) -> str:
-    colour, floor = ((0.42, 0.50, 0.58), (0.25, 0.22, 0.20)) if disrupted else (TABLE, FLOOR)
+def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """`share` of the other one, in [0, 1]."""
+    red, green, blue = ((1 - share) * mine + share * its for mine, its in zip(colour, other, strict=True))
+    return red, green, blue
+
+
+def _table(disrupted: float) -> str:
+    colour, floor = _mixed(TABLE, (0.42, 0.50, 0.58), disrupted), _mixed(FLOOR, (0.25, 0.22, 0.20), disrupted)
     # What carries the objects is a plane that nobody sees: its contacts cost half as much as a box's.
     geoms = f'<geom name="table" type="plane" size="1 1 0.1" group="{UNSEEN}"/>'
     geoms += _box((0, 0, -0.02), (0.28, 0.245, 0.02), colour, solid=False)
     geoms += _box((0, 0, -0.2), (3, 3, 0.01), floor, solid=False)
     if disrupted:  # stripes
         for index in range(-2, 3):
-            geoms += _box((0.11 * index, 0, 0), (0.0275, 0.245, 0.0004), (0.62, 0.55, 0.42), solid=False)
+            stripe = _mixed(TABLE, (0.62, 0.55, 0.42), disrupted)
+            geoms += _box((0.11 * index, 0, 0), (0.0275, 0.245, 0.0004), stripe, solid=False)
     return geoms
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjModel:
     """The compiled scene, shared by all episodes of a process."""
-    patterned = disruption == "texture"
-    red = (0.72, 0.12, 0.30) if patterned else RED
-    blue = (0.10, 0.48, 0.72) if patterned else BLUE
+    patterned = disruption.strength if disruption.kind == "texture" else 0.0
+    red, blue = _mixed(RED, (0.72, 0.12, 0.30), patterned), _mixed(BLUE, (0.10, 0.48, 0.72), patterned)
     if layout == BLOCKS:
         zone = _box((0, 0, 0.0005), (ZONE, ZONE, 0.0003), GREEN, solid=False)
         tray = _box((0, 0, TRAY_HEIGHT / 2), (TRAY, TRAY, TRAY_HEIGHT / 2), YELLOW)
@@ -160,7 +167,7 @@ def model(layout: str, disruption: Disruption, image_size: int) -> mujoco.MjMode
         <light pos="0 0 2" dir="0.3 0.35 -1" directional="true" castshadow="false"
           diffuse="0.3 0.3 0.3" specular="0 0 0"/>
         {_FRONT}
-        {_table(disruption == "background")}
+        {_table(disruption.strength if disruption.kind == "background" else 0.0)}
         {things}
         {_gripper()}
       </worldbody>

@@ -7,13 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from wmpo.config import Between, EnvConfig
 from wmpo.errors import UserError
 
-Disruption = Literal["none", "position", "background", "texture", "paraphrase"]
-DISRUPTIONS: tuple[Disruption, ...] = ("none", "position", "background", "texture", "paraphrase")
+
+class Disruption(NamedTuple):
+    """A change of the scene that nothing is trained on."""
+
+    kind: str = "none"
+    """none, position, background, texture or paraphrase."""
+    strength: float = 1.0
+    """In (0, 1]; 1 is the change whose name is the kind alone."""
+
+
+_STRENGTHS = {"-mild": 0.25, "-moderate": 0.5, "": 1.0}
+DISRUPTIONS: dict[str, Disruption] = {
+    "none": Disruption(),
+    **{
+        kind + suffix: Disruption(kind, strength)
+        for kind in ("position", "background", "texture")
+        for suffix, strength in _STRENGTHS.items()
+    },
+    "paraphrase": Disruption("paraphrase"),
+}
 CAMERAS = ("front", "wrist")
 FPS = 5
 STATE_DIM, ACTION_DIM = 4, 4
@@ -50,9 +68,8 @@ def check(cameras: Sequence[str], image_size: int, disruption: str) -> Disruptio
         raise UserError(f"Cameras must be one or more different ones of {', '.join(CAMERAS)}, not {list(cameras)}.")
     if not 8 <= image_size <= 1024:
         raise UserError(f"The image size must be from 8 to 1024 pixels, not {image_size}.")
-    for known in DISRUPTIONS:
-        if disruption == known:
-            return known
+    if disruption in DISRUPTIONS:
+        return DISRUPTIONS[disruption]
     raise UserError(f"There is no disruption {disruption!r}; choose one of {', '.join(DISRUPTIONS)}.")
 
 

@@ -198,7 +198,7 @@ def sentence_of(task: Task, start: int, paraphrased: bool) -> str:
 Points = dict[str, np.ndarray]
 """Object name -> (n, 2), for n candidate layouts at once."""
 
-_WIDE = 1.2  # the disruption of positions stretches the range of the objects by this
+_WIDER = 0.2  # by this part the disruption of positions stretches the range of the objects
 
 
 def _range(rng: np.random.Generator, x: float, y: float) -> np.ndarray:
@@ -223,8 +223,8 @@ def _distance_to_way(point: np.ndarray, cube: np.ndarray, zone: np.ndarray) -> n
     return _distance(point, start + along[:, None] * ahead)
 
 
-def _blocks_layouts(rng: np.random.Generator, wide: bool) -> tuple[Points, np.ndarray]:
-    scale = _WIDE if wide else 1.0
+def _blocks_layouts(rng: np.random.Generator, wide: float) -> tuple[Points, np.ndarray]:
+    scale = 1 + _WIDER * wide
     red, blue = _range(rng, 0.165 * scale, 0.125 * scale), _range(rng, 0.165 * scale, 0.125 * scale)
     zone, tray = _range(rng, 0.155, 0.115), _range(rng, 0.17, 0.14)
     ok = (_gap(red, blue) > 0.115) & (_gap(tray, zone) > ZONE + 0.065)
@@ -237,8 +237,8 @@ def _blocks_layouts(rng: np.random.Generator, wide: bool) -> tuple[Points, np.nd
     return {"red": red, "blue": blue, "zone": zone, "tray": tray, "grip": _range(rng, 0.12, 0.10)}, ok
 
 
-def _ring_layouts(rng: np.random.Generator, wide: bool) -> tuple[Points, np.ndarray]:
-    scale = _WIDE if wide else 1.0
+def _ring_layouts(rng: np.random.Generator, wide: float) -> tuple[Points, np.ndarray]:
+    scale = 1 + _WIDER * wide
     ring, blue = _range(rng, 0.16 * scale, 0.125 * scale), _range(rng, 0.16 * scale, 0.125 * scale)
     peg = _range(rng, 0.16, 0.125)
     ok = (_gap(ring, peg) > 0.12) & (_gap(ring, blue) > 0.125) & (_gap(peg, blue) > 0.12)
@@ -248,15 +248,15 @@ def _ring_layouts(rng: np.random.Generator, wide: bool) -> tuple[Points, np.ndar
 
 
 _TRIES = 128  # candidate layouts drawn at once; about one in a hundred will do
-_LAYOUTS: dict[str, Callable[[np.random.Generator, bool], tuple[Points, np.ndarray]]] = {
+_LAYOUTS: dict[str, Callable[[np.random.Generator, float], tuple[Points, np.ndarray]]] = {
     BLOCKS: _blocks_layouts,
     RING: _ring_layouts,
 }
 
 
-def initial_layout(layout: str, start: int, wide: bool) -> Layout:
-    """Where everything starts, for one initial-state number; `wide` is the disruption of positions."""
-    rng = np.random.default_rng([start, int(wide)])
+def initial_layout(layout: str, start: int, wide: float) -> Layout:
+    """Where everything starts, for one initial-state number; `wide`, in [0, 1], is the disruption of positions."""
+    rng = np.random.default_rng([start, round(4 * wide)])
     while True:
         points, ok = _LAYOUTS[layout](rng, wide)
         if ok.any():
