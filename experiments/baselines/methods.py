@@ -3,8 +3,8 @@
 Each takes the base policy, improves it in place, and returns it; `improve` is to them what `optimise` is to WMPO. They
 share the policy class, the demonstrations, the initial states and the evaluation with it, and use all P rollouts.
 
-How they are tuned: by `python -m experiments tuning` and `tuning-more`, on two tasks and a seed that no other experiment
-uses.
+How they are tuned: by `python -m experiments tuning` and `tuning-more`, on two tasks and a seed that no other
+experiment uses.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Disruption(NamedTuple):
     """In (0, 1]; 1 is the change whose name is the kind alone."""
 
 
-_STRENGTHS = {"-mild": 0.25, "-moderate": 0.5, "": 1.0}
+_STRENGTHS = {"-mild": 0.1, "-moderate": 0.3, "": 1.0}
 DISRUPTIONS: dict[str, Disruption] = {
     "none": Disruption(),
     **{

@@ -256,7 +256,7 @@ _LAYOUTS: dict[str, Callable[[np.random.Generator, float], tuple[Points, np.ndar
 
 def initial_layout(layout: str, start: int, wide: float) -> Layout:
     """Where everything starts, for one initial-state number; `wide`, in [0, 1], is the disruption of positions."""
-    rng = np.random.default_rng([start, round(4 * wide)])
+    rng = np.random.default_rng([start, round(100 * wide)])
     while True:
         points, ok = _LAYOUTS[layout](rng, wide)
         if ok.any():
