@@ -27,9 +27,8 @@ from experiments.pairs import (
     tasks_of,
 )
 from experiments.statistics import pearson
-from experiments.tables import TIMES, recovered
 from experiments.trust import gaps_of, worlds
-from wmpo.report.results import BASE, PolicyResult
+from wmpo.report.results import BASE, TIMES, PolicyResult
 from wmpo.report.statistics import Interval, wilson_interval
 
 Plain = dict[str, Any]
@@ -103,7 +102,10 @@ def gain_of(pairs: Sequence[Pair]) -> Plain:
 
 def recovery_of(policies: Sequence[PolicyResult]) -> Plain:
     """Share that succeeds of the episodes whose first attempt failed or was disturbed, and of the disturbed ones."""
-    kinds = {"failed or disturbed": recovered(policies), "disturbed": recovered(policies, disturbed_only=True)}
+    kinds = {
+        "failed or disturbed": [hit for policy in policies for hit in policy.recoveries()],
+        "disturbed": [hit for policy in policies for hit in policy.recoveries(disturbed_only=True)],
+    }
     return {
         kind: {"share": interval_of(wilson_interval(sum(hits), len(hits))), "n": len(hits)}
         for kind, hits in kinds.items()

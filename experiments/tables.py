@@ -29,7 +29,7 @@ from experiments.pairs import (
     tasks_of,
 )
 from wmpo.report.charts import Line, line_plot
-from wmpo.report.results import BASE, PolicyResult
+from wmpo.report.results import BASE, TIMES, PolicyResult
 from wmpo.report.statistics import Interval, wilson_interval
 from wmpo.report.tables import Table
 from wmpo.report.words import number, percent, points
@@ -288,9 +288,6 @@ def dream_values(results: Sequence[CellResult]) -> list[float]:
     ]
 
 
-TIMES = (1.0, 1.5, 2.0)  # horizons within which success is counted
-
-
 def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Whether a gain is skill or haste: success when episodes may last longer, and the median time that it takes."""
     rows = []
@@ -314,7 +311,7 @@ def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots
             median = mean_of(pair.after.median_steps for pair in pairs)
             rows.append([task, label, budget, *cells, number(median)])
             if budget in ("0", "128"):
-                lines.append(Line(label, steps_curve([pair.after for pair in pairs]), f"arm{len(lines)}"))
+                lines.append(Line(label, mean_curve([pair.after.curve() for pair in pairs]), f"arm{len(lines)}"))
         if lines:
             horizon = bases[0].after.horizon
             marks = [(factor * horizon, f"{factor * horizon:g}") for factor in TIMES]
@@ -327,10 +324,8 @@ def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots
     return f"## Success against the number of steps\n\n{table(head, rows)}\n\nP = 128:\n\n{pictures}"
 
 
-def steps_curve(policies: Sequence[PolicyResult]) -> list[tuple[float, float]]:
-    """(number of actions, share of the episodes that have succeeded by then)."""
-    frames = [frame for policy in policies for frame in policy.finish_step]
-    return [(t, sum(0 < frame <= t for frame in frames) / len(frames)) for t in range(policies[0].time_limit + 1)]
+def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    return [(points[0][0], mean_of(y for _, y in points)) for points in zip(*curves, strict=True)]
 
 
 def recoveries(results: Sequence[CellResult], name: str, plots: Plots) -> str:
@@ -353,20 +348,11 @@ def recoveries(results: Sequence[CellResult], name: str, plots: Plots) -> str:
 
 
 def recovery_cells(policies: Sequence[PolicyResult]) -> list[str]:
-    failed, disturbed = recovered(policies), recovered(policies, disturbed_only=True)
+    failed = [hit for policy in policies for hit in policy.recoveries()]
+    disturbed = [hit for policy in policies for hit in policy.recoveries(disturbed_only=True)]
     counts = (mean_of(n for policy in policies for n in policy.events.get(event, ())) for event in ("grasps", "drops"))
     return [str(len(failed)), format_share(failed), str(len(disturbed)), format_share(disturbed),
             *(number(count, 2) for count in counts)]  # fmt: skip
-
-
-def recovered(policies: Sequence[PolicyResult], disturbed_only: bool = False) -> list[int]:
-    """Of the episodes whose first attempt failed or was disturbed: whether they succeeded within the horizon."""
-    found = []
-    for policy in policies:
-        disturbed = policy.events.get("disturbances", [0] * len(policy.success))
-        chosen = [count > 0 for count in disturbed] if disturbed_only else policy.first_attempt_failed
-        found += [hit for hit, failed in zip(policy.success, chosen, strict=True) if failed]
-    return found
 
 
 def format_share(hits: Sequence[int]) -> str:

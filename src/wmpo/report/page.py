@@ -23,6 +23,8 @@ def write_report(result: RunResult, media: Media, out: Path) -> Path:
         f'<p class="headline">{escape(headline(result))}</p>',
         sections.tiles(result),
         sections.success(result),
+        sections.pace(result),
+        sections.events(result),
         sections.learning(result),
         sections.dreams(media),
         sections.behaviour(media),

@@ -17,7 +17,8 @@ from wmpo.io.provenance import Machine, commit, this_machine, versions
 from wmpo.report.statistics import Interval, mcnemar_exact, paired_difference, wilson_interval
 from wmpo.training.log import read_metrics, read_stages
 
-FORMAT = 1
+FORMAT = 2
+TIMES = (1.0, 1.5, 2.0)  # horizons within which success is counted: whether a gain is skill, or haste
 BASE, CONTROL, FINAL = "base", "control", "wmpo"
 
 
@@ -72,6 +73,17 @@ class PolicyResult:
             time_limit=played.time_limit,
             events={name: [counted.get(name, 0) for counted in played.events] for name in names},
         )
+
+    def curve(self) -> list[tuple[float, float]]:
+        """(number of actions, share of the episodes that have succeeded by then), up to the time limit."""
+        n = len(self.finish_step)
+        return [(t, sum(self.within(t)) / n) for t in range(max(self.time_limit, *self.finish_step, self.horizon) + 1)]
+
+    def recoveries(self, disturbed_only: bool = False) -> list[int]:
+        """Of the episodes whose first attempt failed or was disturbed: 0 or 1, success within the horizon."""
+        disturbed = self.events.get("disturbances", [0] * len(self.success))
+        chosen = [count > 0 for count in disturbed] if disturbed_only else self.first_attempt_failed
+        return [hit for hit, failed in zip(self.success, chosen, strict=True) if failed]
 
     def within(self, steps: float) -> list[int]:
         """0 or 1 per initial state: success within so many actions."""

@@ -10,7 +10,7 @@ from html import escape
 
 from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_bars, with_legend
 from wmpo.report.media import Media, Pair
-from wmpo.report.results import RunResult
+from wmpo.report.results import TIMES, RunResult
 from wmpo.report.statistics import wilson_interval
 from wmpo.report.tables import Table, success_table
 from wmpo.report.video import encode_mp4, side_by_side
@@ -60,7 +60,7 @@ def success(result: RunResult) -> str:
         paragraph(
             "Every policy starts from the same real situations, none of which was used for learning. "
             "Whiskers are 95 % intervals. The gain compares with the policy before, situation by situation: how many "
-            "are newly solved (won), how many are solved no more (lost). Steps are the mean length of successes."
+            "are newly solved (won), how many are solved no more (lost). Steps are the median length of successes."
         ),
         rate_bars(bars),
         success_table(result).html(),
@@ -71,6 +71,51 @@ def success(result: RunResult) -> str:
         )
         if any(policy_kind(name) == "control" for name in result.policies)
         else "",
+    )
+
+
+def pace(result: RunResult) -> str:
+    """Success against the number of steps: whether the policy has become more able, or only faster."""
+    timed = {name: policy for name, policy in result.policies.items() if policy.horizon}
+    if not timed:
+        return ""
+    times = [factor for factor in TIMES if all(factor * p.horizon <= p.time_limit for p in timed.values())]
+    rows = [
+        [policy_name(name), *(percent(sum(p.within(factor * p.horizon)) / len(p.success)) for factor in times)]
+        for name, p in timed.items()
+    ]
+    lines = [Line(short_name(name), policy.curve(), policy_kind(name)) for name, policy in timed.items()]
+    horizon = next(iter(timed.values())).horizon
+    return section(
+        "Success against time",
+        paragraph(
+            f"Success counts within {horizon} actions, the horizon. Here episodes may go on for longer: a gain that "
+            "shrinks with more time was haste, one that stays is skill."
+        ),
+        table(("policy", *(f"within {factor * horizon:g} actions" for factor in times)), rows),
+        with_legend(line_plot(lines, x_label="actions", y_label="success"), lines),
+    )
+
+
+def events(result: RunResult) -> str:
+    """What happened in the episodes, as far as the environment counts it."""
+    counted = {name: policy for name, policy in result.policies.items() if policy.events}
+    if not counted:
+        return ""
+    kinds = list(dict.fromkeys(kind for policy in counted.values() for kind in policy.events))
+    rows = []
+    for name, policy in counted.items():
+        means = (policy.events.get(kind, [0]) for kind in kinds)
+        again = policy.recoveries()
+        share = f"{percent(sum(again) / len(again))} of {len(again)}" if again else "–"
+        rows.append([policy_name(name), *(number(sum(each) / len(each), 2) for each in means), share])
+    return section(
+        "What practice changed",
+        paragraph(
+            "Events per episode, as the environment counts them; and of the episodes whose first attempt failed or was "
+            "disturbed, how many succeed within the horizon."
+        ),
+        table(("policy", *map(nice, kinds), "recovered"), rows),
     )
 
 
