@@ -96,6 +96,8 @@ class DreamDisagreement:
     """The same without those that the second dream does not confirm."""
     kept: float
     """Share of the imagined successes that it confirms."""
+    psnr: float = float("nan")
+    """Of one dream's last frames beside the other's, in dB: how little chance there is in a dream."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from experiments.baselines.methods import improve
@@ -53,6 +54,7 @@ from wmpo.run import Purpose, Run, is_shown
 from wmpo.training.log import read_stages
 from wmpo.types import Episode
 from wmpo.world_models import load_world_model
+from wmpo.world_models.metrics import psnr
 
 Found = TypeVar("Found")
 PARENTS = {"base": (), "world": ("base",), "rollouts": ("base",), "dream": ("rollouts", "world")}
@@ -251,7 +253,14 @@ def doubt(first: Replay, second: Replay, threshold: float, label_N: torch.Tensor
         precision=precision(success),
         precision_kept=precision(confirmed),
         kept=float(confirmed.sum() / success.sum()) if success.any() else float("nan"),
+        psnr=float(psnr(last_frames(first), last_frames(second)).mean()),
     )
+
+
+def last_frames(dreams: Replay) -> torch.Tensor:
+    """(N, C, H, W) of the first camera."""
+    frames = [next(iter(episode.images.values()))[-1] for episode in dreams.episodes]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
 MEASURES = {"disruptions": measure_disruptions, "imagination": measure_imagination}

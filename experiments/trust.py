@@ -176,7 +176,9 @@ def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 number(100 * mean_of(doubt.precision for doubt in known)),
                 number(100 * mean_of(doubt.precision_kept for doubt in known)),
                 number(100 * mean_of(doubt.kept for doubt in known)),
+                number(mean_of(doubt.psnr for doubt in known)),
             ]
             rows.append([label, format_budget(budget), *values])
-    head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %")
+    head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %",
+            "PSNR of one beside the other, dB")  # fmt: skip
     return f"## Two dreams of one episode\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""

@@ -34,9 +34,9 @@ from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, is_rollout
 from wmpo.training.log import read_metrics
 from wmpo.types import EnvSpec, Episode
-from wmpo.world_models.metrics import psnr, random_feature_frechet, ssim
+from wmpo.world_models.metrics import psnr, random_feature_frechet, sharpness, ssim
 
-HORIZONS = (8, 32)  # frames; the longest episodes' length comes on top
+HORIZONS = (4, 8, 32)  # frames; the first chunk alone tells what isn't drift. The longest length comes on top
 SHOWN = 6  # videos of each kind in a report
 STRIPS = 3  # pairs of film strips in dream.png
 PICTURES = 8  # of a film strip, all cameras together
@@ -125,6 +125,7 @@ def fidelity(replayed: Replay, episodes: Sequence[Episode]) -> list[Fidelity]:
                     still_frechet=random_feature_frechet(still, real),
                     episodes=len(rows),
                     camera=camera,
+                    sharpness=sharpness(dreamt, real),
                 )
             )
     return result

@@ -151,6 +151,7 @@ class Fidelity:
     still_frechet: float
     episodes: int
     camera: str = "front"  # older results knew one only
+    sharpness: float = float("nan")  # edges beside those of real pictures; below 1 is blurred
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,7 @@ def fidelity(result: RunResult) -> str:
                 f"{number(at.psnr)} ({number(at.still_psnr)})",
                 f"{number(at.ssim, 3)} ({number(at.still_ssim, 3)})",
                 f"{number(at.frechet, 2)} ({number(at.still_frechet, 2)})",
+                number(at.sharpness, 2),
             ]
         )
     return section(
@@ -243,7 +244,14 @@ def fidelity(result: RunResult) -> str:
             "kept out of training. In brackets: showing the first picture all along, which any useful model must beat."
         ),
         table(
-            ("camera", "frames imagined", "PSNR, dB (higher is better)", "SSIM (higher)", "Fréchet distance (lower)"),
+            (
+                "camera",
+                "frames imagined",
+                "PSNR, dB (higher is better)",
+                "SSIM (higher)",
+                "Fréchet distance (lower)",
+                "sharpness (1: as real)",
+            ),
             rows,
         ),
         state_fidelity(result),

@@ -49,6 +49,17 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     return similarity.mean((1, 2, 3)).reshape(*shape[:-3], shape[-3]).mean(-1)
 
 
+def sharpness(images: Tensor, reference: Tensor) -> float:
+    """How strong the edges of (N, C, H, W) uint8 images are beside those of the reference: 1 is as sharp, less is
+    blurred. Mean absolute difference of neighbouring pixels, over that of the reference."""
+
+    def edges(frames: Tensor) -> Tensor:
+        x = frames.float()
+        return (x[..., 1:, :] - x[..., :-1, :]).abs().mean() + (x[..., 1:] - x[..., :-1]).abs().mean()
+
+    return float(edges(images) / edges(reference).clamp(min=1e-6))
+
+
 class RandomFeatures(nn.Module):
     """Features of frames from convolutions with fixed random weights, at three scales. Nothing is learned.
 
