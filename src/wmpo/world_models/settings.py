@@ -52,6 +52,9 @@ class VideoDiffusionSettings(WorldModelConfig):
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: Annotated[int, Between(1, 256)] = 4
     """Attention heads of the transformer."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the denoiser; its weights are float32 either way. auto: bfloat16 where the machine has units for it
+    (a GPU of 2020 or later, a CPU with AMX), which changes the last digits from machine to machine."""
     kinematics_fit: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
     )

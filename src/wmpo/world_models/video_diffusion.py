@@ -28,6 +28,7 @@ from wmpo.config import DIMENSIONS, STATE_DIMENSIONS, Between
 from wmpo.data.clips import VideoBatch
 from wmpo.data.normalizer import Normalizer
 from wmpo.losses import flow
+from wmpo.nn.precision import computing_in
 from wmpo.protocols import TrainingStage
 from wmpo.training.checkpoint import load_config, load_module, save_module
 from wmpo.training.parallel import parallel_map
@@ -182,7 +183,9 @@ class VideoDiffusionModel(nn.Module):
         softmax over the denoiser's mask logits at each pixel; the change adds what no source shows.
         """
         inputs = torch.cat([noisy, *known.warped], dim=2) if known.warped else noisy
-        out = self.denoiser(inputs, t_B, known.context, known.anchor, known.conditioning, context_t_B)
+        with computing_in(self.config.settings.precision, inputs.device):
+            out = self.denoiser(inputs, t_B, known.context, known.anchor, known.conditioning, context_t_B)
+        out = out.float()
         if not self.composites:
             return known.context[:, -1:] + out
         change, mask_logits = out.split([self.latent[0], self.mask_logits], dim=2)

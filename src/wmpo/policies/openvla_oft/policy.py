@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -29,6 +28,7 @@ from wmpo.config import PolicyConfig
 from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
+from wmpo.nn.precision import computing_in
 from wmpo.policies.openvla_oft import images, lora, networks
 from wmpo.policies.openvla_oft.config import BINS, OpenVLAOFTConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
@@ -149,11 +149,6 @@ class OpenVLAOFT(nn.Module):
         index = P + first - 1 + torch.arange(cfg.chunk * cfg.action_dim, device=ids.device)
         return hidden[torch.arange(len(ids), device=ids.device)[:, None], index].unflatten(1, (cfg.chunk, -1))
 
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        kind = self.edges.device.type
-        half = self.config.precision == "bfloat16" and torch.amp.is_autocast_available(kind)  # not without numbers
-        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
-
     def logits(self, observation: Observation) -> Tensor:
         """(B, K, D, 256) float32, unnormalised log-probabilities of the bins, from the lowest to the highest action."""
         if self.action_head is not None:
@@ -163,7 +158,7 @@ class OpenVLAOFT(nn.Module):
             )
         language = self.config.language
         end = language.vocabulary - language.padding
-        with self._arithmetic():
+        with computing_in(self.config.precision, self.edges.device):
             hidden = self.hidden(observation)
         # The last token is the lowest bin.
         return F.linear(hidden.float(), self.language_model.lm_head.weight[end - BINS : end]).flip(-1)
@@ -171,7 +166,7 @@ class OpenVLAOFT(nn.Module):
     def regress(self, observation: Observation) -> Tensor:
         """(B, K, D) normalised actions of the L1 head."""
         assert self.action_head is not None
-        with self._arithmetic():
+        with computing_in(self.config.precision, self.edges.device):
             return self.action_head(self.hidden(observation)).float()
 
     # Policy
