@@ -132,7 +132,7 @@ def make(level: str, run: Run) -> None:
         shown = run.episodes(lambda record: is_shown(run, record))
         with run.log.stage("world model"):
             model = build_world(run, run.recipe.policy.chunk)
-            pretrain_world_model(run, model, video_clips(FrameCache(run.store), shown, model))
+            pretrain_world_model(run, model, video_clips(run, FrameCache(run.store), shown, model))
     elif level == "rollouts":
         collect(run, policy, 1)
     else:

@@ -13,7 +13,7 @@ from wmpo.batches import cat
 from wmpo.data import cache as cache_module
 from wmpo.data import video
 from wmpo.data.cache import FrameCache
-from wmpo.data.clips import ImitationFrames, RewardClips, VideoClips, _jitter
+from wmpo.data.clips import ImitationFrames, RewardClips, VideoClips, moved
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 
@@ -159,8 +159,8 @@ def test_shifted_images_keep_their_labels(cache: FrameCache) -> None:
     frames = np.arange(2 * 3 * 6 * 6, dtype=np.uint8).reshape(2, 3, 6, 6)
     seen = set()
     for seed in range(60):
-        moved = _jitter(frames, 1, np.random.default_rng(seed))
-        for before, after in zip(frames, moved, strict=True):
+        shifted = moved(frames[:, None], 1, np.random.default_rng(seed))[:, 0]
+        for before, after in zip(frames, shifted, strict=True):
             shifts = [
                 (down, right)
                 for down in (-1, 0, 1)
@@ -169,9 +169,9 @@ def test_shifted_images_keep_their_labels(cache: FrameCache) -> None:
             ]
             assert len(shifts) == 1
             seen |= set(shifts)
-        assert moved.dtype == np.uint8
+        assert shifted.dtype == np.uint8
     assert len(seen) == 9
-    edge = _jitter(frames[:1], 1, np.random.default_rng(next(s for s in range(99) if _right_of(s))))
+    edge = moved(frames[:1, None], 1, np.random.default_rng(next(s for s in range(99) if _right_of(s))))[:, 0]
     assert np.array_equal(edge[..., 0], edge[..., 1])  # what comes in at the left repeats the edge
     plain, shifted = (ImitationFrames(cache, [0, 1], 2, shift=shift).sample(8, 0, 0) for shift in (0, 2))
     assert torch.equal(plain.action, shifted.action)

@@ -191,7 +191,7 @@ def model_the_world(run: Run, turn: int) -> WorldModel:
     cache = FrameCache(run.store)
     with run.log.stage("world model"):
         model = build_world(run, run.recipe.policy.chunk)
-        general = video_clips(cache, run.episodes(lambda record: is_shown(run, record)), model)
+        general = video_clips(run, cache, run.episodes(lambda record: is_shown(run, record)), model)
         pretrain_world_model(run, model, general)
         for past in range(1, turn + 1):  # what earlier rounds have learned is only loaded
 
@@ -199,7 +199,7 @@ def model_the_world(run: Run, turn: int) -> WorldModel:
                 return is_rollout(record) and round_of(record) <= past
 
             if own := run.episodes(tried):
-                align_world_model(run, model, general, video_clips(cache, own, model), past)
+                align_world_model(run, model, general, video_clips(run, cache, own, model), past)
         save_model(run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
     return model
 
@@ -209,8 +209,8 @@ def build_world(run: Run, chunk: int) -> WorldModel:
     return build_world_model(run.recipe.world_model, run.env.spec, chunk)
 
 
-def video_clips(cache: FrameCache, episodes: Sequence[int], model: WorldModel) -> VideoClips:
-    return VideoClips(cache, episodes, model.context, model.chunk)
+def video_clips(run: Run, cache: FrameCache, episodes: Sequence[int], model: WorldModel) -> VideoClips:
+    return VideoClips(cache, episodes, model.context, model.chunk, run.recipe.world_model.shift)
 
 
 def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> None:

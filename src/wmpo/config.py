@@ -114,6 +114,8 @@ class WorldModelConfig:
     (docs/own_world_model.md)."""
     align_fraction: Annotated[float, Between(0, 1)] = 0.5
     """Share of each alignment batch drawn from the policy's own rollouts."""
+    shift: Annotated[int, Between(0, 1024)] = 4
+    """Training clips are moved by up to so many pixels, at random, all frames alike. [paper: no]"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class RewardConfig:
     module:Class (docs/own_reward_model.md). [paper: videomae]"""
     clip_length: Annotated[int, Between(1, 1024)] = 4
     """L: frames per clip. [paper 8]"""
+    shift: Annotated[int, Between(0, 1024)] = 4
+    """Training clips are moved by up to so many pixels, at random, all frames alike. [paper: no]"""
     stride: Annotated[int, Between(1, 1024)] = 2
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
     threshold: Literal["calibrated", "f1", "rate", "half"] = "calibrated"

@@ -81,10 +81,10 @@ def learn_success(
             torch.manual_seed(seed)
             model = build_reward_model(cfg, run.env.spec)
             seen = [episode for episode in data.seen if episode not in without]
-            parts = [(RewardClips(cache, seen, cfg.clip_length), cfg.fit.batch_size - n)]
+            parts = [(RewardClips(cache, seen, cfg.clip_length, shift=cfg.shift), cfg.fit.batch_size - n)]
             if n and dreams is not None:
                 places = [place for place, i in enumerate(again) if i in data.replayed and i not in without]
-                parts.append((RewardClips(FrameCache(dreams), places, cfg.clip_length), n))
+                parts.append((RewardClips(FrameCache(dreams), places, cfg.clip_length, shift=cfg.shift), n))
 
             def clips(step: int) -> RewardBatch:
                 seeds = [run.seed(Purpose.REWARD, turn, place) for place in range(len(parts))]

@@ -48,7 +48,7 @@ class WorldModelCommand:
 
             def clips(store: EpisodeStore) -> VideoClips:
                 cache = FrameCache(store)
-                return video_clips(cache, range(len(cache)), model)
+                return video_clips(run, cache, range(len(cache)), model)
 
             general = clips(run.store)
             tried = None if own is None else clips(own)

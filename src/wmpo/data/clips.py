@@ -70,10 +70,14 @@ class Spans:
 
 
 class VideoClips:
-    """Moments from which K actions follow, uniformly over all such moments of the given episodes."""
+    """Moments from which K actions follow, uniformly over all such moments of the given episodes.
 
-    def __init__(self, cache: FrameCache, episodes: Sequence[int], context: int, chunk: int) -> None:
+    All pictures of a moment are moved by up to `shift` pixels, at random: places are then not learned by heart.
+    """
+
+    def __init__(self, cache: FrameCache, episodes: Sequence[int], context: int, chunk: int, shift: int = 0) -> None:
         self.cache, self.images, self.context, self.chunk = cache, cache.images, context, chunk
+        self.shift = shift
         self.episodes = episodes
         chosen = _chosen(cache, episodes)
         self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen] - chunk + 1)
@@ -86,19 +90,26 @@ class VideoClips:
 
     def digest(self) -> str:
         """See `FrameCache.digest`."""
-        return self.cache.digest(self.episodes)
+        return f"{self.cache.digest(self.episodes)}{f', moved by {self.shift}' if self.shift else ''}"
 
     def sample(self, batch_size: int, seed: int, step: int) -> VideoBatch:
         cache = self.cache
-        episode, now = self.spans.draw(batch_size, _generator(seed, step))
+        generator = _generator(seed, step)
+        episode, now = self.spans.draw(batch_size, generator)
         first = cache.first[episode]
         # Before frame 0 there is only frame 0, as at the beginning of imagination.
         context = np.maximum(now[:, None] + np.arange(1 - self.context, 1), first[:, None])
         steps = now[:, None] + np.arange(self.chunk)
+        rows = np.concatenate([context, first[:, None], steps + 1], axis=1)
+        images = {
+            name: torch.from_numpy(moved(np.take(frames, rows, axis=0), self.shift, generator))
+            for name, frames in self.images.items()
+        }
+        c = self.context
         return VideoBatch(
-            {name: _gather(frames, context) for name, frames in self.images.items()},
-            {name: _gather(frames, first) for name, frames in self.images.items()},
-            {name: _gather(frames, steps + 1) for name, frames in self.images.items()},
+            {name: video[:, :c] for name, video in images.items()},
+            {name: video[:, c] for name, video in images.items()},
+            {name: video[:, c + 1 :] for name, video in images.items()},
             _gather(cache.action, steps),
             _gather(cache.state, now[:, None] + np.arange(self.chunk + 1)),
             _gather(cache.state, first),
@@ -111,11 +122,13 @@ class RewardClips:
 
     Positives end on a frame of success, the lingering ones included. Negatives end anywhere in a failure, or at
     least `MARGIN` frames before the first success. `hard_share` of the negatives end in the last third of these frames,
-    where they look most like success.
+    where they look most like success. All pictures of a clip are moved by up to `shift` pixels, at random.
     """
 
-    def __init__(self, cache: FrameCache, episodes: Sequence[int], clip_length: int, hard_share: float = 0.5) -> None:
-        self.cache, self.clip_length, self.hard_share = cache, clip_length, hard_share
+    def __init__(
+        self, cache: FrameCache, episodes: Sequence[int], clip_length: int, hard_share: float = 0.5, shift: int = 0
+    ) -> None:
+        self.cache, self.clip_length, self.hard_share, self.shift = cache, clip_length, hard_share, shift
         self.frames = next(iter(cache.images.values()))
         chosen = _chosen(cache, episodes)
         frames = cache.frames_of(chosen)
@@ -153,7 +166,8 @@ class RewardClips:
         clip = np.maximum(last[:, None] + np.arange(1 - self.clip_length, 1), self.cache.first[episode][:, None])
         label = torch.zeros(batch_size)
         label[: batch_size - negatives] = 1
-        return RewardBatch(_gather(self.frames, clip), label, tuple(self.cache.instruction[episode]))
+        clips = torch.from_numpy(moved(np.take(self.frames, clip, axis=0), self.shift, generator))
+        return RewardBatch(clips, label, tuple(self.cache.instruction[episode]))
 
 
 class ImitationFrames:
@@ -175,7 +189,7 @@ class ImitationFrames:
         steps = now[:, None] + np.arange(self.chunk)
         end = (cache.first[episode] + cache.length[episode])[:, None]
         images = {
-            name: torch.from_numpy(_jitter(np.take(frames, now, axis=0), self.shift, generator))
+            name: torch.from_numpy(moved(np.take(frames, now, axis=0)[:, None], self.shift, generator)[:, 0])
             for name, frames in self.images.items()
         }
         return ImitationBatch(
@@ -194,17 +208,17 @@ def _gather(values: np.ndarray, index: np.ndarray) -> Tensor:
     return torch.from_numpy(np.take(values, index, axis=0))
 
 
-def _jitter(images_BCHW: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
-    """Each image moved by up to `most` pixels along both sides; what comes in at the edge repeats it."""
+def moved(video_BTCHW: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Each video moved by up to `most` pixels along both sides; what comes in at the edge repeats it."""
     if not most:
-        return images_BCHW
-    B, C, H, W = images_BCHW.shape
-    right, down = generator.integers(-most, most + 1, (2, B, 1))
-    rows = (np.arange(H) - down).clip(0, H - 1)  # (B, H)
-    columns = (np.arange(W) - right).clip(0, W - 1)
-    return images_BCHW[
-        np.arange(B)[:, None, None, None], np.arange(C)[:, None, None], rows[:, None, :, None], columns[:, None, None]
-    ]
+        return video_BTCHW
+    B, _, _, H, W = video_BTCHW.shape
+    right, down = generator.integers(-most, most + 1, (2, B))
+    result = np.empty_like(video_BTCHW)
+    for video, target, dx, dy in zip(video_BTCHW, result, right.tolist(), down.tolist(), strict=True):
+        rows, columns = (np.arange(H) - dy).clip(0, H - 1), (np.arange(W) - dx).clip(0, W - 1)
+        target[:] = video[:, :, rows][..., columns]
+    return result
 
 
 def _chosen(cache: FrameCache, episodes: Sequence[int]) -> np.ndarray:

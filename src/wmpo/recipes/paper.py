@@ -37,10 +37,12 @@ PAPER = Recipe(
         fit=FitConfig(steps=100_000, batch_size=128, lr=1e-4, warmup=1000, grad_clip=0.1, ema=0.9999),
         align=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=0, grad_clip=0.1, ema=0.9999),
         align_fraction=1.0,
+        shift=0,
     ),
     reward=VideoMAESettings(
         family="videomae",
         clip_length=8,
+        shift=0,
         stride=1,
         threshold="f1",
         imagined_fraction=0.0,
