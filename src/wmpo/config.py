@@ -133,8 +133,9 @@ class RewardConfig:
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
     threshold: Literal["calibrated", "f1", "rate", "half"] = "calibrated"
     """The score above which a clip counts as success. calibrated: where success is as likely as failure, in imagined
-    replays of real episodes, each judged by a classifier that was trained on others; f1: the best F1 on the same;
-    rate: such that the policy succeeds in the dream as often as it did for real; half: such that half of the dreams
+    replays of real episodes, each judged by a classifier that was trained on others, or that of rate where it is
+    higher; f1: the best F1 on the same replays; rate: such that the policy succeeds in the dream as often as it did for
+    real; half: such that half of the dreams
     succeed, whatever is true, to try things out with a policy that never succeeds. [paper: f1, on real clips]"""
     imagined_fraction: Annotated[float, Between(0, 1)] = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the

@@ -72,7 +72,8 @@ class RewardModelCommand:
     """Folder of a world model, for imagined clips (reward.imagined_fraction) and for a threshold that is chosen in
     imagination. Without it set --reward.imagined-fraction 0; the threshold is then chosen on real video."""
     policy: Path | None = None
-    """Folder of the policy whose rollouts the store holds; reward.threshold rate and half need it."""
+    """Folder of the policy whose rollouts the store holds; reward.threshold rate and half need it, and with it
+    calibrated looks at the rate, too."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     temperature: float = CollectConfig.temperature
     """Sampling temperature at which the policy collected its rollouts."""
@@ -90,15 +91,10 @@ class RewardModelCommand:
         from wmpo.world_models import load_world_model
 
         by_rate = self.reward.threshold in ("rate", "half")
-        if not by_rate:
-            for option, given in (
-                ("--policy", self.policy is not None),
-                ("--temperature", self.temperature != CollectConfig.temperature),
-            ):
-                if given:
-                    raise UserError(
-                        f"{option} does nothing here: reward.threshold {self.reward.threshold} needs no policy."
-                    )
+        if self.policy is not None and self.reward.threshold == "f1":
+            raise UserError("--policy does nothing here: reward.threshold f1 needs no policy.")
+        if self.policy is None and self.temperature != CollectConfig.temperature:
+            raise UserError("--temperature does nothing here: there is no --policy to sample from.")
         collect = CollectConfig(temperature=self.temperature)
         recipe = Recipe(seed=self.seed, reward=self.reward, collect=collect, device=self.device)
         with open_stage(recipe, self.out, self.data) as run:
