@@ -242,7 +242,8 @@ class TabletopEnv(gymnasium.Env[Values, np.ndarray]):
             slips = old.gripping and thing[2] > rest + rng.uniform(*SLIP_HEIGHT)
             self.counters = replace(old, disturbed=int(slips))
             return bool(slips)
-        if np.abs(thing[:2] - view.grip[:2]).max() < NUDGE_REACH and view.grip[2] > 2 * rest + 0.008:
+        above = np.abs(thing[:2] - view.grip[:2]).max() < NUDGE_REACH and view.grip[2] > 2 * rest + 0.008
+        if above and thing[2] < rest + LIFTED:  # one that hangs in the hand, or lies on something, stays where it is
             target = self._room_beside(thing, rest, view, rng)
             if target is not None:
                 address = self._free[self.task.thing]
