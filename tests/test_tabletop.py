@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import warnings
 
 import gymnasium
@@ -21,6 +23,7 @@ from wmpo.envs.tabletop.settings import (
     REACH,
     RING_INNER,
     RING_OUTER,
+    TRAY,
     TRAY_HEIGHT,
     ZONE,
 )
@@ -32,6 +35,12 @@ STILL = np.array([0, 0, 0, 1], np.float32)
 
 def make(task: str = "push", **settings: object) -> TabletopEnv:
     return TabletopEnv(task, **{"renderer": "rays", "image_size": 32, **settings})  # type: ignore[arg-type]
+
+
+def play_expert(env: TabletopEnv) -> None:
+    """The expert acts until the episode is done, or to the horizon."""
+    while not env.lingered and env.counters.frame < env.horizon:
+        env.advance(experts.act(env.task, env.view()))
 
 
 def put(env: TabletopEnv, name: str, xyz: tuple[float, float, float]) -> None:
@@ -190,11 +199,12 @@ def test_success_needs_three_frames_then_lingers_and_is_never_forgotten() -> Non
     assert not info["success"] and info["accomplished"] and done
 
 
-def test_an_episode_ends_at_its_horizon() -> None:
-    env = make()
+@pytest.mark.parametrize(("task", "horizon"), [("push", 32), ("place", 48), ("stack", 56), ("insert", 56)])
+def test_an_episode_is_cut_at_its_horizon_and_can_go_on(task: str, horizon: int) -> None:
+    env = make(task)
     env.restart(0)
-    truncated = [env.step(STILL)[3] for _ in range(env.task.horizon)]
-    assert truncated == [False] * 31 + [True]
+    ends = [env.step(STILL)[2:4] for _ in range(horizon + 1)]
+    assert ends == [(False, False)] * (horizon - 1) + [(False, True)] * 2
 
 
 # --- experts --------------------------------------------------------------------------------------------------
@@ -206,8 +216,7 @@ def test_experts_succeed(task: str) -> None:
     succeeded, attempts = 0, 0
     for initial_state in range(10):
         env.restart(initial_state)
-        while not env.done:
-            env.advance(experts.act(env.task, env.view()))
+        play_expert(env)
         succeeded += env.counters.accomplished_at > 0
         attempts += env.counters.contacts
     assert succeeded >= 9
@@ -218,8 +227,7 @@ def test_expert_leaves_the_distractor_alone() -> None:
     env = make()
     env.restart(1)
     blue = env.view().things["blue"]
-    while not env.done:
-        env.advance(experts.act(env.task, env.view()))
+    play_expert(env)
     np.testing.assert_allclose(env.view().things["blue"], blue, atol=1e-3)
 
 
@@ -230,6 +238,166 @@ def test_noise_has_the_spread_and_memory_it_says() -> None:
     assert np.corrcoef(draws[1:, 0], draws[:-1, 0])[0, 1] == pytest.approx(0.5, abs=0.06)
     silent = experts.Noise(0.0, np.random.default_rng(0))
     np.testing.assert_array_equal(silent.disturb(np.full(4, 0.3, np.float32)), np.full(4, 0.3, np.float32))
+
+
+# --- disturbances ---------------------------------------------------------------------------------------------
+
+
+def disturbed(task: str, initial_state: int, **settings: object) -> TabletopEnv:
+    """The expert has acted until just before the action on which the object is disturbed."""
+    env = make(task, **settings)
+    env.restart(initial_state)
+    while True:
+        before, action = env.get_state(), experts.act(env.task, env.view())
+        env.advance(action)
+        if env.counters.disturbed:
+            env.set_state(before)
+            return env
+        assert env.counters.frame < env.horizon
+
+
+def is_disturbed(env: TabletopEnv, number: int) -> bool:
+    """Whether something befalls the object, by the time at which the expert has lifted it."""
+    env.restart(number)
+    for _ in range(14):
+        if env.counters.disturbed or env.view().things[env.task.thing][2] > 0.1:
+            break
+        env.advance(experts.act(env.task, env.view()))
+    return bool(env.counters.disturbed)
+
+
+@functools.cache
+def numbers_with(task: str, disturbance: bool, count: int) -> list[int]:
+    """The first initial-state numbers whose episodes are, or are not, disturbed."""
+    env = make(task)
+    return [*itertools.islice((n for n in itertools.count() if is_disturbed(env, n) == disturbance), count)]
+
+
+@pytest.mark.parametrize("task", ["place", "stack", "stack-blue"])
+def test_half_of_the_episodes_are_disturbed(task: str) -> None:
+    env = make(task)
+    assert 0.38 < np.mean([is_disturbed(env, number) for number in range(100)]) < 0.62
+
+
+@pytest.mark.parametrize("task", ["push", "insert"])
+def test_other_tasks_are_left_in_peace(task: str) -> None:
+    assert numbers_with(task, False, 8) == [*range(8)]
+
+
+@pytest.mark.parametrize("task", ["place", "stack"])
+def test_the_same_number_is_disturbed_in_the_same_way(task: str) -> None:
+    number = numbers_with(task, True, 1)[0]
+    one, two = disturbed(task, number), disturbed(task, number)
+    assert one.counters == two.counters
+    action = experts.act(one.task, one.view())
+    for env in (one, two):
+        env.advance(action)
+    assert one.events()["disturbances"] == two.events()["disturbances"] == 1
+    np.testing.assert_array_equal(one.data.qpos, two.data.qpos)
+
+
+def test_a_nudge_moves_the_block_three_to_five_centimetres_to_a_free_place() -> None:
+    ways = []
+    for number in numbers_with("place", True, 16):
+        env = disturbed("place", number)
+        before = env.view().things
+        env.advance(STILL * [0, 0, 0, -1])  # the hand stays above, open
+        after = env.view().things
+        ways.append((after["red"] - before["red"])[:2])
+        assert 0.029 < np.hypot(*ways[-1]) < 0.051
+        assert after["red"][2] == pytest.approx(CUBE, abs=1e-3)  # it still lies on the table
+        for name in {*before} - {"red"}:
+            np.testing.assert_allclose(after[name], before[name], atol=1e-4)
+            reach = {"tray": TRAY, "blue": CUBE}.get(name, 0.0)
+            assert np.abs(after["red"] - after[name])[:2].max() > CUBE + reach
+        assert (np.abs(after["red"][:2]) < np.array(REACH)[:2, 1] - CUBE).all()
+        still = env.view().things["red"]
+        for _ in range(3):  # it is nudged once
+            env.advance(STILL)
+        np.testing.assert_allclose(env.view().things["red"], still, atol=1e-3)
+        assert env.events()["disturbances"] == 1
+    angles = np.arctan2(*np.transpose(ways))
+    assert len(np.unique(np.floor(angles / (np.pi / 2)))) == 4  # in all directions
+
+
+@pytest.mark.parametrize("place", ["tray", "table", "far below"])
+def test_a_nudge_waits_for_the_hand_above_a_block_on_the_table(place: str) -> None:
+    env = make("place")
+    env.restart(numbers_with("place", True, 1)[0])
+    where = {"tray": (*env.view().things["tray"][:2], TRAY_HEIGHT + CUBE), "table": (0.15, -0.15, CUBE)}
+    put(env, "red", where.get(place, (0.0, 0.0, CUBE)))
+    env.data.qpos[env._slides[:2]] = env.view().things["red"][:2]
+    env.data.qpos[env._slides[2]] = 0.06 if place == "far below" else 0.14
+    env._refresh()
+    env.advance(STILL * [0, 0, 0, -1])
+    assert env.events()["disturbances"] == (place == "table")
+
+
+def test_no_place_no_nudge() -> None:
+    env = make("place")
+    env.restart(numbers_with("place", True, 1)[0])
+    rng = np.random.default_rng(0)
+    crowd = {"red": np.zeros(3), **{str(n): np.array([*way, 0]) for n, way in enumerate(0.04 * np.eye(2))}}
+    crowd |= {f"-{n}": -place for n, place in crowd.items() if n != "red"}
+    view = View(np.array([0, 0, HOVER]), OPENING, crowd)
+    assert env._room_beside(crowd["red"], CUBE, view, rng) is None
+    assert env._room_beside(crowd["red"], CUBE, View(view.grip, OPENING, {"red": crowd["red"]}), rng) is not None
+
+
+def test_a_slip_opens_the_hand_once_on_the_way_up() -> None:
+    for number in numbers_with("stack", True, 4):
+        env = disturbed("stack", number)
+        held = env.view().things["red"]
+        assert env.counters.gripping and CUBE + 0.01 < held[2]
+        closed = np.array([0, 0, 0, 1], np.float32)
+        env.advance(closed)  # though it is told to hold
+        assert env.view().opening == pytest.approx(OPENING, abs=2e-3) and not env.counters.gripping
+        assert env.events()["disturbances"] == env.events()["drops"] == 1
+        env.advance(closed)
+        assert env.view().things["red"][2] < held[2] - 0.005 or env.view().things["red"][2] < CUBE + 0.002
+        for _ in range(2):
+            env.advance(closed)
+        assert env.view().opening < 0.04  # it obeys again
+        env.set_state(disturbed("stack", number).get_state())
+        play_expert(env)
+        assert env.counters.accomplished_at > 0 and env.events()["grasps"] >= 2  # there is time to try again
+
+
+@pytest.mark.parametrize("task", ["place", "stack"])
+def test_restoring_is_exact_across_a_disturbance(task: str) -> None:
+    number = numbers_with(task, True, 1)[0]
+    env, other = disturbed(task, number), make(task)
+    saved, actions = env.get_state(), []
+
+    def step(episode: TabletopEnv, action: np.ndarray) -> np.ndarray:
+        return np.append(episode.step(action)[0]["front"], episode.data.qpos.copy())
+
+    first, middle = [], None
+    for _ in range(8):
+        actions.append(experts.act(env.task, env.view()))
+        first.append(step(env, actions[-1]))
+        middle = middle or env.get_state()  # right after the disturbance
+    assert saved.counters.disturbed == 0 and env.counters.disturbed == 1
+    for snapshot, begin in ((saved, 0), (middle, 1)):
+        other.restart(number + 1)
+        assert snapshot is not None
+        other.set_state(snapshot)
+        for action, frame in zip(actions[begin:], first[begin:], strict=True):
+            np.testing.assert_array_equal(step(other, action), frame)
+        assert other.counters == env.counters
+
+
+def test_events_by_hand() -> None:
+    env = make("stack")
+    env.restart(numbers_with("stack", False, 1)[0])
+    while env.view().things["red"][2] < CUBE + 0.02:
+        env.advance(experts.act(env.task, env.view()))
+    assert env.events() == {"contacts": 1, "grasps": 1, "drops": 0, "disturbances": 0}
+    for _ in range(2):
+        env.advance(STILL * [0, 0, 0, -1])  # let go in the air
+    assert env.events() == {"contacts": 1, "grasps": 1, "drops": 1, "disturbances": 0}
+    play_expert(env)
+    assert env.events()["grasps"] == 2 and env.events()["drops"] == 1  # what is laid down at the goal is not dropped
 
 
 # --- saving ---------------------------------------------------------------------------------------------------
@@ -378,7 +546,7 @@ def test_one_environment_for_several_tasks() -> None:
     env = make("place+stack")
     told = {env.reset(seed=initial_state)[1]["instruction"] for initial_state in range(20)}
     assert told == {"place the red cube on the yellow tray", "stack the red cube on the blue cube"}
-    assert env.horizon == 28
+    assert env.horizon == 56
     env.restart(3)
     first, snapshot = env.task, env.get_state()
     other = next(initial_state for initial_state in range(20) if (env.restart(initial_state), env.task)[1] != first)
