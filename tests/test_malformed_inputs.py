@@ -51,7 +51,7 @@ RUN = "run smoke --out out --device cpu --env.workers 0"
 EVALUATE = "evaluate run --episodes 2 --device cpu"
 IMITATE = "imitate --data store --out out --device cpu"
 DREAM = "world-model --data store --out out --device cpu"
-JUDGE = "reward-model --data store --out out --device cpu --world-model world --policy run/policies/base"
+JUDGE = "reward-model --data store --out out --device cpu --world-model world"
 PRACTISE = (
     "practise --policy run/policies/base --world-model world --reward-model reward --data store --out out --device cpu"
 )
@@ -186,7 +186,12 @@ SETTINGS = [  # of `wmpo run smoke`
     ("--grpo.clip-high inf", "grpo.clip_high is inf"),
     ("--grpo.min-group-success 0.9 --grpo.max-group-success 0.1", "it must be below grpo.max_group_success"),
     ("--collect.episodes 7 --collect.rollouts-per-state 2", "must be a multiple of collect.rollouts_per_state"),
-    ("--collect.held-out 1", "collect.held_out is 1.0"),
+    ("--collect.episodes -1", "collect.episodes is -1; it must be at least 0"),
+    ("--collect.held-out 0.25", "collect.held_out is gone: thresholds are cross-fitted now"),
+    ("--evaluate.time-factor 0.5", "evaluate.time_factor is 0.5; it must be at least 1"),
+    ("--grpo.epochs 0", "grpo.epochs is 0; it must be at least 1"),
+    ("--grpo.kl-coef nan", "grpo.kl_coef is nan; it must be a finite number"),
+    ("--grpo.lr-end 2", "grpo.lr_end is 2.0; it must be at most 1"),
     ("--collect.task fly", "collect.task names 'fly'"),
     ("--policy.family zzz", "There is no policy family 'zzz'"),
     ("--env.family zzz", "There is no environment family 'zzz'"),
@@ -293,24 +298,25 @@ OPTIONS = [  # of the other commands
     Case("collect --policy nowhere --data out", "nowhere"),
     Case("collect --policy world --data out --device cpu --env.workers 0", "world"),
     Case(f"{DREAM} --chunk 0", "--chunk is 0"),
-    Case(f"{DREAM} --held-out nan", "--held-out is nan"),
+    Case(f"{DREAM} --held-out 0.25", "held_out is gone"),
     Case(f"{DREAM} --world-model.family zzz", "There is no world model family 'zzz'"),
     Case(f"{DREAM} --world-model.align.steps 3", "does nothing here"),
     Case(f"{DREAM} --world-model.align-fraction 0.2", "does nothing here"),
     Case(f"{DREAM} --align-data nowhere", "There is no episode store"),
     Case(f"{JUDGE} --reward.imagined-fraction 2", "reward.imagined_fraction is 2.0"),
-    Case("reward-model --data store --out out --device cpu --world-model world --held-out 0 --reward.threshold f1",
-         "raise --held-out"),
+    Case(f"{JUDGE} --held-out 0", "held_out is gone"),
     Case(f"{JUDGE} --temperature nan", "temperature"),
     Case("reward-model --data store --out out --device cpu", "needs a world model: give one, or set it to 0"),
-    Case("reward-model --data store --out out --device cpu --world-model world", "needs a world model and the policy"),
+    Case(f"{JUDGE} --reward.threshold rate", "needs a world model and the policy"),
     Case("reward-model --data store --out out --device cpu --policy run/policies/base --reward.imagined-fraction 0 "
-         "--reward.threshold f1", "--policy does nothing here"),
-    Case("reward-model --data store --out out --device cpu --world-model reward --policy run/policies/base", "reward"),
+         "--reward.threshold rate", "needs a world model and the policy"),
+    *(Case(f"{JUDGE} {more} --reward.threshold {kind}", f"does nothing here: reward.threshold {kind} needs no policy")
+      for more in ("--policy run/policies/base", "--temperature 0.25") for kind in ("f1", "calibrated")),
+    Case(JUDGE.replace("--world-model world", "--world-model reward"), "reward"),
     Case(f"{PRACTISE} --stride 0", "stride is 0"),
     Case(f"{PRACTISE} --grpo.freeze typo", "grpo.freeze"),
-    Case(f"{PRACTISE} --held-out 2", "--held-out is 2"),
-    Case(f"{PRACTISE} --held-out 0.9", "--held-out"),  # does nothing without grpo.keyframes
+    Case(f"{PRACTISE} --held-out 0.9", "held_out is gone"),
+    Case(f"{PRACTISE} --grpo.n-initial-states 3", "n_initial_states does nothing here"),
     Case(PRACTISE.replace("--data store", "--data empty"), "is empty"),
     Case(PRACTISE.replace("--world-model world", "--world-model reward"), "reward"),
     Case(PRACTISE.replace("--reward-model reward", "--reward-model world"), "world"),
@@ -436,6 +442,8 @@ RENAMES = [
       if "." in old),
     *(Case("evaluate run", new, text("run/recipe.json", json.dumps({old.split(".")[0]: {old.split(".")[1]: 1}})))
       for old, new in RENAMED.items() if "." in old),
+    Case("evaluate run", "had collect.held_out; thresholds are cross-fitted now: begin a run anew",
+         text("run/recipe.json", json.dumps({"collect": {"held_out": 0.25}}))),
 ]  # fmt: skip
 
 CASES = {

@@ -12,7 +12,7 @@ from wmpo.cli import dispatch
 from wmpo.config import Recipe
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
-from wmpo.families import RENAMED, new_name, recipe_from_plain
+from wmpo.families import GONE, RENAMED, new_name, recipe_from_plain, why_gone
 from wmpo.io.plain import to_plain
 from wmpo.opening import flat, keep_recipe, load_recipe
 from wmpo.recipes import RECIPES, recipe_named
@@ -69,8 +69,12 @@ def test_unknown_recipe_names_the_closest() -> None:
         ("env.renderer", "crayon", "one of auto, egl, rays"),
         ("env.task", "plaice", "no task 'plaice'"),
         ("grpo.min_group_success", 0.95, "below grpo.max_group_success"),
-        ("collect.held_out", 0.0, "leave some"),
-        ("collect.held_out", 1.5, "at most 1"),
+        ("collect.episodes", -1, "collect.episodes is -1; it must be at least 0"),
+        ("evaluate.time_factor", 0.5, "evaluate.time_factor is 0.5; it must be at least 1"),
+        ("reward.threshold", "best", "one of calibrated, f1, rate, half"),
+        ("grpo.lr_end", 1.5, "grpo.lr_end is 1.5; it must be at most 1"),
+        ("grpo.epochs", 0, "grpo.epochs is 0; it must be at least 1"),
+        ("grpo.kl_coef", -0.1, "grpo.kl_coef is -0.1; it must be at least 0"),
         ("policy.fit.steps", 0, "policy.fit.steps is 0"),
         ("world_model.align.lr", 0.0, "above 0"),
         ("world_model.fit.ema", 1.0, "at most 0.99"),
@@ -113,3 +117,13 @@ def test_settings_of_earlier_versions_are_refused_by_their_new_names() -> None:
         recipe_from_plain({"name": "push", "grpo": {"trust": 0.5}}, "recipe.json")
     with pytest.raises(UserError, match=r"is now world_model\.codec_fit\.cpu_shards: use"):
         dispatch(["plan", "place", "--world-model.codec-fit.shares", "2"])
+
+
+def test_settings_that_are_gone_are_refused_with_a_reason() -> None:
+    now = {name for recipe in RECIPES.values() for name in flat(to_plain(recipe))}
+    assert not any(why_gone(name) for name in now) and all(why_gone(f"x.{name}") == why for name, why in GONE.items())
+    with pytest.raises(UserError, match=r"recipe.json .* had collect\.held_out; thresholds are cross-fitted now"):
+        recipe_from_plain({"name": "push", "collect": {"held_out": 0.25}}, "recipe.json")
+    for command in ("run push --out x --collect.held-out=0.5", "world-model --held_out 0.5"):
+        with pytest.raises(UserError, match=r"held_out is gone: thresholds are cross-fitted now"):
+            dispatch(command.split())

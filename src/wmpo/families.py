@@ -66,6 +66,9 @@ RENAMED = {  # settings of version 0.1, or parts of their names
     "evaluate.watch_every": "evaluate.practice_eval_freq", "evaluate.watch_episodes": "evaluate.practice_eval_episodes",
     "shares": "cpu_shards",
 }  # fmt: skip
+GONE = {  # likewise, of settings that have no successor -> why
+    "held_out": "thresholds are cross-fitted now, on episodes that a classifier has not seen, so none is held out",
+}
 _allowed: set[str] = set()
 
 
@@ -75,6 +78,11 @@ def new_name(setting: str) -> str:
     for old, new in RENAMED.items():
         found = found.replace(f".{old}.", f".{new}.")
     return found[1:-1]
+
+
+def why_gone(setting: str) -> str:
+    """Why there is no such setting any more, by its dotted name; empty where it was never there, or still is."""
+    return GONE.get(setting.rpartition(".")[2], "")
 
 
 def allow(family: str) -> None:
@@ -179,6 +187,8 @@ def recipe_from_plain(data: object, where: str) -> Recipe:
     if not isinstance(data, dict):
         raise UserError(f"{where} holds no recipe.")
     for name in _names_in(data):
+        if why := why_gone(name):
+            raise UserError(f"{where} is of an earlier version, which had {name}; {why}: begin a run anew.")
         if new_name(name) != name:
             raise UserError(
                 f"{where} is of an earlier version, in which {new_name(name)} was {name}: begin a run anew."

@@ -14,7 +14,7 @@ import tyro
 
 from wmpo.config import Recipe
 from wmpo.errors import UserError
-from wmpo.families import PLUGS, allow, complete, new_name, of_family, saved_family
+from wmpo.families import PLUGS, allow, complete, new_name, of_family, saved_family, why_gone
 
 Options = TypeVar("Options")
 
@@ -95,8 +95,10 @@ def value_of(name: str, args: Sequence[str]) -> str:
 
 
 def _new_name(arg: str) -> str:
-    """The argument itself. Raises UserError for a setting that has another name now."""
+    """The argument itself. Raises UserError for a setting that has another name now, or is gone."""
     name = arg.partition("=")[0][2:].replace("-", "_") if arg.startswith("--") else ""
+    if why := why_gone(name):
+        raise UserError(f"{name} is gone: {why}. Leave it out.")
     if (new := new_name(name)) != name:
         raise UserError(f"{name} is now {new}: use --{new}.")
     return arg
