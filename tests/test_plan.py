@@ -105,6 +105,10 @@ def test_steps_of_a_run_by_hand() -> None:
     assert [need.stage for need in needs[1:3]] == ["world: kinematics", "world: denoiser"]
     fits = (recipe.policy.fit.steps, *worlds, 2 * recipe.reward.fit.steps)
     assert [need.steps for need in needs] == [*fits, 3 * 5 * 6, 3 * 5 * 24 / 3]
+    cross_fitted = plan(replace(recipe, reward=replace(recipe.reward, threshold="calibrated")), SPEC)
+    assert cross_fitted[3].steps == 3 * needs[3].steps  # one that sees all episodes, and two that see half
+    thrice = plan(replace(recipe, grpo=replace(recipe.grpo, epochs=3)), SPEC)
+    assert [need.steps for need in thrice[-2:]] == [3 * 5 * 6, 3 * 3 * 5 * 24 / 3]
     once = plan(replace(recipe, reward=replace(recipe.reward, stride=4)), SPEC)[-2].flop  # one clip a chunk, not two
     double = plan(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[-2].flop
     assert double == pytest.approx(2 * needs[-2].flop, rel=1e-3)  # but for sentences, each read once
@@ -182,6 +186,9 @@ def test_smaller_micro_batches_need_less_for_an_update(head: Literal["tokens", "
     assert half.training == 4 * trained and half.weights == whole.weights  # gradients so far, and new ones
     assert 0.45 < half.activations / whole.activations < 0.55 and tiny.activations < whole.activations / 15
     assert fitting(whole, whole.total - 1).startswith("lower n to ")
+    held_to_its_beginning = updating(GRPOConfig(groups=16, group_size=4, minibatches=2, micro_batch=64, kl_coef=0.1),
+                                     (policy,), SPEC, "")  # fmt: skip
+    assert held_to_its_beginning.weights == whole.weights + trained
 
 
 def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from episodes_by_hand import make_episode, make_store
+from wmpo import success
 from wmpo.algorithm import collect, demonstrations, evaluate_policy, keyframes, play
-from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, Recipe
+from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, Recipe
+from wmpo.data.cache import FrameCache
+from wmpo.data.clips import RewardClips
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
@@ -25,7 +29,7 @@ from wmpo.policies.settings import MiniVLASettings
 from wmpo.report.measure import outcomes
 from wmpo.rewards.settings import ConvSettings
 from wmpo.run import Run
-from wmpo.success import SuccessData, learn_success, threshold_by_f1
+from wmpo.success import FOLDS, SuccessData, cross_fitted_threshold, learn_success, verdicts
 
 SUCCESS = {0: (), 1: (), 2: (7, 8), 3: (5, 6, 7, 8)}  # episode -> frames that show it
 
@@ -46,10 +50,139 @@ class ByNumber:
         return clips_BLCHW[:, -1, 0].float().mean((1, 2))
 
 
-def test_the_threshold_by_f1_lies_between_failures_and_successes(run: Run) -> None:
-    judge: object = ByNumber()
-    assert 1 <= threshold_by_f1(run, None, judge, [0, 1, 2, 3]) < 2  # type: ignore[arg-type]
-    assert 0 <= threshold_by_f1(run, None, judge, [0, 3]) < 3  # type: ignore[arg-type]
+def judge_by_number(fold: int, episodes: Sequence[int]) -> Iterator[tuple[float, bool]]:
+    for episode in episodes:
+        yield float(episode), bool(SUCCESS[episode])
+
+
+@pytest.mark.parametrize("kind", ["f1", "calibrated"])
+def test_the_cross_fitted_threshold_lies_between_failures_and_successes(run: Run, kind: Any) -> None:
+    run.recipe = replace(run.recipe, reward=ConvSettings(threshold=kind))
+    assert 1 <= cross_fitted_threshold(run, [0, 1, 2, 3], judge_by_number) < 2
+    assert 0 <= cross_fitted_threshold(run, [0, 3], judge_by_number) < 3
+
+
+def test_f1_and_calibration_choose_their_own_thresholds(run: Run) -> None:
+    scores = [(0.0, False), (1.0, True), (2.0, False), (3.0, True), (4.0, True), (5.0, True)]
+    found = {}
+    for kind in ("f1", "calibrated"):
+        run.recipe = replace(run.recipe, reward=ConvSettings(threshold=kind))  # type: ignore[arg-type]
+        found[kind] = cross_fitted_threshold(run, [0, 1, 2, 3], lambda fold, kept: iter(scores[fold::2]))
+    assert 0 <= found["f1"] < 1 < found["calibrated"] < 3
+
+
+def test_every_episode_is_judged_once_and_those_of_one_state_together(tmp_path: Path) -> None:
+    numbers = [40, 40, 7, 7, 7, 100, 3]
+    make_store(tmp_path / "data", [make_episode(i, 8, (8,), source="round-1", initial_state=number)
+                                   for i, number in enumerate(numbers)])  # fmt: skip
+    judged: dict[int, list[int]] = {}
+
+    def judge(fold: int, kept: Sequence[int]) -> Iterator[tuple[float, bool]]:
+        judged[fold] = [*kept]
+        return iter([(float(fold), False), (fold + 1.0, True)])
+
+    with open_stage(Recipe(device="cpu"), tmp_path / "log", tmp_path / "data", quiet=True) as run:
+        cross_fitted_threshold(run, range(7), judge)
+        assert sorted(sum(judged.values(), [])) == [*range(7)] and len(judged) == FOLDS
+        sides = [{numbers[i] for i in kept} for kept in judged.values()]
+        assert not set.intersection(*sides) and min(map(len, sides)) == 2
+        judged.clear()
+        cross_fitted_threshold(run, [3], judge)  # a single part, and nothing is asked of the other
+        assert judged == {0: [3]}
+
+
+class ByFrame:
+    """Scores a clip by the number of its last frame, which its green channel shows."""
+
+    clip_length = 2
+
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return clips_BLCHW[:, -1, 1].float().mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("length", "hits", "chunk", "stride", "found"),
+    [
+        (8, (), 4, 2, [(8, False)]),
+        (8, (7, 8), 4, 2, [(8, True), (2, False)]),  # frames 0 to 3 show no success, 2 is scored
+        (8, (8,), 4, 4, [(8, True), (4, False)]),
+        (8, (6, 7, 8), 4, 4, [(8, True)]),  # nothing is scored before frame 3
+        (8, (6, 7, 8), 4, 1, [(8, True), (2, False)]),
+        (8, (2,), 1, 1, [(8, True)]),  # nothing is left before the margin
+        (9, (), 4, 4, [(8, False)]),  # the end of a chunk, as in a dream
+        (3, (3,), 4, 4, [(3, True)]),  # it ends inside of its only chunk, whose end stands beyond it
+    ],
+)
+def test_verdicts_by_hand(
+    length: int, hits: tuple[int, ...], chunk: int, stride: int, found: list[tuple[float, bool]]
+) -> None:
+    judge: object = ByFrame()
+    assert [*verdicts(judge, make_episode(0, length, hits), chunk, stride)] == found  # type: ignore[arg-type]
+
+
+class Noted(RewardClips):
+    """Clips that say which pictures they are of."""
+
+    def __init__(self, cache: FrameCache, episodes: Sequence[int], clip_length: int, **more: Any) -> None:
+        super().__init__(cache, episodes, clip_length, **more)
+        self.numbers = {int(cache.images["front"][cache.first[episode]][0, 0, 0]) for episode in episodes}
+
+
+@pytest.mark.parametrize("dreams", [False, True], ids=["real video", "imagined"])
+@pytest.mark.parametrize("kind", ["f1", "calibrated"])
+def test_no_episode_is_judged_by_a_classifier_that_saw_it(
+    run: Run, dreams: bool, kind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Episodes are told apart by their red channel, in the store as in the imagined replays of it."""
+    hits: dict[int, tuple[int, ...]] = {n: (8,) if n % 3 else () for n in range(12)}
+    episodes = [make_episode(n, 8, hits[n], source="expert" if n > 8 else "round-1") for n in hits]
+    run.store = make_store(tmp_path / "more", episodes)
+    fit = FitConfig(steps=1, batch_size=4)
+    settings = ConvSettings(threshold=kind, width=8, imagined_fraction=0.5 * dreams, fit=fit)
+    run.recipe = replace(run.recipe, reward=settings)
+    made: list[Noted] = []
+    seen: dict[int, set[int]] = {}
+    judged: list[tuple[int, set[int]]] = []
+    again: list[int] = []
+
+    def clips(*args: Any, **more: Any) -> Noted:
+        made.append(Noted(*args, **more))
+        return made[-1]
+
+    def fitted(model: Any, sample: Any, cfg: FitConfig, name: str, *_: object) -> None:
+        sample(0)  # the clips of this classifier, and no others
+        seen[id(model)] = set().union(*(part.numbers for part in made))
+        names.append(name)
+        models.append(model)
+        made.clear()
+
+    def replays(run: Run, world_model: object, wanted: Sequence[int], turn: int) -> EpisodeStore:
+        again.extend(wanted)
+        return make_store(tmp_path / "dreams", run.store.episodes(wanted))
+
+    def verdict(model: Any, episode: Any, chunk: int, stride: int) -> Iterator[tuple[float, bool]]:
+        number = int(episode.images["front"][0, 0, 0, 0])
+        judged.append((number, seen[id(model)]))
+        yield float(episode.succeeded), episode.succeeded
+
+    names: list[str] = []
+    models: list[object] = []  # kept, so that no two have one id
+    monkeypatch.setattr(success, "RewardClips", clips)
+    monkeypatch.setattr(success, "imagined_again", replays)
+    monkeypatch.setattr(success, "verdicts", verdict)
+    monkeypatch.setattr(Run, "fit", lambda self, *args: fitted(*args))
+    world_model: Any = ByFrame() if dreams else None
+    if dreams:
+        world_model.chunk = 4
+        monkeypatch.setattr(success, "digest_of", lambda model: "")
+    tried = [*range(9)]
+    model = learn_success(run, SuccessData([*range(12)], [*tried, 9, 10], tried, tried), world_model, None)
+    assert names == ["reward_model_fit-1", "reward_model_fit-1-fold-0", "reward_model_fit-1-fold-1"]
+    assert seen[id(models[0])] == {*range(12)}  # the one that is used has seen all
+    assert sorted(number for number, _ in judged) == tried
+    for number, known in judged:
+        assert number not in known and {9, 10, 11} <= known and len(known) >= 7
+    assert 0 < model.threshold < 1 and (again == [*tried, 9, 10]) == dreams
 
 
 def test_keyframes_are_of_the_given_episodes_and_before_success(run: Run) -> None:
@@ -67,6 +200,7 @@ def test_keyframes_are_of_the_given_episodes_and_before_success(run: Run) -> Non
     ("settings", "words"),
     [
         (ConvSettings(threshold="rate", imagined_fraction=0.0), "reward.threshold is rate, which needs a world model"),
+        (ConvSettings(threshold="half", imagined_fraction=0.0), "reward.threshold is half, which needs a world model"),
         (
             ConvSettings(threshold="f1", imagined_fraction=0.5),
             "imagined_fraction is above 0, which needs",

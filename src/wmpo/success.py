@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from wmpo.batches import cat
+from wmpo.config import RewardConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import MARGIN, RewardBatch, RewardClips
 from wmpo.data.records import initial_states_of
@@ -45,6 +46,11 @@ class SuccessData:
     """Rollouts of the policy, whose rate of success the threshold is to meet in imagination."""
 
 
+def chosen_by_rate(cfg: RewardConfig) -> bool:
+    """Whether the threshold is to meet a rate of success, which needs the policy, in place of telling episodes apart."""
+    return cfg.threshold in ("rate", "half")
+
+
 def learn_success(
     run: Run, data: SuccessData, world_model: WorldModel | None, policy: Policy | None, turn: int = 1
 ) -> RewardModel:
@@ -54,7 +60,7 @@ def learn_success(
     then. Raises UserError where the settings ask for what isn't there.
     """
     cfg = run.recipe.reward
-    by_rate = cfg.threshold in ("rate", "half")
+    by_rate = chosen_by_rate(cfg)
     if cfg.imagined_fraction and world_model is None:
         raise UserError("reward.imagined_fraction is above 0, which needs a world model: give one, or set it to 0.")
     if by_rate and (world_model is None or policy is None):
@@ -151,6 +157,7 @@ def verdicts(model: RewardModel, episode: Episode, chunk: int, stride: int) -> I
     """
     scores = score_video(model, next(iter(episode.images.values())), episode.instruction)
     scored = np.array([frame > 0 and (chunk - 1 - (frame - 1) % chunk) % stride == 0 for frame in range(len(scores))])
+    scored[-1] |= not scored.any()  # an episode that ends before anything is scored is judged at its end
     yield float(scores[scored].max()), episode.succeeded
     before = max(episode.finish_step - MARGIN, 0)
     if episode.succeeded and scored[:before].any():

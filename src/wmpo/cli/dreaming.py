@@ -87,10 +87,10 @@ class RewardModelCommand:
         from wmpo.families import save_model
         from wmpo.opening import open_stage
         from wmpo.policies import load_policy
-        from wmpo.success import SuccessData, learn_success
+        from wmpo.success import SuccessData, chosen_by_rate, learn_success
         from wmpo.world_models import load_world_model
 
-        by_rate = self.reward.threshold in ("rate", "half")
+        by_rate = chosen_by_rate(self.reward)
         if self.policy is not None and self.reward.threshold == "f1":
             raise UserError("--policy does nothing here: reward.threshold f1 needs no policy.")
         if self.policy is None and self.temperature != CollectConfig.temperature:

@@ -28,6 +28,7 @@ from wmpo.grpo import trained_parameters
 from wmpo.policies import build_policy
 from wmpo.protocols import Policy, RewardModel, Trainable, WorldModel
 from wmpo.rewards import build_reward_model
+from wmpo.success import FOLDS, chosen_by_rate
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models import build_world_model
 
@@ -135,9 +136,10 @@ def plan(recipe: Recipe, spec: EnvSpec, policy: Policy | None = None) -> list[Ne
             reward_model = build_reward_model(rewards, spec).to(META)
         n = rewards.fit.batch_size
         clips = images(next(iter(spec.cameras.values())), n, rewards.clip_length)
+        fits = 1 if chosen_by_rate(rewards) else 1 + FOLDS  # one more for each part of the episodes that it hasn't seen
         judge = training(
             "reward model", reward_model, RewardBatch(clips, blank(n), ("",) * n), rewards.fit,
-            "reward.fit.batch_size, reward.width", recipe.rounds * rewards.fit.steps,
+            "reward.fit.batch_size, reward.width", recipe.rounds * fits * rewards.fit.steps,
         )  # fmt: skip
     networks = (policy, world_model, reward_model)
     practices = recipe.rounds + int(recipe.control)
@@ -230,8 +232,8 @@ def updating(
     taken = go_through(torch.enable_grad(), work, networks)
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's two moments
     # The moving average, and the weights that practice began with, for the KL divergence from them.
-    kept = trained * (bool(cfg.ema) + bool(cfg.target_kl))
-    weights, steps = sum(map(held, networks)) + kept, practices * cfg.iterations * played / episodes
+    kept = trained * (bool(cfg.ema) + bool(cfg.target_kl or cfg.kl_coef))
+    weights, steps = sum(map(held, networks)) + kept, practices * cfg.iterations * cfg.epochs * played / episodes
     return Need("practise: update", count(policy), weights, 3 * trained + sums, activations, change, taken.flop, steps)
 
 
