@@ -88,7 +88,7 @@ def calibrated_threshold(score_N: Tensor, label_N: Tensor) -> float:
         slope = weight * (scipy.special.expit(z) - target)
         return float(weight @ (np.logaddexp(0, z) - target * z)), np.array([slope @ x, slope.sum()])
 
-    steepness, offset = scipy.optimize.minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    steepness, offset = scipy.optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS").x
     if steepness <= 1e-3:
         raise UserError(
             "The reward model gives successes no higher scores than failures in imagined replays of episodes that it "
