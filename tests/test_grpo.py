@@ -13,9 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from coin import Coin, pictures
+from wmpo import grpo
 from wmpo.config import GRPOConfig
 from wmpo.errors import UserError
-from wmpo.grpo import advantages, distance, frozen_copy, play_groups, practise, update
+from wmpo.grpo import (
+    advantages,
+    distance,
+    frozen_copy,
+    learning_rate,
+    log_prob_under,
+    play_groups,
+    practise,
+    update,
+)
 from wmpo.rollout import rollout
 from wmpo.training.log import RunLog, read_metrics
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
@@ -205,6 +215,93 @@ def test_first_update_has_ratio_one_and_the_gradient_of_reinforce() -> None:
     (-(advantage * per_episode).mean()).backward()
     assert twin.linear.weight.grad is not None and twin.linear.weight.grad.abs().max() > 0.01
     torch.testing.assert_close(moved, twin.linear.weight.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_learning_rate_by_hand() -> None:
+    """Warm-up over 4 of 3 x 2 x 2 steps, then a line down to the half."""
+    cfg = GRPOConfig(lr=2.0, lr_end=0.5, warmup=4, iterations=3, epochs=2, minibatches=2)
+    found = [learning_rate(cfg, step) for step in (1, 2, 4, 8, 12, 20)]
+    assert found == [0.5, 1.0, 2.0, 1.5, 1.0, 1.0]
+    assert [learning_rate(replace(cfg, lr_end=1.0, warmup=0), step) for step in (1, 7, 12)] == [2.0] * 3
+    assert [learning_rate(replace(cfg, lr_end=0.0, warmup=0), step) for step in (3, 12)] == [1.5, 0.0]
+    assert learning_rate(replace(cfg, warmup=100), 50) == 1.0  # practice may end before the warm-up does
+
+
+def test_updates_follow_the_learning_rate() -> None:
+    policy, generator = Coin(), torch.Generator().manual_seed(0)
+    cfg = replace(CONFIG, iterations=4, warmup=3, epochs=2, lr_end=0.1)
+    groups = play_groups(Guess(), policy, STARTS, cfg, generator=generator, temperature=1.0)
+    optimizer, rates = torch.optim.SGD(policy.parameters(), lr=1.0), []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    for iteration in (0, 2):
+        update(policy, optimizer, groups, advantages(groups, cfg, generator), cfg, generator, iteration)
+    assert rates == [learning_rate(cfg, step) for step in (1, 2, 3, 4, 9, 10, 11, 12)]
+
+
+def test_every_epoch_sees_every_episode_once_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, generator = Coin(), torch.Generator().manual_seed(0)
+    cfg = replace(CONFIG, epochs=3, minibatches=2, micro_batch=1000, lr=1e-9)
+    groups = play_groups(Guess(), policy, STARTS, cfg, generator=generator, temperature=1.0)
+    seen: list[list[int]] = []
+    real = grpo.policy_loss
+
+    def loss(policy: Any, batch: Any, advantage_E: Tensor, rows: Tensor, *more: Any) -> Any:
+        seen.append(rows.tolist())
+        return real(policy, batch, advantage_E, rows, *more)
+
+    monkeypatch.setattr(grpo, "policy_loss", loss)
+    optimizer = torch.optim.SGD(policy.parameters())
+    metrics = update(policy, optimizer, groups, advantages(groups, cfg, generator), cfg, generator)
+    passes = [first + second for first, second in zip(seen[::2], seen[1::2], strict=True)]
+    assert len(passes) == 3 and all(sorted(rows) == [*range(len(groups.rollout))] for rows in passes)
+    assert passes[0] != passes[1] != passes[2]
+    assert metrics["ratio_mean"] == pytest.approx(1.0)  # a mean over all steps
+
+
+def test_more_epochs_learn_more_from_the_same_rollouts(tmp_path: Path) -> None:
+    config = replace(CONFIG, iterations=2, lr=0.05, ema=0.0)
+    once, thrice = (run(tmp_path / str(n), Coin(), replace(config, epochs=n)) for n in (1, 3))
+    assert right(thrice) > right(once) + 0.02
+    played = [read_metrics(tmp_path / str(n))["practice/groups_played"][0] for n in (1, 3)]
+    assert played[0] == played[1]
+
+
+def test_choices_of_a_batch_under_another_policy() -> None:
+    policy, other, generator = Coin(), Coin(), torch.Generator().manual_seed(0)
+    nn.init.normal_(other.linear.weight, generator=torch.Generator().manual_seed(1))
+    groups = play_groups(Guess(), policy, STARTS, CONFIG, generator=generator, temperature=1.0)
+    batch, device = groups.rollout, torch.device("cpu")
+    torch.testing.assert_close(log_prob_under(policy, batch, CONFIG, device), batch.log_prob)
+    under = log_prob_under(other, batch, replace(CONFIG, micro_batch=3), device)
+    observation, trace, _ = batch.decisions(torch.arange(len(batch)))
+    torch.testing.assert_close(under[:, 0], other.log_prob(observation, trace, temperature=1.0).detach())
+
+
+def test_the_penalty_keeps_the_policy_near_its_beginning(tmp_path: Path) -> None:
+    begin = Coin()
+    with torch.no_grad():
+        begin.linear.bias += torch.tensor([0.5, -0.5, 0.5, -0.5])
+    free, held, bound = (
+        run(tmp_path / str(kl), frozen_copy(begin), replace(CONFIG, kl_coef=kl)) for kl in (0.0, 0.2, 5.0)
+    )
+
+    def apart(policy: Any) -> float:
+        log_probs, start = (who.log_probs(Guess().reset([0, 1])).detach() for who in (policy, begin))
+        return float((log_probs.exp() * (log_probs - start)).sum(-1).mean())
+
+    assert 0 < apart(bound) < 0.5 * apart(held) < 0.5 * apart(free)
+    assert "practice/kl" not in read_metrics(tmp_path / "0.0")
+    measured = [value for _, value in read_metrics(tmp_path / "0.2")["practice/kl"]]
+    assert 0 < measured[1] < measured[-1] and "practice/distance" in read_metrics(tmp_path / "0.2")
+
+    def kill(iteration: int, policy: Any) -> None:
+        if iteration == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "broken", frozen_copy(begin), replace(CONFIG, kl_coef=0.2), kill)
+    resumed = run(tmp_path / "broken", frozen_copy(begin), replace(CONFIG, kl_coef=0.2))
+    assert torch.equal(resumed.linear.weight, held.linear.weight)
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo"])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, shuffle_within_groups
+from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
 
 
 def test_advantage_of_hand_computed_groups():
@@ -136,6 +136,39 @@ def test_gradient_at_the_old_policy_is_the_policy_gradient():
     assert log_prob.grad is not None
     torch.testing.assert_close(log_prob.grad, -advantage.reshape(4, 1, 1, 1).expand(4, 2, 3, 2) / (4 * 12))
     assert metrics == {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio_mean": 1.0}
+
+
+def test_kl_penalty_by_hand():
+    """Two episodes of one chunk of two actions; the second action of the first episode doesn't count."""
+    log_prob = torch.zeros(2, 1, 2, 1, requires_grad=True)
+    reference = torch.tensor([[0.5, -math.inf], [-1.0, 0.0]]).reshape(2, 1, 2, 1)
+    mask = torch.tensor([[True, False], [True, True]]).reshape(2, 1, 2)
+    penalty = kl_penalty(log_prob, reference, mask)
+    first, second = math.exp(0.5) - 1.5, (math.exp(-1) + 0) / 2
+    assert penalty.item() == pytest.approx((first + second) / 2)
+    penalty.backward()
+    # 1 - r, over the units of the episode and over the episodes.
+    known = torch.tensor([[1 - math.exp(0.5), 0], [(1 - math.exp(-1)) / 2, 0]]).reshape(2, 1, 2, 1) / 2
+    torch.testing.assert_close(log_prob.grad, known)
+
+
+def test_kl_penalty_is_the_divergence_on_the_policys_own_choices():
+    policy, reference = (torch.randn(5, generator=torch.Generator().manual_seed(n)).log_softmax(0) for n in (0, 1))
+    known = (policy.exp() * (policy - reference)).sum()
+    drawn = policy.exp().multinomial(200_000, replacement=True, generator=torch.Generator().manual_seed(2))
+    shape, mask = (len(drawn), 1, 1, 1), torch.ones(len(drawn), 1, 1, dtype=torch.bool)
+    penalty = kl_penalty(policy[drawn].reshape(shape), reference[drawn].reshape(shape), mask)
+    torch.testing.assert_close(penalty, known, rtol=0.03, atol=0)
+
+
+def test_kl_penalty_is_never_negative_and_nothing_where_nothing_differs():
+    log_prob, reference = torch.randn(2, 6, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(6, 3, 2, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[0] = False  # an episode without a choice that counts adds nothing
+    assert kl_penalty(log_prob, reference, mask) > 0 == kl_penalty(log_prob, log_prob, mask)
+    torch.testing.assert_close(kl_penalty(log_prob, reference, mask) * 6 / 5,
+                               kl_penalty(log_prob[1:], reference[1:], mask[1:]))  # fmt: skip
+    assert kl_penalty(log_prob[:0], reference[:0], mask[:0]) == 0
 
 
 def test_shapes_that_do_not_fit_are_refused():

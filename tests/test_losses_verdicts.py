@@ -10,6 +10,7 @@ from wmpo.errors import UserError
 from wmpo.losses.verdicts import (
     auroc,
     best_f1_threshold,
+    calibrated_threshold,
     expected_calibration_error,
     matching_threshold,
     precision_recall_f1,
@@ -142,3 +143,58 @@ def test_sure_scores_are_still_told_apart() -> None:
 def test_a_threshold_that_cannot_do_its_work_is_refused(scores: list[float], rate: float, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         matching_threshold(torch.tensor(scores), rate)
+
+
+def test_calibrated_threshold_by_hand():
+    """With two scores the curve meets both of Platt's targets: (n + 1) / (n + 2) of successes, 1 / (n + 2) of failures;
+    it crosses a half where the line through their logits crosses zero."""
+    score, label = torch.tensor([3.0, 5.0]), torch.tensor([False, True])
+    assert calibrated_threshold(score, label) == pytest.approx(4.0, abs=1e-4)  # both targets are 2 of 3
+    low, high = math.log(1 / 10), math.log(2)  # logits of 1/11 for nine failures, of 2/3 for one success
+    nine = torch.tensor([3.0] * 9 + [5.0]), torch.tensor([False] * 9 + [True])
+    assert calibrated_threshold(*nine) == pytest.approx(3 + 2 * -low / (high - low), abs=1e-3)
+
+
+def overlapping(successes, failures):
+    """Scores about 1 of successes and about -1 of failures, as evenly spread as can be."""
+    normal = torch.distributions.Normal(0, 1)
+    hits, misses = (normal.icdf((torch.arange(n) + 0.5) / n) for n in (successes, failures))
+    return torch.cat([hits + 1, misses - 1]), torch.arange(successes + failures) < successes
+
+
+@pytest.mark.parametrize(("successes", "failures"), [(300, 300), (3000, 300), (300, 3000)])
+def test_calibrated_threshold_weighs_both_kinds_alike(successes, failures):
+    """Two normal distributions of spread 1 are equally likely half way; one of ten times the number doesn't move it,
+    which would be by log(10) / 2."""
+    assert calibrated_threshold(*overlapping(successes, failures)) == pytest.approx(0.0, abs=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.01, 1000), st.floats(-1000, 1000))
+def test_calibrated_threshold_follows_the_scale_of_scores(scale, shift):
+    score, label = torch.tensor([-1.0, 0.5, 0.2, 2.0, 3.0]).double(), torch.tensor([0, 0, 1, 1, 1])
+    expected = scale * calibrated_threshold(score, label) + shift
+    assert calibrated_threshold(scale * score + shift, label) == pytest.approx(expected, abs=1e-3 * scale)
+
+
+def test_calibrated_threshold_rises_with_the_scores():
+    score, label = torch.tensor([-1.0, 0.5, 0.2, 2.0, 3.0]), torch.tensor([0, 0, 1, 1, 1])
+    found = [calibrated_threshold(score + 0.3 * k * (label == kind), label) for kind in (0, 1) for k in range(3)]
+    assert found[0] < found[1] < found[2] and found[3] < found[4] < found[5]
+    assert 0 < calibrated_threshold(torch.tensor([-40.0, -30.0, 30.0, 50.0]), torch.tensor([0, 0, 1, 1])) + 30 < 60
+
+
+def test_calibrated_threshold_needs_both_kinds_and_scores_that_tell_them_apart():
+    score = torch.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(UserError, match=r"None of the 3 judged episodes is a success.*collect\.episodes"):
+        calibrated_threshold(score, torch.zeros(3))
+    with pytest.raises(UserError, match="None of the 3 judged episodes is a failure"):
+        calibrated_threshold(score, torch.ones(3))
+    for label in ([1, 1, 0], [1, 0, 1]):  # the other way round, and neither
+        with pytest.raises(UserError, match="no higher scores than failures"):
+            calibrated_threshold(score, torch.tensor(label))
+    with pytest.raises(UserError, match="no higher scores than failures"):
+        calibrated_threshold(torch.ones(4), torch.tensor([0, 1, 0, 1]))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(UserError):
+            calibrated_threshold(torch.tensor([1.0, bad]), torch.tensor([0, 1]))
