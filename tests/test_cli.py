@@ -227,7 +227,7 @@ def test_a_box_becomes_a_sentence() -> None:
 TINY = [
     "run", "smoke", "--env.image-size", "16", "--env.workers", "0", "--env.renderer", "rays", "--device", "cpu",
     "--demonstrations.episodes", "12", "--policy.width", "16", "--policy.hidden", "32", "--policy.fit.steps", "30",
-    "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--collect.held-out", "0.09", "--world-model.width",
+    "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--world-model.width",
     "16", "--world-model.fit.steps", "20", "--world-model.fit.batch-size", "8", "--world-model.align.steps", "10",
     "--world-model.align.batch-size", "8", "--reward.fit.steps", "20", "--grpo.iterations", "3", "--grpo.groups", "2",
     "--grpo.group-size", "4", "--grpo.n-initial-states", "4", "--evaluate.episodes", "8",

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from episodes_by_hand import SPEC, make_episode, make_store
-from wmpo.cli.dreaming import first_frames, split
+from wmpo.algorithm import stored_first_frames
 from wmpo.data.cache import FrameCache
 from wmpo.data.compatibility import comparable
-from wmpo.data.initial_states import hold_out, initial_states
+from wmpo.data.initial_states import initial_states
 from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
@@ -61,12 +61,25 @@ def test_cameras_come_in_the_order_of_the_first_store(tmp_path: Path) -> None:
         other.with_cameras(["front"])
 
 
-def test_one_number_for_all_is_split_by_episode(tmp_path: Path) -> None:
+def test_one_number_for_all_says_nothing_of_first_frames(tmp_path: Path) -> None:
     cache = FrameCache(make_store(tmp_path, [make_episode(n, 3, initial_state=7) for n in range(16)]))
-    seen, kept = split(cache, 0.125)
-    assert (len(seen), kept) == (14, [7, 15])
-    numbers, first = first_frames(cache, 100)
-    assert len(set(numbers)) == 16 and first.images["front"][:, 0, 0, 0].tolist() == list(range(16))
+    numbers, first = stored_first_frames(cache, range(16))
+    assert len(set(numbers)) == 16 and sorted(first.images["front"][:, 0, 0, 0].tolist()) == list(range(16))
+
+
+def test_first_frames_of_stored_episodes(tmp_path: Path) -> None:
+    """One for each initial state, of the episodes that are asked for alone."""
+    numbers = [4, 9, 4, 9, -1, -1, 2]
+    cache = FrameCache(make_store(tmp_path, [make_episode(i, 3, initial_state=n) for i, n in enumerate(numbers)]))
+    states, first = stored_first_frames(cache, range(7))
+    assert len(states) == len(first) == 5 and {4, 9, 2} < set(states)
+    shown = dict(zip(states, first.images["front"][:, 0, 0, 0].tolist(), strict=True))
+    assert (shown[4], shown[9], shown[2]) == (0, 1, 6) and {4, 5} < set(shown.values())
+    assert (first.images["front"][:, 1] == 0).all()  # frame 0 of each
+    assert first.state[:, 0].tolist() == [*shown.values()]
+    assert first.instruction == tuple(f"push block {n % 2}" for n in shown.values())
+    states, first = stored_first_frames(cache, [3, 2, 6])
+    assert dict(zip(states, first.images["wrist"][:, 0, 0, 0].tolist(), strict=True)) == {9: 3, 4: 2, 2: 6}
 
 
 def test_unknown_initial_states_are_each_one_of_its_own(tmp_path: Path) -> None:
@@ -74,15 +87,6 @@ def test_unknown_initial_states_are_each_one_of_its_own(tmp_path: Path) -> None:
     records = make_store(tmp_path, [make_episode(i, 3, initial_state=n) for i, n in enumerate(numbers)]).records()
     assert initial_states_of(records) == [3, 3, -3, -4, 4]
     assert initial_states_of(records[:1]) == [3]
-
-
-def test_both_sides_of_a_split_hold_something_where_they_can() -> None:
-    consecutive = initial_states("collect", 0, 16)
-    assert [i for i, out in enumerate(hold_out(consecutive, 0.25)) if out] == [3, 7, 11, 15]
-    assert hold_out([7, 7, 15, 15], 0.5) == [False, False, True, True]  # by number alone, all would be kept out
-    assert hold_out([0, 8, 16, 24], 0.25) == [False, False, False, True]  # and here none
-    assert hold_out([0, 1], 0.0) == [False, False] and hold_out([0, 1], 1.0) == [True, True]
-    assert hold_out([], 0.5) == []
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_the_example_keeps_the_contract(capsys: pytest.CaptureFixture[str]) -> N
 TINY = [
     "--env.image-size", "16", "--env.workers", "0", "--env.renderer", "rays", "--device", "cpu", "--no-control",
     "--demonstrations.episodes", "12", "--policy.width", "16", "--policy.hidden", "32", "--policy.fit.steps", "30",
-    "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--collect.held-out", "0.09", "--reward.fit.steps",
+    "--policy.fit.batch-size", "16", "--collect.episodes", "12", "--reward.fit.steps",
     "20", "--reward.threshold", "half", "--world-model.fit.steps", "60", "--world-model.align.steps", "20",
     "--grpo.iterations", "1", "--grpo.groups", "2", "--grpo.group-size", "4", "--grpo.n-initial-states", "4",
     "--evaluate.episodes", "4", "--evaluate.practice-eval-freq", "0",

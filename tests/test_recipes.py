@@ -13,8 +13,8 @@ from wmpo.config import Recipe
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
 from wmpo.families import GONE, RENAMED, new_name, recipe_from_plain, why_gone
-from wmpo.io.plain import to_plain
-from wmpo.opening import flat, keep_recipe, load_recipe
+from wmpo.io.plain import flat, to_plain
+from wmpo.opening import keep_recipe, load_recipe
 from wmpo.recipes import RECIPES, recipe_named
 from wmpo.recipes.checks import check_recipe
 

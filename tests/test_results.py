@@ -7,10 +7,13 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from wmpo.errors import UserError
+from wmpo.evaluate import Evaluation, time_limit
 from wmpo.recipes import RECIPES
 from wmpo.report.results import (
     Agreement,
@@ -25,12 +28,17 @@ from wmpo.report.results import (
 )
 from wmpo.report.statistics import wilson_interval
 from wmpo.training.log import RunLog
+from wmpo.types import Episode
+
+
+TIMED: Any = {"horizon": 40, "time_limit": 80}
+EVENTS = {"grasps": [1, 2, 1, 0], "disturbances": [0, 1, 0, 0], "drops": [0, 1, 0, 0]}
 
 
 def result() -> RunResult:
     made = RunResult.begin(RECIPES["push"])
-    made.policies["base"] = PolicyResult([1, 2, 3, 4], [0, 0, 1, 0], [40, 40, 12, 40])
-    made.policies["wmpo"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 40, 40])
+    made.policies["base"] = PolicyResult([1, 2, 3, 4], [0, 0, 1, 0], [0, 0, 12, 45], **TIMED)
+    made.policies["wmpo"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 0, 60], events=EVENTS, **TIMED)
     made.interactions["rollouts"] = Interactions(128, 4000)
     made.stages["practice"] = Stage(12.5, 800.0)
     made.fidelity = [Fidelity(8, 24.5, 0.9, float("nan"), 19.0, 0.8, 30.0, 16)]
@@ -75,7 +83,46 @@ def test_summary_by_hand() -> None:
     assert gain.p_value == 1.0  # 2 against 1: two-sided 2 * (1 + 3) / 8
     assert gain.difference.low < 0 < gain.difference.high
     assert "base" not in summary.gains
-    assert result().policies["wmpo"].steps_to_success == 15.0
+    assert result().policies["wmpo"].median_steps == 15.0
+    assert math.isnan(PolicyResult([1], [0], [0]).median_steps)
+
+
+def test_success_within_a_number_of_actions() -> None:
+    played = PolicyResult([1, 2, 3, 4], [1, 0, 0, 1], [40, 41, 0, 7], **TIMED)
+    found = {steps: played.within(steps) for steps in (6, 7, 40, 40.5, 60, 80)}
+    assert found == {6: [0] * 4, 7: [0, 0, 0, 1], 40: [1, 0, 0, 1], 40.5: [1, 0, 0, 1], 60: [1, 1, 0, 1],
+                     80: [1, 1, 0, 1]}  # fmt: skip
+    curve = played.curve()
+    assert [t for t, _ in curve] == [*range(81)]
+    assert [dict(curve)[t] for t in (0, 6, 7, 39, 40, 41, 80)] == [0, 0, 0.25, 0.25, 0.5, 0.75, 0.75]
+    assert played.median_steps == 23.5  # of those within the horizon
+
+
+def test_recoveries_by_hand() -> None:
+    """A clean success; disturbed; gripped twice; gripped in vain; never gripped; dropped, and lost for good."""
+    played = PolicyResult(
+        [1, 2, 3, 4, 5, 6], [1, 1, 1, 0, 0, 0], [9, 9, 9, 0, 0, 0],
+        events={"grasps": [1, 1, 2, 1, 0, 0], "disturbances": [0, 1, 0, 0, 0, 0], "drops": [0, 0, 0, 0, 0, 1]},
+    )  # fmt: skip
+    assert played.first_attempt_failed == [False, True, True, True, False, True]
+    assert played.recoveries() == [1, 1, 0, 0] and played.recoveries(disturbed_only=True) == [1]
+    uncounted = replace(played, events={})
+    assert uncounted.recoveries() == uncounted.recoveries(disturbed_only=True) == []
+
+
+def test_outcomes_of_an_evaluation() -> None:
+    played = Evaluation(10, 20)
+    for number, frame in enumerate((10, 11, 0)):
+        hits = np.arange(13) >= frame if frame else np.zeros(13, bool)
+        meta = {"grasps": str(number), "renderer": "rays"}
+        played.add(Episode({}, np.zeros((13, 0)), np.zeros((12, 1)), hits, "x", number, f"t{number % 2}", "p", meta))
+    assert (played.finish_step, played.success, played.rate) == ([10, 11, 0], [True, False, False], 1 / 3)
+    assert played.steps == 36
+    policy = PolicyResult.of(played, 0.5, "fog")
+    assert policy == PolicyResult(
+        [0, 1, 2], [1, 0, 0], [10, 11, 0], 0.5, "fog", ["t0", "t1", "t0"], 10, 20, {"grasps": [0, 1, 2]}
+    )
+    assert time_limit(31, 1.5) == 46 and time_limit(31, 1.0) == 31
 
 
 def test_gain_of_ten_wins() -> None:
@@ -107,7 +154,9 @@ def test_each_task_by_hand(tmp_path: Path) -> None:
     assert (place.gains["wmpo"].won, place.gains["wmpo"].lost, place.gains["wmpo"].difference.value) == (1, 0, 0.5)
     assert push.rates["base"].value == push.rates["wmpo"].value == 0.5
     assert (push.gains["wmpo"].won, push.gains["wmpo"].lost) == (1, 1)
-    assert made.policies["wmpo"].of_task("push") == PolicyResult([2, 3], [1, 0], [20, 40])
+    assert made.policies["wmpo"].of_task("push") == PolicyResult(
+        [2, 3], [1, 0], [20, 0], events={"grasps": [2, 1], "disturbances": [1, 0], "drops": [1, 0]}, **TIMED
+    )  # fmt: skip
     assert made.summary().rates == result().summary().rates and made.summary().gains == result().summary().gains
     assert result().tasks == [] and result().summary().tasks == {}
     assert mixed_tasks(["a", "b", "a"]) == ["a", "b", "a"] and mixed_tasks(["a", "a"]) == mixed_tasks([]) == []
@@ -156,6 +205,8 @@ def test_logs_are_read(tmp_path: Path) -> None:
         (("policies", "base", "success"), [1], "one outcome and one finish step"),
         (("policies", "base", "success"), [2, 0, 0, 0], "must be 0 or 1"),
         (("policies", "base", "task"), ["push"], "the task of each initial state"),
+        (("policies", "wmpo", "events", "grasps"), [1], "wmpo needs one outcome and one finish step"),
+        (("format",), 1, "has format 1"),
         (("policies", "base", "success"), [0.5, 0, 0, 0], "must be a whole number"),
         (("format",), 99, "has format 99"),
         (("seed",), "x", "seed is 'x'"),

@@ -14,7 +14,7 @@ from episodes_by_hand import SPEC, assert_same, make_episode, make_store
 from wmpo.data import layout, parts
 from wmpo.data import store as store_module
 from wmpo.data.cache import FrameCache
-from wmpo.data.initial_states import SPLITS, held_out, initial_states, split_of
+from wmpo.data.initial_states import SPLITS, initial_states, split_of
 from wmpo.data.normalizer import Normalizer
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import lossy
@@ -261,12 +261,17 @@ def test_starts_repeat_and_extend() -> None:
     assert split_of(2**32) == split_of(-1) == "other"
 
 
-def test_held_out_share_is_exact_and_stable() -> None:
-    numbers = initial_states("collect", 5, 128, round=2)
-    assert [i for i, number in enumerate(numbers) if held_out(number, 0.125)] == list(range(7, 128, 8))
-    assert sum(held_out(number, 0.3) for number in numbers[:10]) == 3
-    assert not any(held_out(number, 0.0) for number in numbers)
-    assert all(held_out(number, 1.0) for number in numbers)
+def test_the_beginning_of_an_episode() -> None:
+    episode = make_episode(3, 8, success=(5, 6), labels=True)
+    begin = episode.first(4)
+    assert begin.length == 4 and not begin.succeeded and begin.finish_step == 4 and episode.first(5).finish_step == 5
+    assert_same(begin, dataclasses.replace(
+        episode, images={name: frames[:5] for name, frames in episode.images.items()}, state=episode.state[:5],
+        actions=episode.actions[:4], success=episode.success[:5], labels=None,
+    ))  # fmt: skip
+    assert episode.labels is not None and np.array_equal(begin.labels, episode.labels[:4])
+    assert episode.first(8) is episode and episode.first(100) is episode
+    assert make_episode(3, 8).first(2).labels is None
 
 
 def test_episodes_one_by_one_end_in_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
