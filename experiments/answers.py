@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 from experiments.cells import WMPO, CellResult
 from experiments.pairs import (
     Pair,
+    after_rounds,
     at,
-    between,
     by_task,
     contrasted,
     first_of_each_seed,
@@ -25,6 +24,7 @@ from experiments.pairs import (
     over_base,
     places,
     rate,
+    rounds_of,
     tasks_of,
 )
 from experiments.statistics import pearson
@@ -132,9 +132,9 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
     for (label, _), own in groups(result for result in results if not result.tasks).items():
         fell: dict[int, list[str]] = {}
         so_far, whole = [], True
-        for turn, (before, after) in enumerate(pairwise([BASE, *own[0].turns]), start=1):
-            steps = between(own, before, after)
-            so_far.append(points(gain(over_base(own, after))))
+        for turn in range(1, rounds_of(own) + 1):
+            steps = after_rounds(own, turn - 1, turn)
+            so_far.append(points(gain(after_rounds(own, 0, turn))))
             whole = whole and gain(steps).high >= 0
             for task, step in by_task(steps).items():
                 if gain(step).high < 0:

@@ -119,6 +119,10 @@ class CellResult(RunResult):
         """The policies that the method left round by round; disrupted evaluations have names of two words."""
         return [name for name in self.policies if name not in (BASE, CONTROL) and " " not in name]
 
+    def after(self, rounds: int) -> str:
+        """The policy after so many rounds, the base after none; the last one where practice ended before."""
+        return [BASE, *self.turns][min(rounds, len(self.turns))]
+
     @property
     def final(self) -> str:
         """The policy that the method ended with."""

@@ -29,8 +29,9 @@ def readme_tables(found: Plain) -> str:
     tasks = list(figures["base"])
     base_rows = []
     for task, base in figures["base"].items():
+        median = base["median steps"]
         times = [text_of(base["success at horizons"][f"{factor:g}"], 100, "") for factor in TIMES]
-        base_rows.append((task, str(base["horizon"]), f"{base['median steps']:g}", *times))
+        base_rows.append((task, str(base["horizon"]), "–" if median is None else f"{median:g}", *times))
     head = ("task", "horizon, actions", "median success", *(f"base within {factor:g} horizons, %" for factor in TIMES))
     rows = []
     for method in sorted(figures["methods"], key=order):

@@ -49,6 +49,16 @@ def between(results: Iterable[CellResult], first: str, second: str) -> list[Pair
     ]
 
 
+def rounds_of(results: Iterable[CellResult]) -> int:
+    """How many rounds the longest of some cells has had: practice that does harm ends."""
+    return max(len(result.turns) for result in results)
+
+
+def after_rounds(results: Iterable[CellResult], first: int, second: int) -> list[Pair]:
+    """The policies after so many rounds of each cell, 0 for the base; where practice ended before, the last one."""
+    return [pair for result in results for pair in between([result], result.after(first), result.after(second))]
+
+
 def contrasted(results: Iterable[CellResult], others: Iterable[CellResult], suffix: str = "") -> list[Pair]:
     """Final policies of `others` beside those of `results`, where both have met the same initial states; `suffix`
     chooses disrupted evaluations."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from experiments.cells import CellResult, read_cells, result_of, results_file
 from experiments.grids import EXPERIMENTS, Experiment
 from experiments.pairs import (
     Pair,
+    after_rounds,
     at_time,
-    between,
     by_task,
     first_of_each_seed,
     gain,
@@ -24,6 +23,7 @@ from experiments.pairs import (
     mean_of,
     over_base,
     rate,
+    rounds_of,
     tasks_of,
 )
 from experiments.statistics import pearson
@@ -80,9 +80,9 @@ def method_figures(results: Sequence[CellResult]) -> Plain:
             task: recovery_of([r.policies[r.final] for r in results if r.task == task]) for task in tasks_of(results)
         },
     }
-    turns = results[0].turns
-    if len(turns) > 1:
-        found["rounds"] = [gain_of(between(results, one, two)) for one, two in pairwise([BASE, *turns])]
+    turns = rounds_of(results)
+    if turns > 1:
+        found["rounds"] = [gain_of(after_rounds(results, turn, turn + 1)) for turn in range(turns)]
     for kind in kinds_of(results):
         found.setdefault("disruptions", {})[kind] = gain_of(over_base(results, suffix=f" {kind}"))
     return found

@@ -10,8 +10,8 @@ from experiments.cells import CellResult
 from experiments.drawing import drawn
 from experiments.pairs import (
     Pair,
+    after_rounds,
     at,
-    between,
     by_task,
     contrasted,
     first_of_each_seed,
@@ -26,6 +26,7 @@ from experiments.pairs import (
     over_base,
     places,
     rate,
+    rounds_of,
     tasks_of,
 )
 from wmpo.report.charts import Line, line_plot
@@ -224,13 +225,12 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     tasks = tasks_of(single) if len(tasks_of(single)) > 1 else []
     rows = []
     for (label, budget), own in groups(single).items():
-        turns = own[0].turns
-        for turn, (before, policy) in enumerate(pairwise([BASE, *turns]), start=1):
-            pairs = over_base(own, policy)
-            steps = between(own, before, policy)
+        turns = rounds_of(own)
+        for turn in range(1, turns + 1):
+            pairs, steps = after_rounds(own, 0, turn), after_rounds(own, turn - 1, turn)
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
-            rows.append([label, str((budget or 0) * turn // len(turns)), str(turn), *cells, percent(mean_rate(pairs)),
+            rows.append([label, str((budget or 0) * turn // turns), str(turn), *cells, percent(mean_rate(pairs)),
                          points(gain(steps)), points(gain(pairs)), format_share(forgotten(pairs))])  # fmt: skip
     if not rows:
         return ""
@@ -238,7 +238,8 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     head = ("method", "P so far", "round", *heads, "mean %", "gain of the round", "gain over base", "forgotten, %")
     return (
         f"## Round by round\n\n{table(head, rows)}\n\nMeans are over the tasks that a method has been run on. "
-        "Forgotten: of the initial states that the base policy solves, the share that the policy fails."
+        "Forgotten: of the initial states that the base policy solves, the share that the policy fails. Where a round "
+        "ended practice, its policy counts in the rounds after it, too."
     )
 
 
@@ -249,8 +250,8 @@ def old_tasks(results: Sequence[CellResult], name: str, plots: Plots) -> str:
         for task in own[0].task.split("+"):
             parts = [result.of_task(task) for result in own]
             cells = [percent(mean_rate(over_base(parts, BASE)))]
-            for turn in own[0].turns:
-                pairs = over_base(parts, turn)
+            for turn in range(1, rounds_of(own) + 1):
+                pairs = after_rounds(parts, 0, turn)
                 cells.append(f"{percent(mean_rate(pairs))}, {points(gain(pairs))}")
             practised = "yes" if task == own[0].task.split("+")[0] else "no"
             rows.append([label, task, practised, *cells])
@@ -291,6 +292,7 @@ def dream_values(results: Sequence[CellResult]) -> list[float]:
 def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Whether a gain is skill or haste: success when episodes may last longer, and the median time that it takes."""
     rows = []
+    shown = format_budget(min((result.budget for result in results if result.budget), default=0))
     for task in tasks_of(results):
         own = [result for result in results if result.task == task]
         bases = over_base(first_of_each_seed(own), BASE)
@@ -310,7 +312,7 @@ def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots
                 cells.append(f"{percent(wilson_interval(sum(hits), len(hits)))}{more}")
             median = mean_of(pair.after.median_steps for pair in pairs)
             rows.append([task, label, budget, *cells, number(median)])
-            if budget in ("0", "128"):
+            if label == "Base" or budget == shown:
                 lines.append(Line(label, mean_curve([pair.after.curve() for pair in pairs]), f"arm{len(lines)}"))
         if lines:
             horizon = bases[0].after.horizon
@@ -321,7 +323,7 @@ def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots
         return ""
     head = ("task", "method", "P", *(f"% within {factor:g} horizons, gain" for factor in TIMES), "median steps")
     pictures = "\n\n".join(f"![{task}: success against steps]({name}-{task}-steps.svg)" for task in tasks_of(results))
-    return f"## Success against the number of steps\n\n{table(head, rows)}\n\nP = 128:\n\n{pictures}"
+    return f"## Success against the number of steps\n\n{table(head, rows)}\n\nP = {shown}:\n\n{pictures}"
 
 
 def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -30,7 +30,6 @@ from wmpo.report.statistics import wilson_interval
 from wmpo.training.log import RunLog
 from wmpo.types import Episode
 
-
 TIMED: Any = {"horizon": 40, "time_limit": 80}
 EVENTS = {"grasps": [1, 2, 1, 0], "disturbances": [0, 1, 0, 0], "drops": [0, 1, 0, 0]}
 

@@ -83,7 +83,7 @@ def test_every_episode_is_judged_once_and_those_of_one_state_together(tmp_path: 
 
     with open_stage(Recipe(device="cpu"), tmp_path / "log", tmp_path / "data", quiet=True) as run:
         cross_fitted_threshold(run, range(7), judge)
-        assert sorted(sum(judged.values(), [])) == [*range(7)] and len(judged) == FOLDS
+        assert sorted(i for kept in judged.values() for i in kept) == [*range(7)] and len(judged) == FOLDS
         sides = [{numbers[i] for i in kept} for kept in judged.values()]
         assert not set.intersection(*sides) and min(map(len, sides)) == 2
         judged.clear()

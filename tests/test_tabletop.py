@@ -348,7 +348,7 @@ def test_a_slip_opens_the_hand_once_on_the_way_up() -> None:
     for number in numbers_with("stack", True, 4):
         env = disturbed("stack", number)
         held = env.view().things["red"]
-        assert env.counters.gripping and CUBE + 0.01 < held[2]
+        assert env.counters.gripping and held[2] > CUBE + 0.01
         closed = np.array([0, 0, 0, 1], np.float32)
         env.advance(closed)  # though it is told to hold
         assert env.view().opening == pytest.approx(OPENING, abs=2e-3) and not env.counters.gripping

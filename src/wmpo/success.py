@@ -47,7 +47,7 @@ class SuccessData:
 
 
 def chosen_by_rate(cfg: RewardConfig) -> bool:
-    """Whether the threshold is to meet a rate of success, which needs the policy, in place of telling episodes apart."""
+    """Whether the threshold is to meet a rate of success, which needs the policy, not to tell episodes apart."""
     return cfg.threshold in ("rate", "half")
 
 
