@@ -44,8 +44,6 @@ class VideoDiffusionSettings(WorldModelConfig):
     training_timesteps: Literal["sampler", "all"] = "sampler"
     """Noise levels met in training. sampler: only those of the sampling steps, which saves a small model most of its
     work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
-    change_weight: Annotated[float, Between(0, 1000)] = 0.0
-    """How much more places that change weigh in the denoiser's loss than those that stand still. [paper: 0]"""
     sampling_steps: Annotated[int, Between(1, 1000)] = 1
     """Euler steps per imagined chunk. [code 30]"""
     width: Annotated[int, Between(1, 16384)] = 32

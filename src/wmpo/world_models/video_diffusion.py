@@ -217,12 +217,6 @@ class VideoDiffusionModel(nn.Module):
         signal, noise = flow.signal_and_noise(t_B)
         return (signal / noise).square().clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
 
-    def change_weight(self, last: Tensor, future: Tensor) -> Tensor:
-        """(B, K, 1, h, w), mean 1 over each video: what changes weighs more, since most of a picture stands still."""
-        change = (future - last).square().mean(2, keepdim=True).sqrt()
-        weight = 1 + self.config.settings.change_weight * change / change.mean((1, 3, 4), keepdim=True).clamp(min=1e-3)
-        return weight / weight.mean((1, 3, 4), keepdim=True)
-
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
         """(B,) training times: all that there are, or only those at which the sampler will ask."""
         settings = self.config.settings
@@ -250,8 +244,7 @@ class VideoDiffusionModel(nn.Module):
         noisy = self.add_noise(future, noise, t_B)
         memory = Memory(context, anchor, pose[:, 0], first_pose)
         estimate = self.predict(noisy, t_B, self.known(memory, batch.action, expected), level)
-        weight = self.change_weight(memory.context[:, -1:], future)
-        error_B = ((estimate - future).square() * weight).mean(dim=(1, 2, 3, 4))
+        error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
         # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
         loss = (self.loss_weight(t_B) * error_B).mean()
         with torch.no_grad():
