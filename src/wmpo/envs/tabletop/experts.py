@@ -81,11 +81,12 @@ def _pick_and_place(task: Task, view: View) -> np.ndarray:
     off = float(np.abs(to_goal).max())
     room = OPENING - half_width  # on either side, between the open fingers and the object
 
-    if off < task.tolerance and thing[2] < task.rest + 0.004:  # there: let go, then rise
+    aim = task.aim or task.tolerance
+    if off < aim and thing[2] < task.rest + 0.004:  # there: let go, then rise
         free = view.opening > half_width + 0.004
         return _action(np.array([0.0, 0.0, max(HOVER + task.rest - grip[2], 0.0) if free else 0.0]), OPEN)
     if miss < 0.025 and level < 0.02 and closed:  # holding it: up, across, down
-        near, far = 0.5 * task.tolerance, task.tolerance
+        near, far = 0.5 * aim, aim
         height = task.rest + (CARRY + half_height - LOW - task.rest) * (1 - _fade(off, near, far))
         # How far below the height at which it passes over the goal: wait until it is nearly there.
         bottom = 0.055 if task.skill == "insert" else task.rest - half_height

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmpo.envs.tabletop.settings import BLOCKS, CUBE, PEG_HEIGHT, REACH, RING, RING_HALF_HEIGHT, TRAY_HEIGHT, ZONE
+from wmpo.envs.tabletop.settings import BLOCKS, CUBE, PEG_HEIGHT, REACH, RING, RING_HALF_HEIGHT, TRAY, TRAY_HEIGHT, ZONE
 from wmpo.errors import UserError
 
 NUDGE = "nudge"  # the object moves away as soon as the hand is above it
@@ -51,11 +51,14 @@ class Task:
     rest: float
     """Height of the moved object's centre once it lies there."""
     tolerance: float
-    """Largest distance along x and y between the object and the middle of the goal, in metres."""
+    """Largest distance along x and y between the object and the middle of the goal, in metres: as far as it can lie
+    there, so that success is seen."""
     noise: float
     """Factor on the noise of demonstrations: a task that needs precision bears less."""
     horizon: int
     """Longest episode, in actions: at least twice what a clean attempt takes, so that there is time to try again."""
+    aim: float = 0.0
+    """How near to the middle of the goal an expert brings it before letting go; 0: the tolerance."""
     disturbance: str = ""
     """What befalls the object in half of the episodes, once: NUDGE, SLIP or nothing."""
 
@@ -80,13 +83,14 @@ def _blocks(
     rest: float,
     tolerance: float,
     horizon: int,
+    aim: float = 0.0,
     disturbance: str = "",
 ) -> Task:
     """`sentences`: the one to train on, then its paraphrases."""
     first, *others = sentences
     return Task(
         name, first, tuple(others), BLOCKS, skill, thing, goal, rest, tolerance, noise=1.0, horizon=horizon,
-        disturbance=disturbance,
+        aim=aim, disturbance=disturbance,
     )  # fmt: skip
 
 
@@ -120,8 +124,9 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
             colour,
             "tray",
             TRAY_HEIGHT + CUBE,
-            0.035,
+            TRAY,
             horizon=48,
+            aim=0.035,
             disturbance=NUDGE,
         ),
         _blocks(
@@ -136,8 +141,9 @@ def _coloured(colour: str, other: str, suffix: str) -> list[Task]:
             colour,
             other,
             3 * CUBE,
-            0.022,
+            CUBE,
             horizon=56,
+            aim=0.022,
             disturbance=SLIP,
         ),
     ]
