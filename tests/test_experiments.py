@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from experiments.cells import Cell, CellResult, DreamDisagreement, changed, pend
 from experiments.grids import EXPERIMENTS, Arm, Experiment
 from experiments.launch import run_grid
 from experiments.page import write_page
-from experiments.pages import comparison
-from experiments.run_cell import PARTS, doubt, hardlink, level_folder, part_of, run_cell
+from experiments.pages import readme_tables
+from experiments.run_cell import DISRUPTIONS, PARTS, doubt, hardlink, level_folder, part_of, run_cell
 from experiments.store import write_result
+from experiments.summary import summary
 from test_baselines import SETTINGS, TINY
 from wmpo.config import FitConfig, Recipe
 from wmpo.errors import UserError
@@ -31,6 +33,7 @@ from wmpo.imagination import Replay
 from wmpo.recipes.checks import check_recipe
 from wmpo.report.results import Agreement, Fidelity, Gap, Interactions, PolicyResult, RunResult
 from wmpo.rewards.settings import ConvSettings
+from wmpo.types import Episode
 from wmpo.world_models.settings import VideoDiffusionSettings
 
 TWO = Experiment(
@@ -51,10 +54,25 @@ def test_grid_is_the_product_and_what_has_no_budget_is_there_once() -> None:
     cells = TWO.cells()
     assert len(cells) == 2 * 2 * 2 * 2 + 2 * 2 == len({cell.id for cell in cells})
     assert cells[0].id == "wmpo-push-P16-seed3" and cells[-1].id == "dpo-place-P64-seed4"
-    assert {cell.budget for cell in cells if cell.method == "upper_bound"} == {0}
+    assert {cell.budget for cell in cells if cell.method == "upper_bound"} == {None}
     assert all(cell.recipe.collect.episodes == cell.budget for cell in cells if cell.limited)
     assert len(TWO.cells(tasks=["push"], seeds=[9])) == 5
     assert [cell.id for cell in TWO.cells(smoke=True)] == ["wmpo-push-P32-seed3", "dpo-push-P32-seed3"]
+
+
+def test_without_rollouts_only_wmpo_has_something_to_do() -> None:
+    cells = replace(TWO, budgets=(16, 0)).cells(["push"], [3])
+    ids = [cell.id for cell in cells]
+    assert ids == ["wmpo-push-P16-seed3", "dpo-push-P16-seed3", "bound-push-Pinf-seed3", "wmpo-push-P0-seed3"]
+    assert [cell.budget for cell in cells] == [16, 16, None, 0] and cells[-1].recipe.collect.episodes == 0
+    results = [measured(cell, [0, 1], [1, 1]) for cell in cells]
+    assert [budget for _, budget in pairs.groups(results)] == [0, 16, 16, None]
+    assert [tables.format_budget(budget) for budget in (0, 16, None)] == ["0", "16", "no limit"]
+    assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 0 to 16 |")
+    plots: tables.Plots = {}
+    tables.budget_plot(results, "x", plots)
+    marks = [text.text for text in ElementTree.fromstring(plots["x-budget.svg"]).iter() if text.tag.endswith("text")]
+    assert {"base", "0", "16"} <= set(marks) and "None" not in marks
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -101,7 +119,7 @@ def test_levels_depend_on_their_part_of_the_recipe_only() -> None:
 
 def test_cells_train_in_one_folder_whatever_else_they_measure() -> None:
     cell = TWO.cells()[0]
-    assert replace(cell, label="x", measures=("attempts",)).folder == cell.folder
+    assert replace(cell, label="x", measures=("imagination",)).folder == cell.folder
     assert replace(cell, recipe=changed(cell.recipe, {"env.workers": 3})).folder == cell.folder
     assert replace(cell, recipe=changed(cell.recipe, {"grpo.lr": 1.0})).folder != cell.folder
     assert replace(cell, settings=SETTINGS).folder == cell.folder  # WMPO has no use for them
@@ -173,11 +191,15 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
 
 def test_a_cell_from_nothing_and_again(tmp_path: Path) -> None:
     """Base and rollouts are shared; the same cell elsewhere gives the same numbers."""
-    cell = Cell("Filtered BC", "filtered_bc", TINY, SETTINGS, measures=("disruptions", "attempts"))
+    cell = Cell("Filtered BC", "filtered_bc", TINY, SETTINGS, measures=("disruptions",))
     first = run_cell(cell, tmp_path / "one")
     assert list(first.policies)[:2] == ["base", "filtered_bc_1"] and first.final == "filtered_bc_1"
     assert first.policies["base texture"].disruption == "texture"
-    assert {len(counts) for counts in first.attempts.values()} == {4}
+    assert {policy.disruption for policy in first.policies.values()} == {"none", *DISRUPTIONS}
+    for policy in first.policies.values():
+        assert (policy.horizon, policy.time_limit, len(policy.success)) == (32, 64, 4)
+        assert set(policy.events) == {"contacts", "grasps", "drops", "disturbances"}
+        assert {len(counts) for counts in policy.events.values()} == {4}
     assert first.interactions["rollouts"].episodes == 16
     write_result(tmp_path / "x.jsonl", cell.id, first)
     assert read_cells(tmp_path / "x.jsonl")[cell.id].policies == first.policies
@@ -212,17 +234,30 @@ def test_wmpo_in_a_cell_with_trust(tmp_path: Path) -> None:
 
 
 def test_doubt_by_hand() -> None:
-    def dreams(*best: float) -> Replay:
-        return Replay([], [np.array([np.nan, score]) for score in best])
+    def dreams(level: int, *best: float) -> Replay:
+        """Grey pictures of this level; the scores of two frames, of which the first is none."""
+        video = {"front": np.full((2, 4, 4, 3), level, np.uint8)}
+        nothing = np.zeros((1, 1), np.float32)
+        episode = Episode(video, np.zeros((2, 0), np.float32), nothing, np.zeros(2, bool), "x", 0, "push", "dream")
+        return Replay([episode] * len(best), [np.array([np.nan, score]) for score in best])
 
     # Verdicts of the first: success, success, failure, success. The second dream does not confirm the second success.
-    found = doubt(dreams(0.9, 0.8, 0.1, 0.7), dreams(0.8, 0.2, 0.1, 0.6), 0.5, torch.tensor([True, False, False, True]))
+    found = doubt(
+        dreams(100, 0.9, 0.8, 0.1, 0.7), dreams(110, 0.8, 0.2, 0.1, 0.6), 0.5,
+        torch.tensor([True, False, False, True]),
+    )  # fmt: skip
     assert found.precision == pytest.approx(2 / 3) and found.precision_kept == 1.0
     assert found.kept == pytest.approx(2 / 3)
     assert found.auroc == 1.0  # the only wrong verdict is the one that differs most
+    assert found.psnr == pytest.approx(20 * math.log10(255 / 10), abs=1e-3)
 
 
 # Stored results
+
+
+def played(states: list[int], success: list[int], frame: int = 10, **more: Any) -> PolicyResult:
+    """All successes at one frame, of a horizon of 20 in a time limit of 40."""
+    return PolicyResult(states, success, [frame * hit for hit in success], horizon=20, time_limit=40, **more)
 
 
 def measured(cell: Cell, base: list[int], final: list[int], imagined: float = 0.5) -> CellResult:
@@ -230,8 +265,8 @@ def measured(cell: Cell, base: list[int], final: list[int], imagined: float = 0.
     made = RunResult.begin(cell.recipe)
     name = "wmpo-1" if cell.method == "wmpo" else f"{cell.method}_1"
     initial_states = [1000 * cell.recipe.seed + i for i in range(len(base))]
-    made.policies["base"] = PolicyResult(initial_states, base, [10] * len(base))
-    made.policies[name] = PolicyResult(initial_states, final, [8] * len(base))
+    made.policies["base"] = played(initial_states, base)
+    made.policies[name] = played(initial_states, final, 8)
     made.interactions["rollouts"] = Interactions(episodes=len(base), steps=0)
     made.gaps[name] = Gap(imagined, len(base), sum(final) / len(final), len(base))
     return CellResult.of(cell, made)
@@ -254,8 +289,7 @@ def test_results_come_back_as_they_were_stored(tmp_path: Path) -> None:
     one, other = (next(cell for cell in TWO.cells(["push"], [3]) if cell.method == name) for name in ("wmpo", "dpo"))
     first, second = measured(one, [0, 1], [1, 1]), measured(other, [0, 1], [1, 1])
     first.policies["odd"] = PolicyResult([7, 2, 3, 9], [1, 0, 1, 1], [300, 5, 0, 65535], task=["a", "b", "a", "b"])
-    first.policies["two"] = PolicyResult([7, 2], [1, 0], [1, 5])
-    first.attempts = {"two": [0, 999]}
+    first.policies["two"] = PolicyResult([7, 2], [1, 0], [1, 5], events={"grasps": [0, 999], "drops": [1, 2]})
     first.curves = {"practice-1": {"a": [(10, 0.1), (20, 1 / 3)], "b": [(1, 0.5)], "c": [(1, 2.0), (2, 3.0), (9, 4.0)]}}
     second.recipe["of_old"] = {"setting": [1, 2]}
     del second.recipe["grpo"]
@@ -369,7 +403,7 @@ def test_dreams_beside_those_of_the_same_cells() -> None:
 
 
 def test_answers_name_who_is_better_and_who_worse() -> None:
-    cells = {cell.method: cell for cell in TWO.cells(["push"], [3]) if cell.budget in (0, 16)}
+    cells = {cell.method: cell for cell in TWO.cells(["push"], [3]) if cell.budget in (None, 16)}
     better = replace(cells["dpo"], label="Better")
     base, none, half, whole = [0] * 8, [0] * 8, [1, 1, 1, 1, 0, 0, 0, 0], [1] * 8
     made = ((cells["wmpo"], half), (cells["dpo"], none), (better, whole))
@@ -443,19 +477,14 @@ def test_answers_about_rounds_and_dreams_and_disruptions() -> None:
     rounds = answers.round_by_round([result], "x", {})
     assert "on push (seed 3): +100.0 (16.8 to 100.0), then +0.0 (−32.7 to 32.7) over the base, round by round" in rounds
     assert "round 2 changes success on push by −100.0 (−100.0 to −16.8)." in rounds
-    result.attempts = {"base": [1, 1, 1, 2], "wmpo-2": [2, 2, 1, 0]}
-    assert "push: the share of failed first attempts that succeed later, in %: Base 0.0 (" in answers.trying_again(
-        [result], "x", {}
-    )
 
 
 def test_growth_by_hand() -> None:
     cells = [cell for cell in TWO.cells(tasks=["push"], seeds=[3]) if cell.method == "wmpo"]
     finals = ([1, 1, 0, 0], [1, 1, 1, 0])
     results = [measured(cell, [0, 0, 0, 0], final) for cell, final in zip(cells, finals, strict=True)]
-    told = answers.more_of_them(results, "x", {})
-    assert told.splitlines()[-1] == "- WMPO's success with P = 64 minus that with 16: +25.0 (−27.6 to 60.9)."
-    assert tables.growth(results, "x", {}).splitlines()[-1].startswith("| WMPO | 16 to 64 | 3 | push | +25.0 (")
+    row = tables.growth(results, "x", {}).splitlines()[-1]
+    assert row.startswith("| WMPO | 16 to 64 | 3 | push | +25.0 (−27.6 to 60.9) |")
 
 
 def test_seeds_by_hand() -> None:
@@ -469,8 +498,7 @@ def test_seeds_by_hand() -> None:
 
 def test_interval_over_seeds_by_hand() -> None:
     def pair(seed: int, after: list[int]) -> pairs.Pair:
-        zero = PolicyResult([1, 2], [0, 0], [9, 9])
-        return pairs.Pair("push", seed, zero, PolicyResult([1, 2], after, [9, 9]))
+        return pairs.Pair("push", seed, played([1, 2], [0, 0]), played([1, 2], after))
 
     found = pairs.gain_over_seeds([pair(0, [1, 0]), pair(1, [1, 1]), pair(2, [0, 0])])
     assert found.value == 0.5
@@ -484,26 +512,60 @@ def test_other_initial_states_are_not_paired() -> None:
     assert len(pairs.contrasted(results, results)) == 2
 
 
-def test_attempts_by_hand() -> None:
+def timed() -> CellResult:
+    """Of four initial states the base solves one in time and two late, WMPO three in time."""
     cell = TWO.cells()[0]
     made = RunResult.begin(cell.recipe)
-    made.policies["base"] = PolicyResult([1, 2, 3, 4], [1, 1, 0, 0], [10, 20, 40, 40])
-    made.policies["wmpo-1"] = PolicyResult([1, 2, 3, 4], [1, 1, 1, 0], [9, 9, 18, 40])
-    result = CellResult.of(cell, made)
-    result.attempts = {"base": [1, 2, 1, 0], "wmpo-1": [1, 2, 3, 4]}
-    base, wmpo = tables.attempts([result], "x", {}).splitlines()[-2:]
-    # Base: the second state needed two attempts, the third failed after one; the fourth was never tried.
-    assert base.startswith("| push | Base | 0 | 2 | 50.0 (9.5 to 90.5) | 1.00 | 100.0 % |")
-    assert wmpo.startswith("| push | WMPO | 16 | 3 | 66.7") and wmpo.endswith(
-        "| 2.50 | 80.0 % | 2 of 3 |"
-    )  # 12 of 15 frames
+    events = {"grasps": [1, 2, 1, 0], "drops": [0, 1, 0, 0], "disturbances": [0, 1, 0, 0]}
+    made.policies["base"] = PolicyResult([1, 2, 3, 4], [1, 0, 0, 0], [15, 25, 40, 0], horizon=20, time_limit=40,
+                                         events=events)  # fmt: skip
+    events = {"grasps": [1, 2, 3, 4], "drops": [0, 0, 0, 2], "disturbances": [0, 1, 1, 0]}
+    made.policies["wmpo-1"] = PolicyResult([1, 2, 3, 4], [1, 1, 1, 0], [5, 8, 10, 0], horizon=20, time_limit=40,
+                                           events=events)  # fmt: skip
+    return CellResult.of(cell, made)
+
+
+def test_success_against_steps_by_hand() -> None:
+    plots: tables.Plots = {}
+    other = replace(timed(), label="More", budget=64)
+    text = tables.success_against_steps([timed(), other], "x", plots)
+    base, wmpo, more = [line.split(" | ") for line in text.splitlines() if line.startswith("| push")]
+    assert [cell.split(" (")[0] for cell in base[3:]] == ["25.0", "50.0", "75.0", "15.0 |"]
+    assert [cell.split(" (")[0] for cell in wmpo[3:]] == ["75.0", "75.0", "75.0", "8.0 |"]
+    assert [cell.split(", ")[1].split(" (")[0] for cell in wmpo[3:6]] == ["+50.0", "+25.0", "+0.0"]
+    assert more[1:3] == ["More", "64"] and "P = 16:" in text
+    lines = ElementTree.fromstring(plots["x-push-steps.svg"])
+    labels = [text.text for text in lines.iter() if text.tag.endswith("text")]
+    assert {"20", "30", "40"} <= set(labels) and "More" not in labels  # one P is drawn
+
+
+def test_success_against_steps_draws_no_two_lines_of_one_name() -> None:
+    plots: tables.Plots = {}
+    tables.success_against_steps([replace(timed(), budget=0), timed()], "x", plots)
+    labels = [text.text for text in ElementTree.fromstring(plots["x-push-steps.svg"]).iter()]
+    assert labels.count("WMPO") == 1
+
+
+def test_recoveries_by_hand() -> None:
+    """Base: the second was disturbed, the third gripped in vain. WMPO: two disturbed, and the fourth never done."""
+    text = tables.recoveries([timed()], "x", {})
+    base, wmpo = [line for line in text.splitlines() if line.startswith("| push")]
+    assert base.startswith("| push | Base | 0 | 2 | 0.0 (") and base.endswith("| 1.00 | 0.25 |")
+    assert " | 1 | 0.0 (" in base
+    assert wmpo.startswith("| push | WMPO | 16 | 3 | 66.7 (") and wmpo.endswith("| 2.50 | 0.50 |")
+    assert " | 2 | 100.0 (" in wmpo
+
+
+def test_recoveries_where_nothing_is_counted() -> None:
+    row = tables.recoveries([measured(TWO.cells()[0], [0, 1], [1, 1])], "x", {})
+    assert "| push | Base | 0 | 0 | – | 0 | – |" in row
 
 
 def test_rounds_by_hand() -> None:
     cell = replace(TWO.cells()[0], recipe=changed(TWO.cells()[0].recipe, {"rounds": 2}))
     made = RunResult.begin(cell.recipe)
     for name, success in (("base", [1, 1, 0, 0]), ("wmpo-1", [1, 0, 1, 1]), ("wmpo-2", [1, 1, 1, 1])):
-        made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4)
+        made.policies[name] = played([1, 2, 3, 4], success)
     first, second = tables.rounds([CellResult.of(cell, made)], "x", {}).splitlines()[4:6]
     assert first.startswith("| WMPO | 16 | 1 | 75.0 (30.1 to 95.4) | +25.0") and first.endswith(
         "| 50.0 (9.5 to 90.5) |"
@@ -514,17 +576,36 @@ def test_rounds_by_hand() -> None:
     assert second.split("|")[6].strip().startswith("+50.0")
 
 
+def test_practice_that_ended_early_counts_in_later_rounds() -> None:
+    """One seed had two rounds, the other three: in the third the first one's last policy is still there."""
+    results = []
+    for seed, rounds in ((3, ([1, 1, 0, 0], [1, 0, 0, 0])), (4, ([1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]))):
+        cell = replace(TWO.cells()[0], recipe=changed(TWO.cells()[0].recipe, {"rounds": 3, "seed": seed}))
+        made = RunResult.begin(cell.recipe)
+        for name, success in zip(("base", "wmpo-1", "wmpo-2", "wmpo-3"), ([0, 0, 0, 0], *rounds), strict=False):
+            made.policies[name] = played([1, 2, 3, 4], list(success))
+        results.append(CellResult.of(cell, made))
+    assert [result.final for result in results] == ["wmpo-2", "wmpo-3"]
+    for order in (results, results[::-1]):
+        rows = [line.split(" | ") for line in tables.rounds(order, "x", {}).splitlines() if line.startswith("| WMPO")]
+        assert [row[1:3] for row in rows] == [["16", "1"], ["32", "2"], ["48", "3"]]
+        assert [row[3].split(" (")[0] for row in rows] == ["37.5", "50.0", "62.5"]
+        assert [row[4].split(" (")[0] for row in rows] == ["+37.5", "+12.5", "+12.5"]
+        told = answers.round_by_round(order, "x", {})
+        assert told.count(" then ") == 2 and "then +62.5 (" in told
+
+
 def test_old_tasks_by_hand() -> None:
     recipe = changed(TINY, {"env.task": "place+stack"})
     made = RunResult.begin(recipe)
     told = ["place", "stack", "place", "stack"]
     for name, success in (("base", [0, 1, 0, 1]), ("wmpo-1", [1, 1, 0, 1]), ("wmpo-2", [1, 0, 1, 1])):
-        made.policies[name] = PolicyResult([1, 2, 3, 4], success, [9] * 4, task=told)
+        made.policies[name] = played([1, 2, 3, 4], success, task=told)
     result = CellResult.of(Cell("WMPO", "wmpo", recipe), made)
     practised, old = tables.old_tasks([result], "x", {}).splitlines()[-2:]
     assert practised.startswith("| WMPO | place | yes | 0.0 (") and "+50.0" in practised and "+100.0" in practised
     assert old.startswith("| WMPO | stack | no | 100.0 (") and "+0.0" in old and "−50.0" in old
-    assert tables.old_tasks([replace(result, policies={"base": PolicyResult([1], [1], [9])})], "x", {}) == ""
+    assert tables.old_tasks([replace(result, policies={"base": played([1], [1])})], "x", {}) == ""
 
 
 def test_only_the_first_of_several_tasks_is_practised() -> None:
@@ -533,30 +614,82 @@ def test_only_the_first_of_several_tasks_is_practised() -> None:
     assert {cell.recipe.collect.task for cell in EXPERIMENTS["lifelong"].cells(tasks=["place"])} == {""}
 
 
-def test_methods_are_compared_where_all_of_them_have_been_run() -> None:
-    cells = {cell.id: cell for cell in TWO.cells(seeds=[3])}
-    assert comparison([], 16) == ""
-    results = [
-        measured(cells[name], [0, 0, 0, 0], final)
-        for name, final in (
-            ("dpo-push-P16-seed3", [1, 0, 0, 0]),
-            ("wmpo-push-P16-seed3", [1, 1, 0, 0]),
-            ("wmpo-place-P16-seed3", [1, 1, 1, 1]),  # of which DPO has no cell
-            ("wmpo-push-P64-seed3", [1, 1, 1, 1]),  # more rollouts
-        )
-    ]
-    text = comparison(results, 16)
-    assert (
-        "mean gain over push; seeds 3." in text
-        and "WMPO gains +50.0 (−16.6 to 83.2) more from 64 than from 16." in text
-    )
-    wmpo, dpo = text.splitlines()[-2:]
-    assert wmpo == "| WMPO | +50.0 (−16.6 to 83.2) | – | +100.0 (16.8 to 100.0) | – |"
-    assert dpo.startswith("| DPO | +25.0 (") and dpo.endswith("| – | – | – |")
-    results.append(measured(cells["dpo-push-P64-seed3"], [0, 0, 0, 0], [1, 1, 1, 0]))
-    results.append(measured(cells["bound-push-Pinf-seed3"], [0, 0, 0, 0], [0, 1, 1, 1]))
-    text = comparison(results, 16)
-    assert "Bound gains +75.0 (" in text and " from 4." in text and "| +75.0 (" in text.splitlines()[-1]
+def stored_table(folder: Path) -> list[Cell]:
+    """A few cells of table1, seed 0, of place and stack: WMPO gains, DPO doesn't."""
+    cells = EXPERIMENTS["table1"].cells(tasks=["place", "stack"], seeds=[0])
+    chosen = [cell for cell in cells if (cell.label, cell.budget) in (("WMPO", 0), ("WMPO", 128), ("DPO", 128))]
+    for cell in chosen:
+        final = {("WMPO", 0): [1, 0, 0, 0], ("WMPO", 128): [1, 1, 1, 0], ("DPO", 128): [0, 1, 0, 0]}
+        result = measured(cell, [1, 0, 0, 0], final[cell.label, cell.budget or 0], imagined=0.5)
+        late = [10, 30, 0, 0]  # of the base, which does better with time
+        result.policies["base"] = replace(
+            result.policies["base"], finish_step=late,
+            events={"grasps": [1, 1, 0, 0], "drops": [0] * 4, "disturbances": [0, 0, 1, 0]},
+        )  # fmt: skip
+        result.gaps["base"] = Gap(0.25, 4, 0.25, 4)
+        write_result(folder / "table1.jsonl", cell.id, result)
+    return chosen
+
+
+def test_summary_by_hand(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    stored_table(tmp_path)
+    assert main(["summary", "--out", str(tmp_path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["table1"]
+    table1 = told["table1"]
+    assert table1["cells"] == {"run": 6, "of": len(EXPERIMENTS["table1"].cells())}
+    assert list(table1["base"]) == ["place", "stack"]
+    base = table1["base"]["place"]
+    assert base["horizon"] == 20 and base["median steps"] == 10
+    assert [base["success at horizons"][factor][0] for factor in ("1", "1.5", "2")] == [0.25, 0.5, 0.5]
+    recovery = {kind: (found["share"][0], found["n"]) for kind, found in base["recovery"].items()}
+    assert recovery == {"failed or disturbed": (0.0, 2), "disturbed": (0.0, 1)}
+    methods = {(found["method"], found["P"]): found for found in table1["methods"]}
+    assert list(methods) == [("WMPO", 0), ("WMPO", 128), ("DPO", 128)]
+    ours = methods["WMPO", 128]
+    assert ours["gain over states"][0] == 50 and ours["seeds"] == [0] and ours["n"] == 8
+    assert ours["gain over seeds"] == [50, None, None]  # one seed says nothing of others
+    assert ours["tasks"]["stack"]["success"][0] == 0.75 and ours["tasks"]["stack"]["gain over states"][0] == 50
+    assert [ours["gain at horizons"][factor][0] for factor in ("1", "1.5", "2")] == [50, 25, 25]
+    assert ours["recovery"] == {"place": {}, "stack": {}} and "rounds" not in ours and "disruptions" not in ours
+    assert methods["WMPO", 0]["gain over states"][0] == methods["DPO", 128]["gain over states"][0] == 0
+    trust_of = table1["trust"]["place"]
+    assert trust_of["policies"] == 4 and trust_of["F1 in the dream"] is None  # the base is there once for each P
+    assert summary(tmp_path / "none") == {}
+
+
+def test_summary_of_rounds_and_disruptions(tmp_path: Path) -> None:
+    cell = EXPERIMENTS["lifelong"].cells(tasks=["place"], seeds=[0])[0]
+    result = measured(cell, [0, 0, 0, 0], [1, 1, 0, 0])
+    result.policies["wmpo-2"] = replace(result.policies["wmpo-1"], success=[1, 1, 1, 0], finish_step=[8, 8, 8, 0])
+    write_result(tmp_path / "lifelong.jsonl", cell.id, result)
+    cell = EXPERIMENTS["table2"].cells(tasks=["place"], seeds=[0])[0]
+    result = measured(cell, [0, 0, 0, 0], [1, 1, 0, 0])
+    for name, success in (("base", [0, 0, 0, 1]), ("wmpo-1", [1, 1, 0, 1])):
+        made = played(result.policies["base"].initial_states, success, disruption="texture-mild")
+        result.policies[f"{name} texture-mild"] = made
+    write_result(tmp_path / "table2.jsonl", cell.id, result)
+    told = summary(tmp_path)
+    rounds, disrupted = (told[name]["methods"][0] for name in ("lifelong", "table2"))
+    assert [found["gain over states"][0] for found in rounds["rounds"]] == [50, 25]
+    assert disrupted["disruptions"]["texture-mild"]["gain over states"][0] == 50
+
+
+def test_tables_of_the_first_page(tmp_path: Path) -> None:
+    assert readme_tables({}) == "No result has been stored yet."
+    stored_table(tmp_path)
+    text = readme_tables(summary(tmp_path))
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1].startswith("| place | 20 | 10 | 25.0 (") and "| 50.0 (" in rows[1]
+    assert [row.split(" | ")[:3] for row in rows[4:]] == [
+        ["| WMPO", "0", "0"], ["| WMPO", "128", "0"], ["| DPO", "128", "0"]
+    ]  # fmt: skip
+    ours = rows[5].split(" | ")
+    assert ours[3].startswith("75.0 (") and ours[5].startswith("+50.0 (") and ours[6] == "–"
+    assert ours[7].startswith("+25.0 (") and "-" not in rows[6]
+    nothing = summary(tmp_path)
+    nothing["table1"]["base"]["place"]["median steps"] = None  # a base that never succeeds
+    assert "| place | 20 | – |" in readme_tables(nothing)
 
 
 def test_settings_go_with_a_budget() -> None:
@@ -574,7 +707,7 @@ def test_settings_go_with_a_budget() -> None:
     ("args", "words"),
     [
         (["tabel1"], "did you mean table1?"),
-        (["zzz"], "table1, more-rollouts"),
+        (["zzz"], "table1, table2"),
         (["table1", "--workers", "0"], "at least 1"),
         (["table1", "--tasks", "fly"], "There is no task 'fly'"),
         (["table1", "--seeds", "-1"], "0 or more"),
@@ -593,7 +726,7 @@ def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[st
 
 def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["lifelong", "--list", "--smoke", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == ["to", "run", "wmpo-place-P96-seed0"]  # of three rounds
+    assert capsys.readouterr().out.split() == ["to", "run", "wmpo-4-rounds-place-P128-seed0"]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("run", "finished"):
         write_json(root / folder / "recipe.json", to_plain(recipe))
     result = RunResult.begin(recipe)
-    result.policies = {name: PolicyResult([1, 2], [0, 1], [9, 3]) for name in ("base", "wmpo-1")}
+    result.policies = {name: PolicyResult([1, 2], [0, 1], [0, 3]) for name in ("base", "wmpo-1")}
     result.save(root / "finished/result.json")
     (root / "finished/dream.png").write_bytes(b"")
     VideoDiffusionModel.build(VideoDiffusionSettings(width=8, depth=1), spec, 4).save_pretrained(root / "world")

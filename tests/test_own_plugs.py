@@ -42,15 +42,16 @@ def test_four_plugs_of_a_users_own_through_every_command(folder: Path, capsys: p
     policy = ("--policy.family", POLICY, "--policy.fit.steps", 60)
     world = ("--world-model.family", WORLD, "--world-model.fit.steps", 40)
     judge = ("--reward.family", JUDGE, "--reward.fit.steps", 40, "--reward.threshold", "half")
-    few = ("--grpo.iterations", 1, "--grpo.groups", 4, "--grpo.group-size", 4, "--grpo.n-initial-states", 8)
+    few = ("--grpo.iterations", 1, "--grpo.groups", 4, "--grpo.group-size", 4)
     kinds = (("env", ENV), ("policy", POLICY), ("world-model", WORLD), ("reward-model", JUDGE))
     for kind, name in kinds:
         assert "keeps the contract" in wmpo("check", kind, name)
 
     recipe = (*env, *policy, *world, *judge)
     assert "next_frame" in wmpo("plan", "smoke", *recipe)
-    run = ("run", "smoke", *recipe, *few, "--collect.episodes", 16, "--evaluate.episodes", 6, "--no-control",
-           "--evaluate.practice-eval-episodes", 2, "--device", "cpu", "--out", "run")  # fmt: skip
+    run = ("run", "smoke", *recipe, *few, "--grpo.n-initial-states", 8, "--collect.episodes", 16, "--no-control",
+           "--evaluate.episodes", 6, "--evaluate.practice-eval-episodes", 2, "--device", "cpu",
+           "--out", "run")  # fmt: skip
     shown = wmpo(*run)
     assert "reach" in shown and (folder / "run" / "report.html").is_file()
     assert "is finished" in wmpo(*run)

@@ -53,7 +53,7 @@ def invented_result(episodes: int = 256, before: float = 0.3, after: float = 0.5
 
     def policy(rate: float, steps: int) -> PolicyResult:
         success = [int(x) for x in difficulty + rng.normal(0, 0.15, episodes) < rate]
-        finish = [int(rng.integers(steps - 6, steps + 6)) if s else 40 for s in success]
+        finish = [int(rng.integers(steps - 6, steps + 6)) if s else 0 for s in success]
         return PolicyResult(list(range(1000, 1000 + episodes)), success, finish)
 
     result = RunResult.begin(Recipe())
@@ -148,7 +148,7 @@ def test_page_of_a_run_that_measured_little(tmp_path: Path) -> None:
     empty = RunResult.begin(Recipe())
     page = read_page(write_report(empty, Media(), tmp_path / "a.html"))
     assert "not been evaluated" in page.words
-    empty.policies["base"] = PolicyResult([1, 2], [0, 0], [40, 40])
+    empty.policies["base"] = PolicyResult([1, 2], [0, 0], [0, 0])
     read_page(write_report(empty, Media(), tmp_path / "b.html"))
 
 

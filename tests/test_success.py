@@ -87,6 +87,9 @@ def test_every_episode_is_judged_once_and_those_of_one_state_together(tmp_path: 
         sides = [{numbers[i] for i in kept} for kept in judged.values()]
         assert not set.intersection(*sides) and min(map(len, sides)) == 2
         judged.clear()
+        cross_fitted_threshold(run, [6, 3, 2, 1, 0, 4, 5], judge)
+        assert [{numbers[i] for i in kept} for kept in judged.values()] == sides  # whatever their order
+        judged.clear()
         cross_fitted_threshold(run, [3], judge)  # a single part, and nothing is asked of the other
         assert judged == {0: [3]}
 
