@@ -113,6 +113,7 @@ class ByFrame:
         (8, (6, 7, 8), 4, 1, [(8, True), (2, False)]),
         (8, (2,), 1, 1, [(8, True)]),  # nothing is left before the margin
         (9, (), 4, 4, [(8, False)]),  # the end of a chunk, as in a dream
+        (8, (), 3, 2, [(7, False)]),  # counted back from there: 1, 3, 4, 6, 7
         (3, (3,), 4, 4, [(3, True)]),  # it ends inside of its only chunk, whose end stands beyond it
     ],
 )

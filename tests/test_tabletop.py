@@ -320,14 +320,15 @@ def test_a_nudge_moves_the_block_three_to_five_centimetres_to_a_free_place() -> 
     assert len(np.unique(np.floor(angles / (np.pi / 2)))) == 4  # in all directions
 
 
-@pytest.mark.parametrize("place", ["tray", "table", "far below"])
+@pytest.mark.parametrize("place", ["tray", "table", "in the air", "beside the hand"])
 def test_a_nudge_waits_for_the_hand_above_a_block_on_the_table(place: str) -> None:
     env = make("place")
     env.restart(numbers_with("place", True, 1)[0])
-    where = {"tray": (*env.view().things["tray"][:2], TRAY_HEIGHT + CUBE), "table": (0.15, -0.15, CUBE)}
-    put(env, "red", where.get(place, (0.0, 0.0, CUBE)))
+    free = (0.15, -0.15)
+    where = {"tray": (*env.view().things["tray"][:2], TRAY_HEIGHT + CUBE), "in the air": (*free, 0.1)}
+    put(env, "red", where.get(place, (*free, CUBE)))
     env.data.qpos[env._slides[:2]] = env.view().things["red"][:2]
-    env.data.qpos[env._slides[2]] = 0.06 if place == "far below" else 0.14
+    env.data.qpos[env._slides[2]] = 0.06 if place == "beside the hand" else 0.14
     env._refresh()
     env.advance(STILL * [0, 0, 0, -1])
     assert env.events()["disturbances"] == (place == "table")
@@ -342,6 +343,10 @@ def test_no_place_no_nudge() -> None:
     view = View(np.array([0, 0, HOVER]), OPENING, crowd)
     assert env._room_beside(crowd["red"], CUBE, view, rng) is None
     assert env._room_beside(crowd["red"], CUBE, View(view.grip, OPENING, {"red": crowd["red"]}), rng) is not None
+    corner = np.array([0.185, -0.165, CUBE])
+    for _ in range(30):  # the hand can reach wherever it goes
+        target = env._room_beside(corner, CUBE, View(view.grip, OPENING, {"red": corner}), rng)
+        assert target is not None and (np.abs(target) < np.array(REACH)[:2, 1] - CUBE).all()
 
 
 def test_a_slip_opens_the_hand_once_on_the_way_up() -> None:
