@@ -68,9 +68,9 @@ def test_the_example_learns_and_is_opened_again(module: Any, tmp_path: Path) -> 
 def test_a_whole_run_judges_with_it(tmp_path: Path) -> None:
     command = COMMANDS[0].split()
     assert command[:2] == TINY[:2] == ["run", "smoke"] and NAME in command
-    assert main([*TINY, *command[2:], "--out", "out", "--grpo.iterations", "1"]) == 0
-    saved = Path("out/reward_model-1")
+    assert main([*TINY, *command[2:], "--grpo.iterations", "1"]) == 0
+    saved = Path("runs/judged/reward_model-1")
     assert saved_family("reward", saved, "conv") == NAME
     model: Any = load_reward_model(saved)
     assert type(model).__name__ == "CoarseJudge" and model.config.grid == 4 and model.threshold != 0
-    assert (tmp_path / "out" / "report.html").is_file()
+    assert (tmp_path / "runs" / "judged" / "report.html").is_file()

@@ -87,7 +87,9 @@ class CheckCommand:
     def _env(self) -> list[str]:
         from wmpo.contracts import check_env
         from wmpo.envs import make_env
+        from wmpo.recipes.checks import check_recipe
 
+        check_recipe(Recipe(env=self.env))
         with closing(make_env(self.env)) as env:
             return check_env(env)
 
