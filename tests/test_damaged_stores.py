@@ -283,10 +283,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "frames: actions without dimensions": (column(FRAMES, "action", lambda v: pa.array([a[0] for a in v])), "'action'"),
     "frames: all labels times 1000": (column(FRAMES, layout.LABEL, lambda v: (1000 * np.array(v)).tolist()), "labels"),
-    "frames: given labels times 1000": (
-        column(FRAMES, layout.LABEL, lambda v: [[1000 * x for x in a] if n >= 11 else a for n, a in enumerate(v)]),
-        "labels in other units",
-    ),
     "frames: success as text": (column(FRAMES, "success", lambda v: pa.array(["True"] * 18)), "'success'"),
     "frames: success as numbers": (column(FRAMES, "success", lambda v: pa.array([1.5] * 18)), "'success'"),
     "frames: success null": (column(FRAMES, "success", put(2, None)), "'success'"),
@@ -325,6 +321,26 @@ def test_there_are_enough() -> None:
 
 def test_the_whole_store_is_read(whole: Path) -> None:
     read_all(whole)
+
+
+def test_labels_in_other_units_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    root = tmp_path / "store"
+    EpisodeStore.create(root, SPEC).append([make_episode(0, 15), *(make_episode(n, 15, labels=True) for n in range(7))])
+    FrameCache(EpisodeStore.open(root))
+    column(FRAMES, layout.LABEL, lambda v: [[1000 * x for x in a] if n >= 16 else a for n, a in enumerate(v)])(root)
+    with pytest.raises(UserError, match=f"{FRAMES}.* labels in other units"):
+        list(EpisodeStore.open(root))
+
+
+def test_a_short_episode_that_means_one_thing_is_no_damage(tmp_path: Path) -> None:
+    """What an expert meant hardly varies in it; what was done, with noise, does."""
+    episode = make_episode(0, 4)
+    noise = np.random.default_rng(0).uniform(-0.2, 0.2, episode.actions.shape).astype(np.float32)
+    meant = np.linspace(0.9, 0.9001, 4, dtype=np.float32)[:, None].repeat(3, 1)
+    store = EpisodeStore.create(tmp_path, SPEC)
+    store.append([dataclasses.replace(episode, actions=meant + noise, labels=meant)])
+    assert len(list(EpisodeStore.open(tmp_path))) == 1
 
 
 @pytest.mark.parametrize("name", DAMAGES)
