@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from wmpo.config import FitConfig
-from wmpo.contracts import check_env, check_policy, check_reward_model, check_world_model
+from wmpo.contracts import check_env, check_policy, check_reward_model, check_world_model, optional
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
+from wmpo.errors import UserError
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.protocols import TrainingStage
 from wmpo.rewards.clip_classifier import ClipClassifier
 from wmpo.rewards.settings import ConvSettings
-from wmpo.types import Decision, EnvSpec, Observation, Outcome
+from wmpo.types import Decision, EnvSpec, Episode, Observation, Outcome
 from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
@@ -242,11 +244,136 @@ class Broken(DotEnv):
         (Forgetful(), "shape"),
         (Nan(), "NaN"),
         (OtherCamera(), "gives the cameras ['side']"),
-        (Broken(), "It raised RuntimeError: no power"),
+        (Broken(), "It raised RuntimeError: no power (test_contracts.py, line "),
     ],
 )
 def test_broken_environments_are_told(env: DotEnv, complaint: str) -> None:
     assert complaint in " ".join(check_env(env))
+
+
+class Degrees(DotEnv):
+    """Refuses what is out of its bounds."""
+
+    def __init__(self, max_batch: int = 128) -> None:
+        self.spec = replace(SPEC, action_low=(-90.0, 90.0), action_high=(0.0, 150.0), max_batch=max_batch)
+        self.widest = torch.zeros(2)
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        low, high = self.spec.action_bounds()
+        if (chunk_AKD < low).any() or (chunk_AKD > high).any():
+            raise UserError("Out of bounds.")
+        self.widest = torch.maximum(self.widest, chunk_AKD.amax((0, 1)) - chunk_AKD.amin((0, 1)))
+        return super().step(rows, chunk_AKD / 100)
+
+
+@pytest.mark.parametrize("max_batch", [128, 1])
+def test_actions_are_tried_between_the_bounds(max_batch: int) -> None:
+    env = Degrees(max_batch)
+    assert check_env(env) == []
+    assert (env.widest > (torch.tensor([60.0, 40.0]) if max_batch > 1 else torch.tensor([1.0, 1.0]))).all()
+    assert Degrees().spec == SPEC and "action_low" not in repr(env.spec)  # what stores compare, and tell
+
+
+def test_an_environment_may_take_any_action() -> None:
+    env = DotEnv()
+    env.spec = replace(SPEC, action_low=(0.0, float("-inf")), action_high=float("inf"))
+    assert check_env(env) == []
+
+
+class Whole(DotEnv):
+    """With everything that is optional."""
+
+    tasks: Sequence[str] = ("even", "odd")
+    events: Sequence[dict[str, int]] = ()
+
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        self.events = [{"moves": 0} for _ in initial_states]
+        return super().reset(initial_states)
+
+    def task_of(self, initial_state: int) -> str:
+        return ("even", "odd")[initial_state % 2]
+
+    def demonstrate(
+        self, initial_states: Sequence[int], noise: float, seed: int, min_pace: float = 1.0
+    ) -> Iterable[Episode]:
+        for number in initial_states:
+            yield Episode(
+                {"front": np.zeros((3, 4, 4, 3), np.uint8)}, np.zeros((3, 2), np.float32), np.zeros((2, 2), np.float32),
+                np.zeros(3, bool), "move the dot", number, "even", "expert",
+            )  # fmt: skip
+
+    def get_state(self, rows: Sequence[int]) -> list[Any]:
+        return [(float(self.position[row]), float(self.time[row])) for row in rows]
+
+    def reset_to(self, states: Sequence[Any]) -> Observation:
+        seen = self.reset(range(len(states)))
+        self.position, self.time = (torch.tensor([state[i] for state in states]) for i in range(2))
+        state = torch.stack([self.position, self.position], -1)
+        return Observation({"front": self.show(self.position)}, state, seen.instruction)
+
+
+class Ragged(Whole):
+    def demonstrate(self, *args: Any, **settings: Any) -> Iterable[Episode]:
+        return [replace(episode, actions=episode.actions[:1]) for episode in super().demonstrate(*args, **settings)]
+
+
+class Twice(Whole):
+    def demonstrate(self, *args: Any, **settings: Any) -> Iterable[Episode]:
+        return [*super().demonstrate(*args, **settings)] * 2
+
+
+class Amnesia(Whole):
+    """Restored, it begins anew."""
+
+    def reset_to(self, states: Sequence[Any]) -> Observation:
+        return self.reset(range(len(states)))
+
+
+class HiddenForce(Whole):
+    """What a saved state lacks, and no picture shows."""
+
+    force = 1.0
+
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        self.force = 1.0
+        return super().reset(initial_states)
+
+    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
+        outcome = super().step(rows, chunk_AKD * self.force)
+        self.force *= 2
+        return outcome
+
+
+class Unnamed(Whole):
+    tasks = ("even",)
+
+
+class Uncounted(Whole):
+    def reset(self, initial_states: Sequence[int]) -> Observation:
+        seen = super().reset(initial_states)
+        self.events = self.events[:1]
+        return seen
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        (Ragged(), "has images"),
+        (Twice(), "demonstrate gives 2 episodes for one"),
+        (Amnesia(), "does not look as it did when get_state was called"),
+        (HiddenForce(), "After an episode is restored, the same actions lead to different"),
+        (Unnamed(), "task_of names 'odd'"),
+        (Uncounted(), "events has 1 entries for 3"),
+    ],
+)
+def test_optional_methods_are_tried(env: DotEnv, complaint: str) -> None:
+    assert complaint in " ".join(check_env(env))
+
+
+def test_what_was_tried_is_told() -> None:
+    assert check_env(Whole()) == []
+    assert optional.tried(Whole()) == "demonstrate: tried, get_state: tried, tasks: tried, events: tried"
+    assert optional.tried(DotEnv()) == "demonstrate: absent, get_state: absent, tasks: absent, events: absent"
 
 
 class Unteachable(DotPolicy):

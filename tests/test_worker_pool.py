@@ -211,6 +211,7 @@ def test_actions_have_the_bounds_of_the_class(make: Make) -> None:
     env.step([0], torch.tensor([[[-90.0, 90.0]]]))
     with pytest.raises(UserError, match=r"Action 1 must lie in \[0, 90\], not at -1"):
         env.step([0], torch.tensor([[[-90.0, -1.0]]]))
+    assert env.spec.action_low == (-90.0, 0.0) and check_env(env) == []
     other = make("Bare", workers=0)
     other.reset([0])
     with pytest.raises(UserError, match=r"Action 0 must lie in \[-1, 1\], not at -90"):

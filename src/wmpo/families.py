@@ -140,9 +140,12 @@ def check_buildable(kind: str, config: EnvConfig | PolicyConfig | WorldModelConf
         return
     if kind != "policy" and config.family in PLUGS[kind].builtin:
         return
-    if not callable(getattr(family_class(kind, config.family), "build", None)):
-        hint = ": name a folder to begin from, policy.pretrained" if kind == "policy" else ": it has no method build"
-        raise UserError(f"A {PLUGS[kind].words} {config.family} can't be built from scratch{hint}.")
+    cls = family_class(kind, config.family)
+    if not callable(getattr(cls, "build", None)):
+        hint = "name a folder to begin from, policy.pretrained" if kind == "policy" else "it has no method build"
+        if kind == "env" and hasattr(cls, "observe"):
+            hint = "name the family class, not the episode class"
+        raise UserError(f"The {PLUGS[kind].words} {config.family} can't be built from scratch: {hint}.")
 
 
 def complete(kind: str, config: Config) -> Config:

@@ -34,13 +34,25 @@ class EnvSpec:
     state_dim: int
     """S, 0 when the policy sees no proprioceptive state."""
     action_dim: int
-    """D. Which actions there are, data says (`wmpo.data.normalizer`): `check_env` tries those of [-1, 1]."""
+    """D. Which of them make sense, data says (`wmpo.data.normalizer`)."""
     horizon: int
     """Longest episode, in actions."""
     fps: int
     """Control frequency in Hz; one frame per action."""
     max_batch: int = 128
     """Episodes that may be under way at once; 1 for a robot."""
+    action_low: float | tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+    """The least action that is accepted, one number or D; None: -1. No store keeps it: `check_env` tries actions."""
+    action_high: float | tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+    """The greatest likewise; None: 1."""
+
+    def action_bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the greatest action, (D,) each."""
+        low, high = (
+            torch.as_tensor(default if bound is None else bound, dtype=torch.float32).expand(self.action_dim)
+            for bound, default in ((self.action_low, -1.0), (self.action_high, 1.0))
+        )
+        return low, high
 
 
 @dataclass(frozen=True)

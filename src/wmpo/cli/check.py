@@ -71,7 +71,8 @@ class CheckCommand:
         for complaint in complaints:
             print(f"- {complaint}")
         what = f"{self.kind} {self.name}"
-        print(f"{what}: {len(complaints)} things to mend" if complaints else f"{what}: keeps the contract")
+        things = f"{len(complaints)} thing{'s' * (len(complaints) > 1)} to mend"
+        print(f"{what}: {things if complaints else 'keeps the contract'}")
         return int(bool(complaints))
 
     def _data(self) -> list[str]:
@@ -85,13 +86,16 @@ class CheckCommand:
         return []
 
     def _env(self) -> list[str]:
-        from wmpo.contracts import check_env
+        from wmpo.contracts import check_env, optional
         from wmpo.envs import make_env
         from wmpo.recipes.checks import check_recipe
 
         check_recipe(Recipe(env=self.env))
         with closing(make_env(self.env)) as env:
-            return check_env(env)
+            complaints = check_env(env)
+            if not complaints:
+                print(optional.tried(env))
+            return complaints
 
     def _model(self) -> list[str]:
         import torch

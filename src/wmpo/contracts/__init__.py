@@ -9,15 +9,22 @@ An empty list means that nothing was found. A check tries things out: it resets,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from wmpo.contracts import behaviour, training
-from wmpo.contracts.behaviour import check_env
-from wmpo.protocols import Policy, RewardModel, WorldModel
+from wmpo.contracts import behaviour, optional, training
+from wmpo.protocols import Env, Policy, RewardModel, WorldModel
 from wmpo.types import EnvSpec, Observation
 
 __all__ = ["check_env", "check_policy", "check_reward_model", "check_world_model", "try_out"]
+
+
+def check_env(env: Env, initial_states: Sequence[int] = (0, 1, 2), seed: int = 0) -> list[str]:
+    """Complaints about an environment, tried from three or more different initial-state numbers."""
+    complaints = behaviour.check_env(env, initial_states, seed)
+    return complaints or optional.check_optional(env, initial_states, seed)
 
 
 def check_policy(policy: Policy, observation: Observation, action_dim: int, seed: int = 0) -> list[str]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import isfinite
+from pathlib import Path
 from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
+from wmpo.envs.worker import place_of
+from wmpo.errors import UserError
 from wmpo.protocols import Env, Latents, Memory, Policy, RewardModel, WorldModel
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
 
 P = ParamSpec("P")
 TOLERANCE = 1e-4  # of log-probabilities: the same numbers, up to the order of floating-point sums
 CHUNK = 3  # actions per chunk while an environment is tried out
+PACKAGE = str(Path(__file__).parents[1])
 
 
 def complains(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
@@ -26,10 +29,10 @@ def complains(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> list[str]:
         try:
             return check(*args, **kwargs)
+        except UserError as error:
+            return [str(error)]
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}, in {place.name}"
-            return [f"It raised {type(error).__name__}: {error} ({where})."]
+            return [f"It raised {type(error).__name__}: {error}{place_of(error, PACKAGE)}."]
 
     return checked
 
@@ -49,16 +52,16 @@ def check_env(env: Env, initial_states: Sequence[int] = (0, 1, 2), seed: int = 0
     complaints = _observation(first, spec, len(initial_states), "reset")
     if complaints:
         return complaints
-    if not _equal(first, env.reset(initial_states)):
+    if not equal(first, env.reset(initial_states)):
         complaints.append(
             "Two resets from the same initial-state numbers show different first frames; equal numbers must be equal."
         )
-    if not _equal(first[[1]], env.reset([initial_states[1], initial_states[0]])[[0]]):
+    if not equal(first[[1]], env.reset([initial_states[1], initial_states[0]])[[0]]):
         complaints.append(
-            "The first frame of a initial-state number depends on what else is in the batch or on its place there."
+            "The first frame of an initial-state number depends on what else is in the batch or on its place there."
         )
     generator = torch.Generator().manual_seed(seed)
-    actions = torch.rand(len(initial_states), 2 * CHUNK, spec.action_dim, generator=generator) * 2 - 1
+    actions = some_actions(spec, len(initial_states), 2 * CHUNK, generator)
     env.reset(initial_states)
     begun = env.step(range(len(initial_states)), actions[:, :CHUNK])
     complaints += _outcome(begun, spec, len(initial_states), CHUNK)
@@ -71,24 +74,39 @@ def check_env(env: Env, initial_states: Sequence[int] = (0, 1, 2), seed: int = 0
     if complaints:
         return complaints
     env.reset(initial_states)
-    if not _equal(begun, env.step(range(len(initial_states)), actions[:, :CHUNK])):
+    if not equal(begun, env.step(range(len(initial_states)), actions[:, :CHUNK])):
         complaints.append(
             "The same actions from the same initial-state numbers lead to different frames, states or successes."
         )
-    elif not _equal(ended, env.step(rows, actions[rows, CHUNK:])):
+    elif not equal(ended, env.step(rows, actions[rows, CHUNK:])):
         complaints.append("After a step with some of the rows, the same actions lead to different outcomes.")
     env.reset(initial_states)
-    apart = torch.cat([actions[:1, :CHUNK], -actions[1:, :CHUNK]])
-    if not _equal(_row(begun, 0), _row(env.step(range(len(initial_states)), apart), 0)):
+    low, high = _bounds(spec)
+    apart = torch.cat([actions[:1, :CHUNK], low + high - actions[1:, :CHUNK]])
+    if not equal(row_of(begun, 0), row_of(env.step(range(len(initial_states)), apart), 0)):
         complaints.append("What one row does changes the outcome of another row.")
     return complaints + _lasts(env, initial_states, generator)
+
+
+def some_actions(spec: EnvSpec, A: int, K: int, generator: torch.Generator) -> Tensor:
+    """(A, K, D) anywhere between the bounds."""
+    low, high = _bounds(spec)
+    return (low + (high - low) * torch.rand(A, K, spec.action_dim, generator=generator)).clamp(low, high)
+
+
+def _bounds(spec: EnvSpec) -> tuple[Tensor, Tensor]:
+    """The least and the greatest action to try, (D,) each; finite ones where the environment takes any."""
+    low, high = spec.action_bounds()
+    low = torch.where(low.isfinite(), low, (high - 2).clamp(max=-1))
+    return low, torch.where(high.isfinite(), high, (low + 2).clamp(min=1))
 
 
 def _one_at_a_time(env: Env, initial_state: int, seed: int) -> list[str]:
     """What can be asked of a robot, which shows no two equal frames: shapes, types, and an end."""
     complaints = _observation(env.reset([initial_state]), env.spec, 1, "reset")
     generator = torch.Generator().manual_seed(seed)
-    chunk = torch.zeros(1, CHUNK, env.spec.action_dim)
+    low, high = _bounds(env.spec)
+    chunk = ((low + high) / 2).expand(1, CHUNK, -1)
     return complaints or _outcome(env.step([0], chunk), env.spec, 1, CHUNK) or _lasts(env, [initial_state], generator)
 
 
@@ -97,7 +115,7 @@ def _lasts(env: Env, initial_states: Sequence[int], generator: torch.Generator) 
     env.reset(initial_states)
     rows = list(range(len(initial_states)))
     for _ in range(-(-env.spec.horizon // CHUNK)):
-        chunk = torch.rand(len(rows), CHUNK, env.spec.action_dim, generator=generator) * 2 - 1
+        chunk = some_actions(env.spec, len(rows), CHUNK, generator)
         outcome = env.step(rows, chunk)
         complaints = _outcome(outcome, env.spec, len(rows), CHUNK)
         rows = [row for row, done in zip(rows, outcome.done.tolist(), strict=True) if not done]
@@ -308,12 +326,12 @@ def _parts(value: Observation | Outcome) -> list[object]:
     return [images[name] for name in sorted(images)] + [named[name] for name in sorted(named)]
 
 
-def _equal(one: Observation | Outcome, other: Observation | Outcome) -> bool:
+def equal(one: Observation | Outcome, other: Observation | Outcome) -> bool:
     pairs = zip(_parts(one), _parts(other), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
 
 
-def _row(outcome: Outcome, row: int) -> Outcome:
+def row_of(outcome: Outcome, row: int) -> Outcome:
     images = {name: image[row : row + 1] for name, image in outcome.images.items()}
     rows = slice(row, row + 1)
     return Outcome(images, outcome.state[rows], outcome.success[rows], outcome.done[rows])

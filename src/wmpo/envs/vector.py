@@ -7,7 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn
 
@@ -248,7 +248,8 @@ def _spec(name: str, described: Request) -> tuple[EnvSpec, tuple[np.ndarray, np.
         raise UserError(
             f"{name} needs a camera, sizes, action_dim, horizon and fps of 1 or more, and action_low below action_high."
         )
-    return spec, (low, high)
+    bounded = replace(spec, action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
+    return bounded, (low, high)
 
 
 def _episode(name: str, spec: EnvSpec, initial_state: int, shown: Request) -> Episode:

@@ -197,9 +197,18 @@ def _failure(error: Exception) -> tuple[bool, str, str]:
     """Whether it is a UserError, in one line, and in many."""
     if any(kind.__name__ == "UserError" for kind in type(error).__mro__):
         return True, str(error), ""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(place.filename)}, line {place.lineno}"
-    return False, f"{type(error).__name__}: {error} ({where})", traceback.format_exc()
+    return False, f"{type(error).__name__}: {error}{place_of(error, __file__)}", traceback.format_exc()
+
+
+def place_of(error: Exception, inner: str) -> str:
+    """ " (file, line n)" of the last of the user's own lines that an exception went through; "" where there is none.
+
+    Files whose paths begin with `inner` are not the user's, nor are those of installed packages while there is another.
+    """
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith((inner, "<"))]
+    foreign = (os.path.dirname(os.__file__) + os.sep, os.sep + "site-packages" + os.sep)
+    own = [line for line in lines if not any(part in line.filename for part in foreign)] or lines[:1]
+    return f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
 
 
 def _serve(connection: Connection, descriptor: int, period: float) -> None:
