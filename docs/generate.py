@@ -12,7 +12,7 @@ import re
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from wmpo.cli import COMMANDS
 from wmpo.families import PLUGS, settings_class
@@ -90,7 +90,8 @@ def cli_page() -> str:
         options = getattr(importlib.import_module(f"wmpo.cli.{command.module}"), command.name)
         docs = field_docs(options)
         parts += [f"## wmpo {name}", inspect.cleandoc(options.__doc__ or "")]
-        rows = [option_row(field, docs) for field in fields(options)]
+        hints = get_type_hints(options)
+        rows = [option_row(field, docs, hints[field.name]) for field in fields(options)]
         if rows:
             parts.append("\n".join(["| option | default | what it is |", "|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
@@ -99,23 +100,19 @@ def cli_page() -> str:
 def metrics_page() -> str:
     """`docs/metrics.md`."""
     rows = "\n".join(f"| `{name}` | {text} |" for name, text in METRICS.items())
-    return (
-        "# Every logged number\n\n"
-        "Each run writes these to `metrics.jsonl` and to TensorBoard (`tensorboard --logdir <run folder>`), as\n"
-        "`<stage>/<name>`; a star below stands for any stage. This page is generated from\n"
-        "`wmpo.training.metrics.METRICS`.\n\n"
-        f"| metric | meaning |\n|---|---|\n{rows}\n"
-    )
+    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    return with_generated(page, f"| metric | meaning |\n|---|---|\n{rows}")
 
 
-def option_row(field: Field[Any], docs: dict[str, str]) -> str:
+def option_row(field: Field[Any], docs: dict[str, str], hint: Any) -> str:
     positional = "Positional" in str(field.type) or field.name == "recipe"
     name = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
     default = default_of(field)
     if field.name == "recipe":
         return "| `RECIPE` | must be given | One of `wmpo recipes`; every setting of it is an option. |"
-    if is_dataclass(default):
-        return f"| `{name}.*` | see [settings.md](settings.md) | The settings of this section. |"
+    if is_dataclass(default) or is_dataclass(hint):
+        text = cell(docs.get(field.name, "")) or "The settings of this section."
+        return f"| `{name}.*` | see [settings.md](settings.md) | {text} |"
     given = "must be given" if default is MISSING else shown(default)
     return f"| `{name}` | {given} | {cell(docs.get(field.name, ''))} |"
 

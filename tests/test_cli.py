@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ import torch
 from episodes_by_hand import make_episode
 from wmpo.cli import COMMANDS, main
 from wmpo.cli.parse import sentence
+from wmpo.cli.run import RunCommand
 from wmpo.config import Recipe
 from wmpo.data.store import EpisodeStore
+from wmpo.families import save_model
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes import RECIPES
+from wmpo.training.metrics import METRICS
 from wmpo.types import EnvSpec
 
 
@@ -236,6 +240,33 @@ TINY = [
 ]  # fmt: skip
 
 
+def test_an_unfinished_run_is_told_its_whole_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrist = RECIPES["wrist"]
+    options = ["--seed", "3", "--no-control", "--env.no-state", "--env.cameras", "wrist", "--grpo.freeze", "a", "b",
+               "--policy.fit.lr", "1e-05", "--reward.family", "videomae", "--reward.width", "96"]  # fmt: skip
+    for name, given in (("a b", options), ("plain", [])):
+        recipe = RunCommand.parse(["wrist", *given]).recipe
+        assert (recipe == wrist) == (not given)
+        write_json(tmp_path / name / "recipe.json", to_plain(recipe))
+        told = refused(capsys, "report", name).strip()
+        command = shlex.split(told.partition("continue it with ")[2])
+        assert command[:3] == ["wmpo", "run", "wrist"] and len(command) < 25
+        again = RunCommand.parse(command[2:])
+        assert again.recipe == recipe and again.out == Path(name)
+    write_json(tmp_path / "mine" / "recipe.json", to_plain(replace(wrist, name="mine")))
+    assert "open_run" in refused(capsys, "report", "mine")
+
+
+def test_a_model_for_other_cameras_is_told_how_to_give_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    spec = EnvSpec({"front": (16, 16)}, state_dim=4, action_dim=4, horizon=10, fps=5)
+    save_model("minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path)
+    assert "--data STORE, or by --size" in refused(capsys, "check", "policy", tmp_path)
+    assert main(["check", "policy", str(tmp_path), "--size", "16", "16"]) == 0
+
+
 def start(out: Path) -> subprocess.Popen[bytes]:
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "wmpo.cli", *TINY, "--out", str(out)]
@@ -256,6 +287,10 @@ def test_the_smoke_recipe_runs_to_its_report(capsys: pytest.CaptureFixture[str],
     assert main(["run", "smoke", "--out", str(tmp_path), "--device", "cpu"]) == 0
     told = " ".join(capsys.readouterr().out.split())  # the console wraps lines
     assert "is finished" in told and (tmp_path / "result.json").read_bytes() == written
+    assert "too small to learn" in told and "too small to learn" in page
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {name.rpartition("/")[2] for line in lines for name in line} - {"step", "time"}
+    assert logged > {"groups_kept", "real_success_steps"} and logged <= {name[2:] for name in METRICS}
     assert main(["report", str(tmp_path)]) == 0
     again = json.loads((tmp_path / "result.json").read_text())
     assert again["fidelity"] == result["fidelity"] and again["policies"] == result["policies"]

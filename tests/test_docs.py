@@ -6,12 +6,20 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from docs import generate
+from wmpo import algorithm, families
 from wmpo.cli import main
+from wmpo.config import Recipe
+from wmpo.io.provenance import Machine
+from wmpo.report import results
+from wmpo.report.results import PolicyResult, RunResult
+from wmpo.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,3 +69,49 @@ def test_ranges_of_the_pages_classes_are_kept(
     family, option, value = options
     assert main(["run", "smoke", family, name, option, value, "--out", "run"]) == 2
     assert complaint in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_python_as_the_page_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its examples as they stand, without the hours between opening a run and its result."""
+    blocks = {page: re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+              for page in ("python.md", "own_env.md")}  # fmt: skip
+    (tmp_path / "reach_env.py").write_text(blocks["own_env.md"][0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "reach_env", raising=False)
+    monkeypatch.setattr(families, "_allowed", set())
+
+    def optimise(run: Run) -> RunResult:
+        result = RunResult.begin(run.recipe)
+        result.policies = {"base": PolicyResult([3, 5, 8, 9], [0, 1, 0, 0], [0, 4, 0, 0]),
+                           "wmpo-1": PolicyResult([3, 5, 8, 9], [1, 1, 1, 0], [7, 4, 6, 0])}  # fmt: skip
+        result.save(run.folder / "result.json")
+        return result
+
+    monkeypatch.setattr(algorithm, "optimise", optimise)
+    names: dict[str, object] = {}
+    for block in blocks["python.md"]:
+        exec(block, names)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "+50.0 points, 2 won, 0 lost", "20", "base: 0.250 (0.046 to 0.699)", "wmpo-1: 0.750 (0.301 to 0.954)",
+    ]  # fmt: skip
+    recipe = names["recipe"]
+    assert isinstance(recipe, Recipe) and recipe.env.family == "reach_env:Reach"
+
+
+def test_every_number_of_a_result_is_explained() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    parts = [one for one in vars(results).values() if isinstance(one, type) and is_dataclass(one)]
+    assert len(parts) > 10
+    said = {field.name for part in parts if part not in (Recipe, Machine, results.Summary) for field in fields(part)}
+    missing = {name for name in said if f"`{name.removeprefix('still_')}`" not in page}
+    assert missing <= {"camera", "won", "lost"}  # which it says in other words
+
+
+def test_sections_of_settings_are_prefixes() -> None:
+    page = generate.cli_page()
+    assert "| `--world-model.*` | see [settings.md](settings.md) | Settings of the world model" in page
+    assert "| `--env` |" not in page

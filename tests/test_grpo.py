@@ -403,3 +403,11 @@ def test_a_result_is_not_reused_for_another_policy_or_dream(tmp_path: Path) -> N
         go(Coin(), config, states=STARTS[1:])
     with pytest.raises(UserError, match=r"policy = \w{16}, not \w{16}"):
         go(Certain(), config)
+
+
+def test_without_a_group_to_learn_from_no_finish_step_is_logged() -> None:
+    none = replace(CONFIG, min_group_success=0.98, max_group_success=0.99, max_resamples=0)
+    generator = torch.Generator().manual_seed(1)
+    for config in (none, CONFIG):
+        metrics = play_groups(Guess(), Coin(), STARTS, config, generator=generator, temperature=1.0).metrics()
+        assert ("finish_step" in metrics) == (metrics["groups_kept"] > 0) == (config is CONFIG)

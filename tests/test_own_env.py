@@ -95,3 +95,23 @@ def test_it_runs_through_every_command_that_needs_one(folder: Path, capsys: pyte
     wmpo("collect", "--data", "data", "--policy", "base/policies/base", *env, "--collect.episodes", "8")
     assert main(["evaluate", "run", "--episodes", "2", "--disruption", "fog", *allowed]) == 2
     assert "it has dark" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_check_says_what_it_tried_and_which_class_to_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "env", FAMILY, "--env.workers", "0"]) == 0
+    assert "demonstrate: tried, get_state: tried, tasks: tried, events: tried" in capsys.readouterr().out
+    assert main(["check", "env", "reach_env:ReachEpisode"]) == 2
+    assert "name the family class, not the episode class" in capsys.readouterr().err
+    reach = Path("reach_env.py")
+    reach.write_text(reach.read_text().replace("np.stack(actions),", "np.stack(actions)[:-1],"))
+    del sys.modules["reach_env"]
+    assert main(["check", "env", FAMILY, "--env.workers", "0"]) == 1
+    assert ": 1 thing to mend" in capsys.readouterr().out
+
+
+def test_the_gymnasium_environment_is_a_family(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "env", "push_episode:Push", "--env.workers", "0"]) == 0
+    assert "demonstrate: absent" in capsys.readouterr().out
+    assert main(["demonstrate", "--data", str(folder / "data"), "--env.family", "push_episode:Push"]) == 2
+    assert "has no scripted expert" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -84,3 +85,15 @@ def test_no_file_lets_a_class_in(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "saved" / "config.json").write_text(f'{{"family": "{POLICY}"}}')
     assert main(["check", "policy", "saved"]) == 2
     assert "add --allow" in capsys.readouterr().err and "linear_policy" not in sys.modules
+
+
+@pytest.mark.usefixtures("folder")
+def test_all_that_is_not_allowed_is_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = {"name": "smoke", "env": {"family": ENV}, "policy": {"family": POLICY}, "reward": {"family": "conv"}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    for command in ("report", "evaluate"):
+        assert main([command, "run"]) == 2
+        assert f"add --allow {ENV} --allow {POLICY} if you trust them" in capsys.readouterr().err
+    assert main(["report", "run", "--allow", ENV]) == 2
+    assert f"'{POLICY}' is a class of yours" in capsys.readouterr().err

@@ -331,3 +331,12 @@ def test_filmstrip_and_png() -> None:
     assert strip.shape == (2 * 128 + 4, 3 * 128 + 2 * 4, 3)
     assert (strip[:128, -128:] == moving_square(9)[8].repeat(2, 0).repeat(2, 1)).all()
     assert (np.asarray(Image.open(io.BytesIO(encode_png(strip)))) == strip).all()
+
+
+def test_headline_of_what_has_learned_nothing() -> None:
+    none = replace(invented_result(), policies={
+        name: PolicyResult([1, 2, 3], [0, 0, 0], [0, 0, 0]) for name in ("base", "wmpo-1")
+    })  # fmt: skip
+    assert headline(none).startswith("Neither before practice nor after it")
+    small = replace(none, recipe={**none.recipe, "name": "smoke"})
+    assert "too small to learn" in headline(small) and "too small" not in headline(none)

@@ -226,6 +226,7 @@ class Recipe:
     """One whole run: demonstrations, base policy, collection, world model, reward model, imagination, evaluation."""
 
     name: str = "push"
+    """What the run is called in its report and in the name of its folder; no number depends on it."""
     seed: Annotated[int, SEEDS] = 0
     """One seed, from 0 to 255, gives one result on one machine."""
     rounds: Annotated[int, ROUNDS] = 1

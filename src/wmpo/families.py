@@ -7,7 +7,7 @@ where a person has named it, in Python or on the command line (`allow`): what a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -110,14 +110,20 @@ def settings_class(kind: str, family: str) -> Any:
 def _names(kind: str, family: str) -> tuple[str, str]:
     plug = PLUGS[kind]
     if ":" in family:
-        if family not in _allowed:
-            raise UserError(
-                f"{family!r} is a class of yours, which no file may name by itself: add --allow {family} if you trust "
-                "it."
-            )
+        _require_allowed([family])
         return family, ""
     installed = {entry.name: (entry.value, "") for entry in entry_points(group=plug.group)}
     return named(f"{plug.words} family", family, {**installed, **plug.builtin})
+
+
+def _require_allowed(families: Sequence[str]) -> None:
+    """Raise UserError that names all classes of these that a person hasn't named."""
+    if names := [family for family in dict.fromkeys(families) if ":" in family and family not in _allowed]:
+        each, options = ", ".join(map(repr, names)), " ".join(f"--allow {name}" for name in names)
+        each, them = (f"Each of {each}", "them") if len(names) > 1 else (each, "it")
+        raise UserError(
+            f"{each} is a class of yours, which no file may name by itself: add {options} if you trust {them}."
+        )
 
 
 def _import(kind: str, path: str) -> Any:
@@ -198,6 +204,8 @@ def recipe_from_plain(data: object, where: str) -> Recipe:
             )
     parts: JsonObject = {}
     rest = dict(data)
+    described = [part for kind in PLUGS if isinstance(part := rest.get(kind), dict)]
+    _require_allowed([str(part.get("family", "")) for part in described])
     for kind, plug in PLUGS.items():
         part = rest.pop(kind, {})
         if not isinstance(part, dict):

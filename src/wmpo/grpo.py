@@ -54,7 +54,7 @@ class Groups:
             "success": self.success_rate,
             "groups_played": self.played,
             "groups_kept": self.kept,
-            "finish_step": float(self.rollout.finish_step.float().mean()) if self.kept else 0.0,
+            **({"finish_step": float(self.rollout.finish_step.float().mean())} if self.kept else {}),
         }
 
 

@@ -14,7 +14,7 @@ from wmpo.config import Recipe
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
-from wmpo.families import completed, recipe_from_plain
+from wmpo.families import PLUGS, allow, completed, recipe_from_plain
 from wmpo.grpo import trained_parameters
 from wmpo.io.files import file_lock, read_json, write_json
 from wmpo.io.plain import differences, to_plain
@@ -32,8 +32,11 @@ CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go
 
 @contextmanager
 def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]:
-    """A new run in `folder`, or the one that is there, if it is of the same recipe."""
-    recipe = completed(recipe)
+    """A new run in `folder`, or the one that is there, if it is of the same recipe.
+
+    Classes of yours that `recipe` names, as module:Class, are imported; those that files in `folder` name are not.
+    """
+    recipe = completed(trusted(recipe))
     check_recipe(recipe)
     use_one_thread()
     device = pick_device(recipe.device)
@@ -54,7 +57,7 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
 
     Without `env` the store must exist, and the real environment is out of reach.
     """
-    recipe = completed(recipe)
+    recipe = completed(trusted(recipe))
     check_recipe(recipe)
     use_one_thread()
     device = pick_device(recipe.device)
@@ -63,6 +66,15 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
     store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
     with locked(folder), RunLog(folder, quiet) as log:
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
+
+
+def trusted(recipe: Recipe) -> Recipe:
+    """The recipe, whose families may be imported from now on: a person has named them, not a file, which `load_recipe`
+    would have refused."""
+    for kind in PLUGS:
+        if ":" in (family := getattr(recipe, kind).family):
+            allow(family)
+    return recipe
 
 
 def check_tasks(recipe: Recipe, env: Env) -> None:

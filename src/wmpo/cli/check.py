@@ -124,7 +124,11 @@ class CheckCommand:
         if Path(self.name).is_dir():
             kind = KINDS[self.kind]
             made = family_class(kind, saved_family(kind, Path(self.name), "")).from_pretrained(Path(self.name))
-            check_fits(made, spec, self.name)
+            try:
+                check_fits(made, spec, self.name)
+            except UserError as error:
+                how = "" if self.data else " Say what it was made for by --data STORE, or by --size and its neighbours."
+                raise UserError(f"{error}{how}") from None
         elif self.kind == "policy":
             made = build_policy(self.policy, spec)
         elif self.kind == "world-model":

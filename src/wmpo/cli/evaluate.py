@@ -18,6 +18,7 @@ class EvaluateCommand:
 
     Prints success with its Wilson interval and the paired gain over the base policy, for each task too where there are
     several. Outcomes are kept in FOLDER/evaluations, one file per setting, and compared with what is there already.
+    Where the run or a policy names a class of yours, add --allow module:Class.
     """
 
     folder: tyro.conf.Positional[Path]

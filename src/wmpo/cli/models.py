@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from wmpo.cli.parse import continuing
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.protocols import Policy, RewardModel, WorldModel
@@ -50,5 +51,5 @@ def latest(recipe: Recipe, folder: Path) -> list[str]:
     names = ["base", *(f"wmpo-{turn}" for turn in range(recipe.rounds, 0, -1))]
     there = [name for name in names if (folder / "policies" / name / CONFIG).is_file()]
     if not there:
-        raise UserError(f"The run in {folder} has no policy yet: continue it with wmpo run {recipe.name}.")
+        raise UserError(f"The run in {folder} has no policy yet: continue it with {continuing(recipe, folder)}")
     return there[:2]

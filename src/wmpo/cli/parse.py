@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass, replace
@@ -15,6 +16,8 @@ import tyro
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.families import PLUGS, allow, complete, new_name, of_family, saved_family, why_gone
+from wmpo.io.plain import flat, to_plain
+from wmpo.recipes import RECIPES
 
 Options = TypeVar("Options")
 
@@ -69,6 +72,31 @@ def with_families(options: type[Options], args: Sequence[str]) -> type[Options]:
     if not narrowed:
         return options
     return make_dataclass(options.__name__, narrowed, bases=(options,), frozen=True)
+
+
+def continuing(recipe: Recipe, folder: Path) -> str:
+    """The command that goes on with the run of a recipe in a folder."""
+    if recipe.name not in RECIPES:
+        return f"open_run in Python, as it was begun, or wmpo run with its settings and --out {folder}"
+    families = {kind: getattr(recipe, kind).family for kind in PLUGS}
+    chosen = [f"--{kind}.family={family}" for kind, family in families.items()]
+    begun = to_plain(recipe_with_families(RECIPES[recipe.name], chosen))
+    for kind in families:  # of an option that names a family, the settings follow from it
+        begun[kind]["family"] = getattr(RECIPES[recipe.name], kind).family
+    words = ["wmpo", "run", recipe.name]
+    before = flat(begun)
+    for name, value in flat(to_plain(recipe)).items():
+        if value != before.get(name):
+            section, _, own = name.replace("_", "-").rpartition(".")
+            option = f"--{section}." if section else "--"
+            if isinstance(value, bool):
+                words.append(f"{option}{'' if value else 'no-'}{own}")
+            else:
+                words += [f"{option}{own}", *map(str, value if isinstance(value, list) else [value])]
+    words += ["--out", str(folder)]
+    if recipe.policy.pretrained and ":" in families["policy"]:  # which the file in that folder names
+        words += ["--allow", families["policy"]]
+    return shlex.join(words)
 
 
 def settings_from(kind: str, args: Sequence[str]) -> Any:

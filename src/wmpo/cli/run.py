@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, TypeVar
 
 import tyro
 
-from wmpo.cli.parse import parse, recipe_with_families
+from wmpo.cli.parse import continuing, parse, recipe_with_families
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.recipes import RECIPES, recipe_named
@@ -51,6 +51,7 @@ class RunCommand:
         from wmpo.opening import open_run
         from wmpo.report.results import RunResult
         from wmpo.report.tables import terminal_table
+        from wmpo.report.words import headline
 
         folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
         with open_run(self.recipe, folder) as run:
@@ -61,12 +62,16 @@ class RunCommand:
                 run.log.info(f"{folder}: on {run.device}")
                 result = optimise(run)
             run.log.console.print(terminal_table(result))
+            run.log.info(headline(result))
             run.log.info(f"Report: {folder / 'report.html'}")
 
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Measure the dream of a finished run again, and rewrite its result.json and report.html."""
+    """Measure the dream of a finished run again, and rewrite its result.json and report.html.
+
+    Where the run names a class of yours, add --allow module:Class.
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -75,11 +80,15 @@ class ReportCommand:
         from wmpo.algorithm import optimise
         from wmpo.opening import load_recipe, open_run
         from wmpo.report.tables import terminal_table
+        from wmpo.report.words import headline
 
         recipe = load_recipe(self.folder)
         if not (self.folder / "result.json").exists():
-            raise UserError(f"The run in {self.folder} is not finished: continue it with wmpo run {recipe.name}.")
+            raise UserError(
+                f"The run in {self.folder} is not finished: continue it with {continuing(recipe, self.folder)}"
+            )
         with open_run(recipe, self.folder) as run:
             result = optimise(run)  # every stage is there, so that only the report is made
             run.log.console.print(terminal_table(result))
+            run.log.info(headline(result))
             run.log.info(f"Report: {self.folder / 'report.html'}")

@@ -78,13 +78,25 @@ def signed(rate: float) -> str:
 
 
 def headline(result: RunResult) -> str:
-    """The result in one or two sentences."""
+    """The result in a few sentences."""
+    text = _headline(result)
+    if result.recipe.get("name") == "smoke":
+        text += " The recipe smoke shows that every stage works; it is too small to learn the task."
+    return text
+
+
+def _headline(result: RunResult) -> str:
     summary = result.summary()
     if BASE not in result.policies or not any(policy_kind(name) == FINAL for name in result.policies):
         return "This run has not been evaluated to its end yet."
     final = result.final
     before, after = summary.rates[BASE], summary.rates[final]
     count = len(result.policies[final].initial_states)
+    if not before.value and not after.value:
+        return (
+            f"Neither before practice nor after it did the policy succeed in any of {count} real situations: nothing "
+            "can be said about a gain, and practice needs a policy that succeeds now and then."
+        )
     text = (
         f"After practising only in imagination, the policy succeeds in {100 * after.value:.1f} % of {count} real "
         f"situations that it had never met; before, it was {100 * before.value:.1f} %."

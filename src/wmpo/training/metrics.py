@@ -27,6 +27,7 @@ METRICS: dict[str, str] = {
     "*/seconds_updating": "Seconds that the iteration spent on policy updates.",
     "*/clip_fraction": "Share in [0, 1] of probability ratios whose gradient the clipping cuts off.",
     "*/approx_kl": "Estimate of the divergence KL(old policy || new policy) per ratio, in nats.",
+    "*/kl": "Estimate of the divergence from the policy that practice began with, in nats; only with grpo.kl_coef.",
     "*/ratio_mean": "Mean probability ratio of new to old policy; far from 1 the batch has gone stale.",
     "*/real_episodes": "Real episodes that the iteration has played, where practice is in the real environment.",
     "*/real_steps": "Real actions that the iteration has taken, where practice is in the real environment.",
@@ -36,4 +37,5 @@ METRICS: dict[str, str] = {
     "*/drift": "Change of the log-probability of successes since the reference, in nats; may fall below 0.",
     # evaluation
     "*/real_success": "Share in [0, 1] of real evaluation episodes that succeed; nothing learns from them.",
+    "*/real_success_steps": "Real actions that this evaluation has taken, over all its episodes.",
 }
