@@ -261,10 +261,11 @@ def test_an_unfinished_run_is_told_its_whole_command(
 
 
 def test_a_model_for_other_cameras_is_told_how_to_give_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    spec = EnvSpec({"front": (16, 16)}, state_dim=4, action_dim=4, horizon=10, fps=5)
-    save_model("minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path)
-    assert "--data STORE, or by --size" in refused(capsys, "check", "policy", tmp_path)
-    assert main(["check", "policy", str(tmp_path), "--size", "16", "16"]) == 0
+    for name, state_dim in (("top", 4), ("front", 2)):
+        spec = EnvSpec({name: (16, 16)}, state_dim, action_dim=4, horizon=10, fps=5)
+        save_model("minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path / name)
+        assert "--data STORE, or by --size" in refused(capsys, "check", "policy", tmp_path / name)
+    assert main(["check", "policy", str(tmp_path / "front"), "--state-dim", "2"]) == 0
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:
