@@ -238,8 +238,9 @@ def test_what_a_class_gets_wrong_is_said(make: Make, workers: int) -> None:
     assert "worker" not in str(caught.value)  # whose fault it is not
     if workers:
         line = EPISODE[: EPISODE.index("ZeroDivisionError")].count("\n") + 1
-        with pytest.raises(RuntimeError, match=rf"by nothing \(point_episode.py, line {line}\)$"):
+        with pytest.raises(RuntimeError, match="by nothing") as caught:
             env.reset([4])
+        assert str(caught.value).endswith(f"by nothing (point_episode.py, line {line})")
     with pytest.raises(UserError, match="Call reset"):  # half of the batch had begun
         env.step([0], torch.zeros(1, 1, 2))
     env.reset([5])  # and it goes on
