@@ -227,11 +227,11 @@ def test_what_a_class_gets_wrong_is_said(make: Make, workers: int) -> None:
             "camera front shows uint8 .5, 16, 3., not uint8 .9, 16, 3.",
             "float64",
             "state has the shape .3,.",
-            "by nothing",
+            r"ZeroDivisionError: by nothing \(point_episode.py, line \d+\)",
         ],
         1,
     ):
-        with pytest.raises((RuntimeError, ValueError, ZeroDivisionError), match=words):
+        with pytest.raises(UserError, match=words):
             env.reset([0, number])
     with pytest.raises((RuntimeError, ValueError), match="uint8") as caught:
         env.reset([1])
@@ -244,7 +244,7 @@ def test_what_a_class_gets_wrong_is_said(make: Make, workers: int) -> None:
     with pytest.raises(UserError, match="Call reset"):  # half of the batch had begun
         env.step([0], torch.zeros(1, 1, 2))
     env.reset([5])  # and it goes on
-    for name, words in {"NoHorizon": "has no horizon", "Flat": "of 1 or more", "None": "None"}.items():
+    for name, words in {"NoHorizon": "has no horizon", "Flat": "choose sides of 1 to", "None": "None"}.items():
         with pytest.raises(UserError, match=words):
             make(name, workers=workers)
     with pytest.raises(UserError, match="unexpected keyword argument 'colour'"):
@@ -276,7 +276,7 @@ def test_demonstrations_come_one_by_one_in_order(make: Make) -> None:
     env.step([0, 1], chunk)
     with pytest.raises(RuntimeError, match="another request"):
         list(episodes)
-    with pytest.raises(UserError, match="demonstrate gives images of front"):
+    with pytest.raises(UserError, match="demonstrate gives actions as object"):
         list(env.demonstrate([6666], 0.0, 0))
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from textwrap import shorten
+from traceback import extract_tb
 from types import ModuleType
 from typing import TypeVar
 
@@ -14,6 +18,22 @@ COLDEST = 1e-3  # temperature, above 0
 
 class UserError(Exception):
     """Bad input, told in one sentence: what was wrong, where, and what to do. The command line exits with 2."""
+
+
+def reason(error: BaseException) -> str:
+    """What somebody's code has raised, in one line: its kind, its text, and the file and line that it comes from."""
+    places = [(frame.filename, frame.lineno or 0) for frame in extract_tb(error.__traceback__)]
+    return reason_of(type(error).__name__, str(error), places)
+
+
+def reason_of(kind: str, text: str, places: Sequence[tuple[str, int]]) -> str:
+    """`reason`, of an exception of another process. Lines of this package and of installed ones are not to blame."""
+    ours = (f"{Path(__file__).parent}/", "/lib/python", "<frozen")
+    own = [(file, line) for file, line in places if not any(part in file for part in ours)]
+    what = "it called sys.exit" if kind == "SystemExit" else f"{kind}: {shorten(text, 500)}".removesuffix(": ")
+    if not own or re.search(r", line \d+\)$", what):  # a SyntaxError says its place itself
+        return what
+    return f"{what} ({Path(own[-1][0]).name}, line {own[-1][1]})"
 
 
 def named(kind: str, name: str, known: Mapping[str, Value]) -> Value:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import isfinite
-from pathlib import Path
 from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
-from wmpo.envs.worker import place_of
-from wmpo.errors import UserError
+from wmpo.data.info import check_spec
+from wmpo.errors import UserError, reason
 from wmpo.protocols import Env, Latents, Memory, Policy, RewardModel, WorldModel
 from wmpo.types import Decision, EnvSpec, Observation, Outcome
 
 P = ParamSpec("P")
 TOLERANCE = 1e-4  # of log-probabilities: the same numbers, up to the order of floating-point sums
 CHUNK = 3  # actions per chunk while an environment is tried out
-PACKAGE = str(Path(__file__).parents[1])
 
 
 def complains(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
@@ -31,8 +29,8 @@ def complains(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
             return check(*args, **kwargs)
         except UserError as error:
             return [str(error)]
-        except Exception as error:
-            return [f"It raised {type(error).__name__}: {error}{place_of(error, PACKAGE)}."]
+        except (Exception, SystemExit) as error:
+            return [f"It raised {reason(error)}."]
 
     return checked
 
@@ -272,15 +270,11 @@ def check_reward_model(reward_model: RewardModel, clips_BLCHW: Tensor, instructi
 
 
 def _spec(spec: EnvSpec) -> list[str]:
-    complaints = []
-    if not spec.cameras:
-        complaints.append("spec.cameras is empty; there must be at least one camera.")
-    for name in ("action_dim", "horizon", "fps"):
-        if getattr(spec, name) < 1:
-            complaints.append(f"spec.{name} is {getattr(spec, name)}; it must be at least 1.")
-    if spec.state_dim < 0:
-        complaints.append(f"spec.state_dim is {spec.state_dim}; it must be 0 or more.")
-    return complaints
+    try:
+        check_spec(spec, "spec")  # as a store of its episodes would
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _observation(seen: Observation, spec: EnvSpec, B: int, who: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from operator import index
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wmpo.config import EnvConfig
+from wmpo.data.info import check_spec
 from wmpo.envs.worker import EXTRAS, FACTS, frame_bytes, frames
 from wmpo.envs.worker_pool import InProcess, WorkerPool
 from wmpo.errors import UserError
@@ -204,7 +206,7 @@ class VectorEnv:
         queue, finished = deque(requests), dict[int, Episode]()
         waiting = deque(requests)
         for request, answer in self._pool.run(lambda worker: [queue.popleft()] if queue else []):
-            finished[id(request)] = _episode(self._name, self.spec, request["initial_state"], answer)
+            finished[id(request)] = _episode(self._name, self.spec, self._bounds, request["initial_state"], answer)
             while waiting and id(waiting[0]) in finished:
                 yield finished.pop(id(waiting.popleft()))
 
@@ -235,35 +237,57 @@ def _spec(name: str, described: Request) -> tuple[EnvSpec, tuple[np.ndarray, np.
     for fact in FACTS:
         if described[fact] is None:
             raise UserError(f"{name} has no {fact}: an episode class needs {', '.join(FACTS)} (docs/own_env.md).")
+
+    def whole(what: str, value: object) -> int:
+        try:
+            return index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise UserError(f"{name}: {what} is {value!r:.40}; it must be a whole number (docs/own_env.md).") from None
+
     try:
-        cameras = {str(camera): (int(height), int(width)) for camera, (height, width) in described["cameras"].items()}
-        spec = EnvSpec(cameras, *(int(described[fact]) for fact in FACTS[1:]))
+        cameras = {
+            str(camera): (whole(f"the height of {camera}", height), whole(f"the width of {camera}", width))
+            for camera, (height, width) in described["cameras"].items()
+        }
+        spec = EnvSpec(cameras, *(whole(fact, described[fact]) for fact in FACTS[1:]))
+        check_spec(spec, name)
         low, high = (
             np.broadcast_to(np.asarray(described[bound], np.float64), (spec.action_dim,)) for bound in ("low", "high")
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name} describes itself wrongly: {error} (docs/own_env.md).") from error
-    least = [*(side for size in cameras.values() for side in size), spec.action_dim, spec.horizon, spec.fps]
-    if not cameras or min(least) < 1 or spec.state_dim < 0 or not (low < high).all():
-        raise UserError(
-            f"{name} needs a camera, sizes, action_dim, horizon and fps of 1 or more, and action_low below action_high."
-        )
-    bounded = replace(spec, action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
-    return bounded, (low, high)
+    if not (np.isfinite([low, high]).all() and (low < high).all()):
+        raise UserError(f"{name} needs an action_low below its action_high, both finite (docs/own_env.md).")
+    return replace(spec, action_low=tuple(low.tolist()), action_high=tuple(high.tolist())), (low, high)
 
 
-def _episode(name: str, spec: EnvSpec, initial_state: int, shown: Request) -> Episode:
+def _episode(
+    name: str, spec: EnvSpec, bounds: tuple[np.ndarray, np.ndarray], initial_state: int, shown: Request
+) -> Episode:
     """A demonstration, checked."""
 
     def array(what: str, value: object, shape: tuple[int, ...], kind: type) -> np.ndarray:
-        found = np.asarray(value)
+        try:
+            found = np.asarray(value)
+        except ValueError as error:  # rows of different lengths
+            raise UserError(f"{name}.demonstrate gives {what} that are no array: {error}.") from error
         if found.shape != shape or not np.can_cast(found.dtype, kind, "same_kind"):
             raise UserError(
                 f"{name}.demonstrate gives {what} as {found.dtype} {found.shape}, not {np.dtype(kind)} {shape}."
             )
         return found.astype(kind, copy=False)
 
-    T, D = len(shown.get("actions", ())), spec.action_dim
+    for what in ("images", "meta"):
+        if not isinstance(shown.get(what, {}), Mapping):
+            raise UserError(f"{name}.demonstrate gives {what} as a {type(shown[what]).__name__}, not as a dict.")
+    acted, (low, high) = shown.get("actions"), bounds
+    T = len(acted) if isinstance(acted, (list, tuple)) or getattr(acted, "ndim", 0) else 0
+    actions = array("actions", acted, (T, spec.action_dim), np.float32)
+    for d in np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(0)):
+        raise UserError(
+            f"{name}.demonstrate gives an action {d} of {np.abs(actions[:, d]).max():.3g} from initial state "
+            f"{initial_state}, but its own bounds are [{low[d]:g}, {high[d]:g}]: give the actions as executed."
+        )
     images, labels = shown.get("images", {}), shown.get("labels")
     return Episode(
         images={
@@ -271,12 +295,12 @@ def _episode(name: str, spec: EnvSpec, initial_state: int, shown: Request) -> Ep
             for camera, size in spec.cameras.items()
         },
         state=array("state", shown.get("state", np.empty((T + 1, 0))), (T + 1, spec.state_dim), np.float32),
-        actions=array("actions", shown.get("actions"), (T, D), np.float32),
+        actions=actions,
         success=array("success", shown.get("success"), (T + 1,), np.bool_),
         instruction=shown["instruction"],
         initial_state=initial_state,
         task=shown["task"],
         source="expert",
         meta={str(key): str(value) for key, value in shown.get("meta", {}).items()},
-        labels=None if labels is None else array("labels", labels, (T, D), np.float32),
+        labels=None if labels is None else array("labels", labels, actions.shape, np.float32),
     )

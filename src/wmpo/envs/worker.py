@@ -71,6 +71,18 @@ FACTS = ("cameras", "state_dim", "action_dim", "horizon", "fps")
 EXTRAS = ("demonstrate", "get_state", "set_state", "events", "tasks", "task_of")
 
 
+class EpisodeError(Exception):
+    """What an episode class gets wrong; the text goes on after the class's name."""
+
+
+def truth(value: Any, what: str) -> bool:
+    """A bool, or what stands for one: 0, 1, or an array of one such value and no dimensions."""
+    value = value.item() if getattr(value, "shape", None) == () else value
+    if type(value) not in (bool, int) or value not in (0, 1):
+        raise EpisodeError(f"{what} {value!r:.40} where True or False is due")
+    return bool(value)
+
+
 def frames(memory: np.ndarray, at: int, cameras: Cameras, count: int) -> dict[str, np.ndarray]:
     """Camera -> (count, 3, H, W), one after the other in `memory` from byte `at` on."""
     views = {}
@@ -128,7 +140,7 @@ class Server:
         else:
             self.actions[row] = 0
             episode.reset(origin)
-        return {**self._play(row, [None], at), "instruction": str(episode.instruction)}
+        return {**self._play(row, [None], at), "instruction": self._instruction(episode)}
 
     def step(self, row: int, chunk: np.ndarray, at: int | None = None) -> Request:
         """Execute a chunk (K, D); frames go to the shared memory from byte `at` on, or into the answer."""
@@ -142,27 +154,37 @@ class Server:
         state, success = np.empty((count, int(self.lead.state_dim)), np.float32), np.zeros(count, bool)
         for k, action in enumerate(actions):
             if action is not None:
-                success[k] = episode.step(action)
+                success[k] = truth(episode.step(action), "answers step with")
             seen = episode.observe()
+            try:
+                shown = {camera: np.asarray(seen["images"][camera]) for camera in images}
+                felt = np.asarray(seen["state"] if state.shape[1] else (), np.float32)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise EpisodeError(f"observes no images of all cameras with a state of numbers ({error!r})") from error
             for camera, view in images.items():
-                image = np.asarray(seen["images"][camera])
+                image = shown[camera]
                 if image.dtype != np.uint8 or image.shape != (*view.shape[2:], 3):
-                    raise ValueError(
-                        f"camera {camera} shows {image.dtype} {image.shape}, not uint8 {(*view.shape[2:], 3)}"
+                    raise EpisodeError(
+                        f"is wrong: camera {camera} shows {image.dtype} {image.shape}, not uint8 {(*view.shape[2:], 3)}"
                     )
                 view[k] = image.transpose(2, 0, 1)
-            if state.shape[1]:
-                felt = np.asarray(seen["state"], np.float32)
-                if felt.shape != state.shape[1:]:
-                    raise ValueError(f"the state has the shape {felt.shape}, not {state.shape[1:]}")
-                state[k] = felt
-        answer = {
-            "state": state,
-            "success": success,
-            "done": bool(episode.done),
-            "events": dict(episode.events()) if hasattr(episode, "events") else {},
-        }
+            if felt.shape != state.shape[1:]:
+                raise EpisodeError(f"is wrong: the state has the shape {felt.shape}, not {state.shape[1:]}")
+            state[k] = felt
+        events = episode.events() if hasattr(episode, "events") else {}
+        if not isinstance(events, dict) or not all(
+            isinstance(name, str) and isinstance(count, (int, np.integer)) for name, count in events.items()
+        ):
+            raise EpisodeError(f"counts events as {events!r:.40}, not as a dict of whole numbers by name")
+        answer = {"state": state, "success": success, "done": truth(episode.done, "says done with")}
+        answer["events"] = dict(events)
         return answer if at is not None else {**answer, "images": images}
+
+    def _instruction(self, episode: Any) -> str:
+        found = getattr(episode, "instruction", None)
+        if not isinstance(found, str):
+            raise EpisodeError(f"has the instruction {found!r} where a sentence is due")
+        return found
 
     def save(self, row: int) -> bytes:
         return pickle.dumps((self.actions[row], self.episodes[row].get_state()))
@@ -172,8 +194,10 @@ class Server:
 
     def demonstrate(self, initial_state: int, noise: float, seed: int, min_pace: float) -> Request:
         shown = self.lead.demonstrate(initial_state, noise, seed, min_pace)
+        if not isinstance(shown, dict):
+            raise EpisodeError(f"answers demonstrate with a {type(shown).__name__}, not with a dict")
         task = self.task_of(initial_state) if hasattr(self.lead, "task_of") else ""
-        return {**shown, "instruction": str(self.lead.instruction), "task": task}
+        return {**shown, "instruction": self._instruction(self.lead), "task": task}
 
 
 class _Pickler(pickle.Pickler):
@@ -193,22 +217,14 @@ def dumps(value: object) -> bytes:
     return stream.getvalue()
 
 
-def _failure(error: Exception) -> tuple[bool, str, str]:
-    """Whether it is a UserError, in one line, and in many."""
-    if any(kind.__name__ == "UserError" for kind in type(error).__mro__):
-        return True, str(error), ""
-    return False, f"{type(error).__name__}: {error}{place_of(error, __file__)}", traceback.format_exc()
-
-
-def place_of(error: Exception, inner: str) -> str:
-    """ " (file, line n)" of the last of the user's own lines that an exception went through; "" where there is none.
-
-    Files whose paths begin with `inner` are not the user's, nor are those of installed packages while there is another.
-    """
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith((inner, "<"))]
-    foreign = (os.path.dirname(os.__file__) + os.sep, os.sep + "site-packages" + os.sep)
-    own = [line for line in lines if not any(part in line.filename for part in foreign)] or lines[:1]
-    return f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
+def failure(error: BaseException, name: str) -> tuple[str, str, str, list[tuple[str, int]]]:
+    """A whole sentence, where it is one already; and what `wmpo.errors.reason_of` takes."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    sentence = str(error) if "UserError" in kinds else ""
+    if "EpisodeError" in kinds:
+        sentence = f"{name} {error} (docs/own_env.md)."
+    places = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    return sentence, type(error).__name__, str(error), places
 
 
 def _serve(connection: Connection, descriptor: int, period: float) -> None:
@@ -218,7 +234,7 @@ def _serve(connection: Connection, descriptor: int, period: float) -> None:
     server: Server | None = None
     while True:
         serial, size, requests = pickle.loads(connection.recv_bytes())
-        answers, failure, sent = [], None, time.monotonic()
+        answers, sent = [], time.monotonic()
         try:
             if server is None:
                 start = requests.pop()
@@ -232,9 +248,10 @@ def _serve(connection: Connection, descriptor: int, period: float) -> None:
                 if time.monotonic() > sent + period:
                     connection.send_bytes(dumps((serial, answers, None)))
                     answers, sent = [], time.monotonic()
-        except Exception as error:
-            failure = _failure(error)
-        connection.send_bytes(dumps((serial, answers, failure)))
+            message = dumps((serial, answers, None))
+        except BaseException as error:  # sys.exit, too; SIGINT does not come
+            message = dumps((serial, [], failure(error, start["episode"])))
+        connection.send_bytes(message)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmpo.envs import worker as child
-from wmpo.errors import UserError
+from wmpo.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from wmpo.envs.worker import Request
@@ -55,17 +55,29 @@ class Worker:
     """How many workers its oldest pending request has cost."""
 
 
+def told(name: str, what: str, sentence: str, *raised: Any) -> UserError:
+    """What `worker.failure` says of an episode class."""
+    return UserError(" ".join(sentence.split()) or f"{name} {what}: {reason_of(*raised)}.")
+
+
 class InProcess:
     """What a pool does, done in this process: simplest to debug."""
 
     shared = np.empty(0, np.uint8)
 
     def __init__(self, start: Request) -> None:
+        self._name = start["episode"]
+        self._server: child.Server | None = None
+        with self._told("can't be made"):
+            self._server = child.Server(self._name, start["settings"])
+            self.described: Request = self._server.describe()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
         try:
-            self._server: child.Server | None = child.Server(start["episode"], start["settings"])
-        except (ImportError, AttributeError, TypeError) as error:
-            raise UserError(f"{start['episode']} can't be made: {type(error).__name__}: {error}.") from error
-        self.described: Request = self._server.describe()
+            yield
+        except (Exception, SystemExit) as error:
+            raise told(self._name, what, *child.failure(error, self._name)) from error
 
     def __len__(self) -> int:
         return 1
@@ -78,7 +90,9 @@ class InProcess:
             for request in batch:
                 if self._server is None:
                     raise RuntimeError("The environment is closed.")
-                yield request, self._server(request)
+                with self._told("failed"):
+                    answer = self._server(request)
+                yield request, answer
 
     def close(self) -> None:
         self._server = None
@@ -175,7 +189,9 @@ class WorkerPool:
         inherited = [there.fileno(), *([self._descriptor] if self._descriptor >= 0 else [])]
         command = [*self._command, str(there.fileno()), str(self._descriptor), str(min(1.0, self.timeout / 4))]
         try:
-            process = subprocess.Popen(command, pass_fds=inherited, env=self._environ, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, pass_fds=inherited, env=self._environ, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         except OSError as error:
             raise UserError(
                 f"The Python {command[0]} of simulator processes doesn't start: {error.strerror}."
@@ -213,17 +229,15 @@ class WorkerPool:
             self.close()  # half a message may have been read
             raise
         worker.deadline = time.monotonic() + self.timeout
-        serial, answers, failure = pickle.loads(message)
+        try:
+            serial, answers, failure = pickle.loads(message)
+        except Exception:  # a simulator has written to the pipe: anything may have been read
+            raise WorkerLostError("answered with bytes that can't be read") from None
         if serial != self._serial:
             return []  # of an earlier request whose answers nobody took
         if failure:
-            bad_input, text, trace = failure
-            name = self._start["episode"]
-            if bad_input or not worker.pending:
-                raise UserError(text if bad_input else f"{name} can't be made by {self._command[0]}: {text}.")
-            error = RuntimeError(f"{name} failed in a simulator process: {text}")
-            error.add_note(trace)
-            raise error
+            by = f" by {self._command[0]}" if "-I" in self._command else ""
+            raise told(self._start["episode"], "failed" if worker.pending else f"can't be made{by}", *failure)
         return list(answers)
 
     def _replace(self, index: int, why: str) -> None:
@@ -282,8 +296,10 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 
 
 def _end(worker: Worker) -> None:
+    """With all processes that it has started: they are a group of their own."""
     worker.connection.close()
-    worker.process.kill()
+    with contextlib.suppress(OSError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.wait()
 
 
@@ -294,7 +310,6 @@ def _shut(workers: list[Worker], descriptor: int) -> None:
     for worker in workers:
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        worker.process.kill()
-        worker.process.wait()
+        _end(worker)
     if descriptor >= 0:
         os.close(descriptor)

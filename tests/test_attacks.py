@@ -1,0 +1,208 @@
+"""What users' classes, shells and disks do to the program: one sentence each, before the long work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmpo.cli import main
+from wmpo.config import EnvConfig
+from wmpo.contracts import check_env
+from wmpo.envs import worker_pool
+from wmpo.envs.vector import VectorEnv
+from wmpo.errors import UserError
+from wmpo.protocols import Demonstrates
+
+BAD = '''
+import os, subprocess, sys
+from dataclasses import dataclass
+import numpy as np
+from wmpo.config import EnvConfig
+
+class Bad:
+    cameras = {"top": (8, 8)}
+    state_dim = action_dim = 2
+    horizon, fps, done, instruction = 6, 5, False, "go"
+
+    def __init__(self, how=""):
+        self.how = how
+        name, equals, value = how.partition("=")
+        if equals: setattr(self, name, eval(value))
+        if how == "init": raise ValueError("of\\nmany\\nlines")
+        if how == "init exit": sys.exit(0)
+
+    def reset(self, number):
+        self.taken = 0
+        if self.how == "reset": raise OSError(28, "no space")
+        if self.how == "reset exit": sys.exit(0)
+        if self.how == "pipe": os.write(int(sys.argv[1]), b"\\x00\\x00\\x00\\x05hello")
+        if self.how == "child":
+            with open("child", "w") as file: file.write(str(subprocess.Popen(["sleep", "60"]).pid))
+
+    def observe(self):
+        if self.how == "observe": return None
+        return {"images": {name: np.zeros((*size, 3), np.uint8) for name, size in self.cameras.items()},
+                "state": np.zeros(2)}
+
+    def step(self, action):
+        self.taken += 1
+        return getattr(self, "answer", self.taken > 2)
+
+    def events(self): return getattr(self, "counted", {})
+
+    def demonstrate(self, number, noise, seed, min_pace):
+        frames = {"images": {"top": np.zeros((3, 8, 8, 3), np.uint8)}, "state": np.zeros((3, 2)),
+                  "actions": np.zeros((2, 2)), "success": [False, False, "hopeless" != self.how]}
+        if self.how.startswith("shown."):
+            name, _, value = self.how[6:].partition(":")
+            frames[name] = eval(value)
+        return self.shown if hasattr(self, "shown") else frames
+
+
+@dataclass(frozen=True)
+class Settings(EnvConfig):
+    how: str = ""
+    """What goes wrong."""
+
+
+class Env:
+    Settings = Settings
+    disruptions = ()
+
+    @classmethod
+    def build(cls, settings):
+        from wmpo.envs.vector import VectorEnv
+        if settings.how == "build": raise ValueError("no power")
+        if settings.how == "build exit": sys.exit(3)
+        return None if settings.how == "build none" else VectorEnv(settings, "bad:Bad", {"how": settings.how})
+
+
+class Model:
+    chunk = clip_length = 4
+
+    @classmethod
+    def build(cls, *settings): raise RuntimeError("boom")
+
+    @classmethod
+    def from_pretrained(cls, folder): raise KeyError("weights")
+
+
+class Nothing(Model):
+    @classmethod
+    def build(cls, *settings): return None
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the classes above in it."""
+    (tmp_path / "bad.py").write_text(BAD)
+    (tmp_path / "torn.py").write_text("def x(:\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    for module in ("bad", "torn", "leaves"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    return tmp_path
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+def complaint(capsys: Captured, *args: str) -> str:
+    """What a command that is refused says: one line."""
+    assert main(list(args)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("wmpo: ") and error.count("\n") == 1
+    return error
+
+
+HOWS = {  # what goes wrong in an episode class -> what is said
+    "init": r"bad:Bad can't be made: ValueError: of many lines \(bad.py, line 16\)",
+    "init exit": r"bad:Bad can't be made: it called sys.exit \(bad.py, line 17\)",
+    "reset": r"bad:Bad failed: OSError: \[Errno 28\] no space \(bad.py, line 21\)",
+    "reset exit": r"bad:Bad failed: it called sys.exit \(bad.py, line 22\)",
+    "observe": "bad:Bad observes no images of all cameras with a state",
+    "answer=None": "bad:Bad answers step with None where True or False",
+    "answer='no'": "bad:Bad answers step with 'no' where",
+    "answer=float('nan')": "bad:Bad answers step with nan where",
+    "answer=np.ones(2)": "bad:Bad answers step with array",
+    "done='False'": "bad:Bad says done with 'False' where",
+    "done=None": "bad:Bad says done with None where",
+    "counted=None": "bad:Bad counts events as None, not as a dict of whole numbers",
+    "counted={'a': .5}": "not as a dict of whole numbers",
+    "instruction=None": "bad:Bad has the instruction None where a sentence is due",
+    "horizon=float('nan')": "bad:Bad: horizon is nan; it must be a whole number",
+    "horizon=float('inf')": "bad:Bad: horizon is inf; it must be a whole number",
+    "horizon=10**30": "bad:Bad: horizon is 10+; it must be from 1 to 1000000",
+    "fps=29.97": "bad:Bad: fps is 29.97; it must be a whole number",
+    "state_dim=10**12": "state_dim is 10+; it must be from 0 to 4096",
+    "cameras={'a/b': (8, 8)}": "a camera is called 'a/b'",
+    "cameras={'top': (8.5, 8)}": "the height of top is 8.5; it must be a whole number",
+    "cameras={'top': (10**5, 8)}": "choose sides of 1 to 8192",
+    "cameras='top'": "describes itself wrongly",
+    "action_low=float('-inf')": "both finite",
+    "shown=None": "bad:Bad answers demonstrate with a NoneType, not with a dict",
+    "shown=5": "answers demonstrate with a int",
+    "shown=iter([{}])": "answers demonstrate with a list_iterator",
+    "shown.actions:None": r"gives actions as object \(\), not float32 \(0, 2\)",
+    "shown.actions:5": "gives actions as int64",
+    "shown.actions:[[0, 0], [0]]": "gives actions that are no array",
+    "shown.actions:[[0, 0], [0, 50]]": r"gives an action 1 of 50 from initial state 0, .* bounds are \[-1, 1\]",
+    "shown.images:None": "gives images as a NoneType, not as a dict",
+    "shown.meta:['x']": "gives meta as a list, not as a dict",
+    "shown.success:None": "gives success as object",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.usefixtures("folder")
+def test_what_goes_wrong_in_an_episode_class_is_one_sentence(workers: int) -> None:
+    for how, words in HOWS.items():
+        with pytest.raises(UserError, match=f"^[^\n]*{words}[^\n]*$"):
+            env = VectorEnv(EnvConfig(workers=workers), "bad:Bad", {"how": how})
+            try:
+                assert isinstance(env, Demonstrates)
+                if how.partition("=")[0] in ("reset", "reset exit", "observe", "answer", "done", "counted"):
+                    complaints = check_env(env)  # says the same
+                    raise UserError(*complaints)
+                list(env.demonstrate([0], 0.0, 0))
+            finally:
+                env.close()
+
+
+def test_whole_numbers_stand_for_truth(folder: Path) -> None:
+    for how in ("answer=np.bool_(True)", "answer=1", "answer=np.array(False)", "done=0"):
+        env = VectorEnv(EnvConfig(workers=0), "bad:Bad", {"how": how})
+        assert check_env(env) == [], how
+
+
+def test_garbage_on_the_pipe_is_a_lost_worker(folder: Path) -> None:
+    env = VectorEnv(EnvConfig(workers=1), "bad:Bad", {"how": "pipe"})
+    with pytest.raises(UserError, match=f"process 0 .*, as did the {worker_pool.LOSSES} that took its place"):
+        env.reset([0])
+    env.close()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_what_a_worker_has_started_ends_with_it(folder: Path, hard: bool) -> None:
+    env = VectorEnv(EnvConfig(workers=1), "bad:Bad", {"how": "child"})
+    env.reset([0])
+    pool = env._pool
+    assert isinstance(pool, worker_pool.WorkerPool)
+    child = Path("/proc", (folder / "child").read_text(), "stat")
+    assert " S " in child.read_text()
+    if hard:
+        pool._workers[0].process.kill()
+        env.step([0], torch.zeros(1, 1, 2))  # the worker is replaced
+    else:
+        env.close()
+    deadline = time.monotonic() + 5
+    while child.exists() and " Z " not in child.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    env.close()
