@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from wmpo.contracts import check_env
 from wmpo.envs import worker_pool
 from wmpo.envs.vector import VectorEnv
 from wmpo.errors import UserError
+from wmpo.io.files import write_json
 from wmpo.protocols import Demonstrates
 
 BAD = '''
@@ -206,3 +209,40 @@ def test_what_a_worker_has_started_ends_with_it(folder: Path, hard: bool) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.01)
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("check env torn:X", r"can't be imported: SyntaxError: .* \(torn.py, line 1\)"),
+        ("check env leaves:X", r"can't be imported: it called sys.exit \(leaves.py, line 2\)"),
+        ("check env nowhere:X", "can't be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("check env ../bad:Env", "'../bad:Env' is no name of a class: give it as module:Class"),
+        ("run smoke --env.family .bad:Env", "'.bad:Env' is no name of a class"),
+        ("run smoke --env.family :Env", "':Env' is no name of a class"),
+        ("check env bad:Env --env.how build", r"bad:Env can't be built: ValueError: no power \(bad.py, line \d+\)"),
+        ("check env bad:Env --env.how 'build exit'", "bad:Env can't be built: it called sys.exit"),
+        ("check env bad:Env --env.how 'build none'", "bad:Env can't be built: its method build returns nothing"),
+        ("check env bad:Env --env.how init --env.workers 0", "bad:Bad can't be made: ValueError: of many lines"),
+        (
+            "demonstrate --data out --env.family bad:Env --env.workers 1 --env.how shown=5",
+            "with a int, not with a dict",
+        ),
+        ("check policy bad:Model", r"bad:Model can't be built: RuntimeError: boom \(bad.py, line \d+\)"),
+        ("check world-model bad:Model", "bad:Model can't be built: RuntimeError: boom"),
+        ("check reward-model bad:Nothing", "bad:Nothing can't be built: its method build returns nothing"),
+        ("check policy saved --allow bad:Model", r"KeyError: 'weights' \(bad.py, line \d+\)"),
+        ("check env bad", "There is no environment family 'bad'"),
+        ("check env saved", "There is no environment family 'saved'"),
+        ("check policy empty", "empty holds no policy, since it has no config.json"),
+        ("check policy judge", "judge holds no policy but a reward model, conv"),
+        ("check policy minivla --policy.family bad:Model", "Both minivla and --policy.family bad:Model"),
+        ("check policy --policy.width 16 minivla", "Name what to check before its options"),
+        ("check --size 8 8 policy minivla", "Name what to check before its options"),
+    ],
+)
+def test_what_goes_wrong_in_a_class_is_one_sentence(folder: Path, command: str, words: str, capsys: Captured) -> None:
+    (folder / "empty").mkdir()
+    write_json(folder / "saved" / "config.json", {"family": "bad:Model"})
+    write_json(folder / "judge" / "config.json", {"family": "conv"})
+    assert re.search(words, complaint(capsys, *shlex.split(command)))

@@ -33,7 +33,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import evaluate, time_limit
-from wmpo.families import save_model
+from wmpo.families import check_free, family_of, save_model
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy, check_actions, load_policy
@@ -42,12 +42,13 @@ from wmpo.report.measure import measure_run, outcomes
 from wmpo.report.results import BASE, RunResult
 from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run, is_demonstration, is_rollout, is_shown, round_of
+from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_rollout, is_shown, round_of
 from wmpo.success import SuccessData, learn_success
 from wmpo.training.checkpoint import digest_of
 from wmpo.types import Episode, Observation
 from wmpo.world_models import build_world_model
 
+HOPELESS = 500  # failures of an expert in a row, after which it is given up
 BATCH = 128  # scripted demonstrations asked for at once
 
 
@@ -82,11 +83,12 @@ def demonstrations(run: Run) -> None:
     """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept, since they were paid for;
     who learns from them, `demonstrations.failures` says."""
     cfg = run.recipe.demonstrations
+    run.same_env()
     run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace, "seed": run.recipe.seed})
     succeeded = [record.succeeded for record in run.store.records() if record.source == "expert"]
     with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as bar:
         bar.skip(min(sum(succeeded), cfg.episodes))
-        begin = 0
+        begin = failed = 0
         while (missing := cfg.episodes - sum(succeeded[:begin])) > 0:
             numbers = run.initial_states("demonstrate", begin + min(BATCH, missing))
             expert, seed = demonstrator(run.env, run.recipe.env.family), run.seed(Purpose.DEMONSTRATE, begin)
@@ -94,11 +96,20 @@ def demonstrations(run: Run) -> None:
                 run.store.append([episode])  # each is safe on disk when it ends
                 succeeded.append(episode.succeeded)
                 bar.update(int(episode.succeeded))
+                failed = 0 if episode.succeeded else failed + 1
+                if failed == HOPELESS:
+                    raise UserError(
+                        f"The expert of {run.recipe.env.family} has failed {failed} times in a row, and of "
+                        f"{cfg.episodes} demonstrations there are {sum(succeeded)}: mend it, or set "
+                        "demonstrations.noise lower."
+                    )
             begin = len(numbers)
 
 
 def imitate(run: Run) -> Policy:
     cfg = run.recipe.policy
+    check_free("policy", family_of(cfg), run.folder / "policies" / BASE)
+    check_horizon(cfg.chunk, run.env.spec)
     with run.log.stage("imitate"):
         cache = FrameCache(run.store)
         torch.manual_seed(run.seed(Purpose.IMITATE))
@@ -119,13 +130,14 @@ def imitate(run: Run) -> Policy:
 
 
 def save_policy(run: Run, policy: Policy, name: str) -> None:
-    save_model(run.recipe.policy.family, policy, run.folder / "policies" / name)
+    save_model("policy", family_of(run.recipe.policy), policy, run.folder / "policies" / name)
 
 
 def collect(run: Run, policy: Policy, turn: int) -> None:
     """P real rollouts of the current policy."""
     cfg = run.recipe.collect
     inputs = {"temperature": cfg.temperature, "task": cfg.task, "seed": run.recipe.seed}
+    run.same_env()
     run.same_inputs(f"collect-{turn}", {"policy": digest_of(policy), **inputs})
     with run.log.stage("collect"):
         states = run.initial_states("collect", cfg.episodes // cfg.rollouts_per_state, turn)
@@ -200,7 +212,7 @@ def model_the_world(run: Run, turn: int) -> WorldModel:
 
             if own := run.episodes(tried):
                 align_world_model(run, model, general, video_clips(run, cache, own, model), past)
-        save_model(run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
+        save_model("world_model", run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
     return model
 
 
@@ -360,6 +372,7 @@ def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
     cfg = run.recipe.evaluate
     inputs: dict[str, object] = {"policy": digest_of(policy), "temperature": cfg.temperature}
     inputs |= {"time_factor": cfg.time_factor, "seed": run.recipe.seed}
+    run.same_env()
     run.same_inputs(f"evaluate-{name}", inputs)
     with run.log.stage("evaluate"):
         numbers = run.initial_states("evaluate", cfg.episodes)

@@ -20,6 +20,14 @@ class UserError(Exception):
     """Bad input, told in one sentence: what was wrong, where, and what to do. The command line exits with 2."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Of the machine or of its GPU."""
+    texts = ("allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
 def reason(error: BaseException) -> str:
     """What somebody's code has raised, in one line: its kind, its text, and the file and line that it comes from."""
     places = [(frame.filename, frame.lineno or 0) for frame in extract_tb(error.__traceback__)]

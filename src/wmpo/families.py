@@ -7,7 +7,8 @@ where a person has named it, in Python or on the command line (`allow`): what a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wmpo.config import EnvConfig, PolicyConfig, Recipe, RewardConfig, WorldModelConfig
-from wmpo.errors import UserError, named
+from wmpo.errors import UserError, named, out_of_memory, reason
 from wmpo.io.files import read_json, write_json
 from wmpo.io.plain import JsonObject, from_plain, to_plain
 from wmpo.protocols import Policy, RewardModel, WorldModel
@@ -110,6 +111,11 @@ def settings_class(kind: str, family: str) -> Any:
 def _names(kind: str, family: str) -> tuple[str, str]:
     plug = PLUGS[kind]
     if ":" in family:
+        if not all(part.isidentifier() for part in family.replace(":", ".", 1).split(".")):
+            raise UserError(
+                f"{family!r} is no name of a class: give it as module:Class, as Python imports it from where you are, "
+                "without a path."
+            )
         _require_allowed([family])
         return family, ""
     installed = {entry.name: (entry.value, "") for entry in entry_points(group=plug.group)}
@@ -131,13 +137,34 @@ def _import(kind: str, path: str) -> Any:
     here = str(Path.cwd())
     if path in _allowed and here not in sys.path:
         sys.path.append(here)  # last: a file here never takes the place of an installed package
-    try:
+    with of_yours(f"The {PLUGS[kind].words} {path} can't be imported"):
         found: Any = import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"The {PLUGS[kind].words} {path} can't be imported: {error}.") from error
     return found
+
+
+@contextmanager
+def of_yours(what: str) -> Iterator[None]:
+    """Say in one sentence, which `what` begins, what a class raises that may be a user's."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, UserError) or out_of_memory(error):
+            raise
+        raise UserError(f"{what}: {reason(error)}.") from error
+
+
+def build(kind: str, config: EnvConfig | PolicyConfig | WorldModelConfig | RewardConfig, *args: object) -> Any:
+    """What the family of these settings builds with `args`. Raises UserError, whatever goes wrong in its code."""
+    what = f"The {PLUGS[kind].words} {config.family} can't be built"
+    config = complete(kind, config)  # type: ignore[type-var]
+    check_buildable(kind, config)
+    with nullcontext() if config.family in PLUGS[kind].builtin else of_yours(what):
+        built = family_class(kind, config.family).build(config, *args)
+    if built is None:
+        raise UserError(f"{what}: its method build returns nothing.")
+    return built
 
 
 def check_buildable(kind: str, config: EnvConfig | PolicyConfig | WorldModelConfig | RewardConfig) -> None:
@@ -224,11 +251,30 @@ def saved_family(kind: str, folder: Path, default: str) -> str:
     described = read_json(path)
     if not isinstance(described, dict):
         raise UserError(f"{path} describes no {PLUGS[kind].words}: it holds no JSON object.")
-    return str(described.get("family") or described.get("type") or described.get("model_type") or default)
+    family = str(described.get("family") or described.get("type") or described.get("model_type") or default)
+    for other, plug in PLUGS.items():
+        if other != kind and family in plug.builtin:
+            raise UserError(f"{folder} holds no {PLUGS[kind].words} but a {plug.words}, {family}: check the path.")
+    return family
 
 
-def save_model(family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:
+def family_of(config: PolicyConfig) -> str:
+    """The family of the policy that a run begins with."""
+    return saved_family("policy", Path(config.pretrained), config.family) if config.pretrained else config.family
+
+
+def check_free(kind: str, family: str, folder: Path) -> None:
+    """Raise UserError where a folder holds a model of another kind or family, which saving one would destroy."""
+    if not (Path(folder) / MODEL_CONFIG).exists():
+        return
+    known, there = PLUGS[kind].builtin, saved_family(kind, folder, family)
+    if known.get(there, there) != known.get(family, family):  # some families go by several names
+        raise UserError(f"{folder} holds a {PLUGS[kind].words} of family {there}, not {family}: choose another --out.")
+
+
+def save_model(kind: str, family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:
     """Save a model so that `saved_family` knows it again, whatever its own `save_pretrained` writes."""
+    check_free(kind, family, folder)
     model.save_pretrained(folder)
     path = Path(folder) / MODEL_CONFIG
     described = read_json(path) if path.is_file() else {}

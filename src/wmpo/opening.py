@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wmpo.config import Recipe
+from wmpo.data.layout import INFO
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
@@ -21,12 +23,17 @@ from wmpo.io.plain import differences, to_plain
 from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
-from wmpo.run import Run
+from wmpo.run import Run, check_horizon
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
 
 RECIPE = "recipe.json"
+OWN_FILES = (RECIPE, "result.json", "report.html", "dream.png", "stages.json", "metrics.jsonl")
+OWN_FOLDERS = re.compile(
+    "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|model|policy|"
+    "(world_model|reward_model|practice|dreams)[a-z0-9_-]*"
+)
 CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go on with other values of these
 
 
@@ -41,9 +48,10 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]
     use_one_thread()
     device = pick_device(recipe.device)
     with closing(make_env(recipe.env)) as env, locked(folder):
+        check_horizon(recipe.policy.chunk, env.spec)
+        check_tasks(recipe, env)
         keep_recipe(recipe, folder)
         with RunLog(folder, quiet) as log:
-            check_tasks(recipe, env)
             if recipe.grpo.freeze:  # which only the policy knows, and that is made after the demonstrations
                 trained_parameters(build_policy(recipe.policy, env.spec), recipe.grpo.freeze)
             store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
@@ -63,6 +71,11 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
     device = pick_device(recipe.device)
     if env is not None:
         check_tasks(recipe, env)
+        places = (data / "stages.json", *(place / RECIPE for place in (data.absolute(), *data.absolute().parents)))
+        if taken := next((path for path in places if path.exists()), None):
+            raise UserError(
+                f"{data} can't be filled: {taken.parent} belongs to a run or a stage; choose another --data."
+            )
     store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
     with locked(folder), RunLog(folder, quiet) as log:
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
@@ -128,6 +141,13 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run. The lock dies with its process."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / INFO).exists():
+        raise UserError(f"{folder} is an episode store: choose another folder to work in.")
+    for path in (*folder.glob("*"), *folder.glob("policies/*")):
+        if path.is_file() and OWN_FOLDERS.fullmatch(path.name):
+            raise UserError(f"{path} is a file where a folder is due: move it away, or use another folder.")
+        if path.is_dir() and path.name in OWN_FILES:
+            raise UserError(f"{path} is a folder where a file is due: move it away, or use another folder.")
     with ExitStack() as held:
         try:
             held.enter_context(file_lock(folder / ".lock", wait=False))

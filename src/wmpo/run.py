@@ -21,6 +21,9 @@ from wmpo.io.plain import differences, to_plain
 from wmpo.protocols import Env
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
+from wmpo.types import EnvSpec
+
+CHANGES_NO_FRAME = ("workers", "python", "timeout", "renderer")  # settings of an environment
 
 
 class Purpose(IntEnum):
@@ -99,6 +102,11 @@ class Run:
                 f"{self.folder} has begun {stage} with {was}, not {now}: give the same to continue, or another folder."
             )
 
+    def same_env(self) -> None:
+        """All episodes of a folder are of one environment, with the same settings. Raises UserError otherwise."""
+        settings = {name: value for name, value in vars(self.recipe.env).items() if name not in CHANGES_NO_FRAME}
+        self.same_inputs("episodes", {"env": settings})
+
     def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:
         """Indices of stored episodes, by source and initial state, whatever the order in which they ended."""
         records = list(self.store.records())
@@ -106,6 +114,15 @@ class Run:
         chosen = [i for i, record in enumerate(records) if wanted(record)]
         numbers = initial_states_of(records)
         return sorted(chosen, key=lambda i: (order[records[i].source], numbers[i]))
+
+
+def check_horizon(chunk: int, spec: EnvSpec) -> None:
+    """Raise UserError where a policy would decide beyond the end of every episode."""
+    if chunk > spec.horizon:
+        raise UserError(
+            f"policy.chunk is {chunk}, but episodes of this environment have at most {spec.horizon} actions: choose a "
+            "shorter chunk."
+        )
 
 
 def is_demonstration(record: EpisodeRecord) -> bool:

@@ -119,7 +119,7 @@ def learn_success(
                 threshold = max(threshold, met)
         run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
-        save_model(cfg.family, model, folder)
+        save_model("reward", cfg.family, model, folder)
     return model
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, out_of_memory
 
 
 class Command(NamedTuple):
@@ -84,7 +84,7 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         return complain(f"{error.strerror}: {error.filename or 'the disk'}; what was made so far is kept.", 2)
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)):
+        if not out_of_memory(error):
             raise
         return complain("Out of memory: choose smaller sizes or batches; `wmpo plan` says what a recipe needs.", 2)
 

@@ -50,19 +50,25 @@ class CheckCommand:
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> CheckCommand:
-        from wmpo.cli.parse import parse, settings_from
+        from wmpo.cli.parse import parse, settings_from, value_of
 
-        kind = next((arg for arg in args if not arg.startswith("-")), "")
-        name = next((arg for arg in args[1:] if not arg.startswith("-")), "")
-        if args and not args[0].startswith("-"):
+        kind, name = [*args, "", ""][:2]
+        asked = any(arg in ("-h", "--help") for arg in args[:2])
+        if not asked:
+            if kind.startswith("-") or name.startswith("-"):
+                raise UserError("Name what to check before its options, as in: wmpo check policy NAME --size 32 32.")
             named("kind of thing to check", kind, KINDS)
             if not name:
                 raise UserError(f"Which {kind}? Give its name or its folder, as in: wmpo check {kind} NAME.")
-        field = KINDS.get(kind, "")
-        chosen = [] if not field or Path(name).is_dir() or not name else [f"--{field}.family", name]
+        field = "" if asked else KINDS[kind]
+        family = value_of(f"{field}.family", args)
+        if family not in ("", name):
+            raise UserError(f"Both {name} and --{field}.family {family} say what to check: leave one of them away.")
+        is_saved = kind != "env" and Path(name).is_dir()
+        chosen = [f"--{field}.family", name] if field and not is_saved else []
         settings: dict[str, Any] = {key: settings_from(key, [*args, *(chosen if key == field else [])])
                                     for key in ("env", "policy", "world_model", "reward")}  # fmt: skip
-        return parse(cls, args, "wmpo check", cls("data", "", **settings) if not args or args[0].startswith("-")
+        return parse(cls, args, "wmpo check", cls("data", "", **settings) if asked
                      else cls(kind, name, **settings))  # type: ignore[arg-type]  # fmt: skip
 
     def execute(self) -> int:
@@ -102,13 +108,12 @@ class CheckCommand:
 
         from wmpo import contracts
         from wmpo.data.store import EpisodeStore
-        from wmpo.families import family_class, saved_family
-        from wmpo.policies import build_policy
+        from wmpo.policies import build_policy, load_policy
         from wmpo.recipes.checks import check_recipe
-        from wmpo.rewards import build_reward_model
+        from wmpo.rewards import build_reward_model, load_reward_model
         from wmpo.training.checkpoint import check_fits
         from wmpo.types import EnvSpec
-        from wmpo.world_models import build_world_model
+        from wmpo.world_models import build_world_model, load_world_model
 
         for option, value, least in (
             ("--size", min(self.size), 1), ("--size", max(self.size), 1), ("--chunk", self.chunk, 1),
@@ -116,14 +121,14 @@ class CheckCommand:
         ):  # fmt: skip
             require_between(option, value, least, 4096)
         check_recipe(Recipe(env=self.env, policy=self.policy, world_model=self.world_model, reward=self.reward))
-        spec = EnvSpec({"front": self.size}, self.state_dim, self.action_dim, horizon=40, fps=10)
+        spec = EnvSpec({"front": self.size}, self.state_dim, self.action_dim, horizon=1024, fps=10)
         if self.data is not None:
             spec = EpisodeStore.open(self.data).spec
         torch.manual_seed(0)
         made: Any
         if Path(self.name).is_dir():
-            kind = KINDS[self.kind]
-            made = family_class(kind, saved_family(kind, Path(self.name), "")).from_pretrained(Path(self.name))
+            load = {"policy": load_policy, "world-model": load_world_model, "reward-model": load_reward_model}
+            made = load[self.kind](Path(self.name))
             try:
                 check_fits(made, spec, self.name)
             except UserError as error:

@@ -33,10 +33,11 @@ class WorldModelCommand:
         from wmpo.data.clips import VideoClips
         from wmpo.data.compatibility import comparable
         from wmpo.data.store import EpisodeStore
-        from wmpo.families import save_model
+        from wmpo.families import check_free, save_model
         from wmpo.opening import open_stage
 
         require_between("--chunk", self.chunk, 1, 1024)
+        check_free("world_model", self.world_model.family, self.out / "model")
         if self.align_data is None:
             refuse_unused(self.world_model, "align", "without --align-data there is no alignment")
         recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device)
@@ -56,7 +57,7 @@ class WorldModelCommand:
                 pretrain_world_model(run, model, general)
                 if tried is not None:
                     align_world_model(run, model, general, tried)
-            save_model(self.world_model.family, model, self.out / "model")
+            save_model("world_model", self.world_model.family, model, self.out / "model")
             run.log.info(f"World model: {self.out / 'model'}")
 
 
@@ -83,13 +84,14 @@ class RewardModelCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.cli.models import fitting
-        from wmpo.families import save_model
+        from wmpo.cli.models import check_chunk, fitting
+        from wmpo.families import check_free, save_model
         from wmpo.opening import open_stage
         from wmpo.policies import load_policy
         from wmpo.success import SuccessData, chosen_by_rate, learn_success
         from wmpo.world_models import load_world_model
 
+        check_free("reward", self.reward.family, self.out / "model")
         by_rate = chosen_by_rate(self.reward)
         if self.policy is not None and self.reward.threshold == "f1":
             raise UserError("--policy does nothing here: reward.threshold f1 needs no policy.")
@@ -109,8 +111,10 @@ class RewardModelCommand:
             data = SuccessData(everything, everything, tried or everything, tried)
             world_model = self.world_model and fitting(load_world_model, self.world_model, spec, run.device)
             policy = self.policy and fitting(load_policy, self.policy, spec, run.device)
+            if world_model and policy:
+                check_chunk(world_model, policy)
             model = learn_success(run, data, world_model or None, policy or None)
-            save_model(self.reward.family, model, self.out / "model")
+            save_model("reward", self.reward.family, model, self.out / "model")
             run.log.info(f"Reward model: {self.out / 'model'}")
 
 
@@ -141,13 +145,15 @@ class PractiseCommand:
         from wmpo.algorithm import practise_from, stored_first_frames
         from wmpo.cli.models import check_chunk, fitting
         from wmpo.data.cache import FrameCache
-        from wmpo.families import save_model, saved_family
+        from wmpo.families import check_free, save_model, saved_family
         from wmpo.opening import open_stage
         from wmpo.policies import check_actions, load_policy
         from wmpo.rewards import load_reward_model
         from wmpo.world_models import load_world_model
 
         refuse_unused(self.grpo, "n_initial_states", "the data hold the first frames")
+        family = saved_family("policy", self.policy, "minivla")
+        check_free("policy", family, self.out / "policy")
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
@@ -162,7 +168,7 @@ class PractiseCommand:
                 raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")
             numbers, first = stored_first_frames(cache, range(len(cache)))
             practise_from(run, policy, world_model, reward_model, numbers, first, tried, self.grpo, "practice")
-            save_model(saved_family("policy", self.policy, "minivla"), policy, self.out / "policy")
+            save_model("policy", family, policy, self.out / "policy")
             run.log.info(f"Policy: {self.out / 'policy'}")
 
 

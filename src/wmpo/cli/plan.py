@@ -40,6 +40,7 @@ class PlanCommand:
         from wmpo.envs import make_env
         from wmpo.opening import pick_device
         from wmpo.recipes.checks import check_recipe
+        from wmpo.run import check_horizon
 
         require_between("--gpu-memory", self.gpu_memory, 1e-3, 1e9)
         require_between("--tflops", self.tflops, 0, 1e9)
@@ -49,6 +50,7 @@ class PlanCommand:
         env = make_env(replace(self.recipe.env, workers=0))
         spec = env.spec
         env.close()
+        check_horizon(self.recipe.policy.chunk, spec)
         needs = plan(self.recipe, spec)
         tflops = self.tflops if device is None else matmul_gflops(torch.float32, device=device) / 1000
 

@@ -154,8 +154,10 @@ def can_be_planned(what: str) -> Iterator[None]:
     """Say in a sentence what torch thinks of networks without numbers, or of sizes beyond all machines."""
     try:
         yield
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, UserError) as error:
         numbers = "meta tensors" in str(error)
+        if isinstance(error, UserError) and not numbers:
+            raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         why = "its networks look at numbers, and plans have none" if numbers else reason
         raise UserError(f"The {what} can't be planned: {why}.") from error

@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 def make_env(config: EnvConfig, disruption: str = "none") -> Env:
     """The real (or simulated) environment of a recipe. Raises UserError for a disruption that it doesn't have."""
-    from wmpo.families import complete, family_class
+    from wmpo.families import build, complete
 
     config = complete("env", config)
-    family = family_class("env", config.family)
     if disruption != "none" and disruption not in disruptions_of(config):
         known = ", ".join(disruptions_of(config)) or "none at all"
         raise UserError(f"{config.family} has no disruption {disruption!r}; it has {known}.")
-    env: Env = family.build(config) if disruption == "none" else family.build(config, disruption)
+    env: Env = build("env", config, *([] if disruption == "none" else [disruption]))
     return env
 
 

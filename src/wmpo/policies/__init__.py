@@ -9,7 +9,7 @@ import numpy as np
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
-from wmpo.families import check_buildable, complete, family_class, saved_family
+from wmpo.families import build, family_class, saved_family
 from wmpo.protocols import HasActionRange, Policy, TakesSettings
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec
@@ -37,9 +37,7 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Policy:
                 f"{config.pretrained} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."
             )
         return policy
-    config = complete("policy", config)
-    check_buildable("policy", config)
-    built: Policy = family_class("policy", config.family).build(config, spec)
+    built: Policy = build("policy", config, spec)
     return built
 
 

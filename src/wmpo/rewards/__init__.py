@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmpo.config import RewardConfig
-from wmpo.families import complete, family_class, saved_family
+from wmpo.families import build, family_class, saved_family
 from wmpo.protocols import RewardModel
 from wmpo.training.checkpoint import opening
 from wmpo.types import EnvSpec
@@ -13,8 +13,7 @@ from wmpo.types import EnvSpec
 
 def build_reward_model(config: RewardConfig, spec: EnvSpec) -> RewardModel:
     """The untrained classifier of a recipe."""
-    config = complete("reward", config)
-    model: RewardModel = family_class("reward", config.family).build(config, spec)
+    model: RewardModel = build("reward", config, spec)
     return model
 
 

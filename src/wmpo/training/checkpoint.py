@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, reason
 from wmpo.io.files import atomic_path, read_json, write_json
 from wmpo.io.plain import JsonObject, from_plain, to_plain
 from wmpo.protocols import Trainable, WorldModel
@@ -160,9 +160,11 @@ def opening(folder: Path) -> Iterator[None]:
     hook = register_module_parameter_registration_hook(check)
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AssertionError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path.with_name(CONFIG)} describes no network that can be built ({reason}).") from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        why = reason(error)
+        raise UserError(f"{path.with_name(CONFIG)} describes no network that can be built: {why}.") from error
     finally:
         hook.remove()
 

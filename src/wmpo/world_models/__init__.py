@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmpo.config import WorldModelConfig
-from wmpo.families import complete, family_class, saved_family
+from wmpo.families import build, family_class, saved_family
 from wmpo.protocols import WorldModel
 from wmpo.training.checkpoint import opening
 from wmpo.types import EnvSpec
@@ -13,8 +13,7 @@ from wmpo.types import EnvSpec
 
 def build_world_model(config: WorldModelConfig, spec: EnvSpec, chunk: int) -> WorldModel:
     """The untrained world model of a recipe, which imagines `chunk` frames at a time."""
-    config = complete("world_model", config)
-    model: WorldModel = family_class("world_model", config.family).build(config, spec, chunk)
+    model: WorldModel = build("world_model", config, spec, chunk)
     return model
 
 
