@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from wmpo import algorithm
 from wmpo.cli import main
+from wmpo.cli.parse import sentence
 from wmpo.config import EnvConfig
 from wmpo.contracts import check_env
 from wmpo.envs import worker_pool
@@ -246,3 +249,104 @@ def test_what_goes_wrong_in_a_class_is_one_sentence(folder: Path, command: str, 
     write_json(folder / "saved" / "config.json", {"family": "bad:Model"})
     write_json(folder / "judge" / "config.json", {"family": "conv"})
     assert re.search(words, complaint(capsys, *shlex.split(command)))
+
+
+TINY = ["--policy.width", "16", "--policy.hidden", "32", "--policy.fit.steps", "2", "--device", "cpu"]
+OWN = ["--env.family", "bad:Env", "--env.workers", "0"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_does_not_belong_together_is_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(algorithm, "HOPELESS", 3)
+    demonstrate = ["demonstrate", *OWN, "--demonstrations.episodes", "2", "--data"]
+    assert "bad:Env has failed 3 times in a row, and of 2 demonstrations there are 0" in complaint(
+        capsys, *demonstrate, "hopeless", "--env.how", "hopeless"
+    )
+    assert main([*demonstrate, "data"]) == 0
+    assert "data/log has begun episodes with env.how = , not horizon=6" in complaint(
+        capsys, *demonstrate, "data", "--env.how", "horizon=6"
+    )
+    assert "policy.chunk is 7, but episodes of this environment have at most 6" in complaint(
+        capsys, "imitate", "--data", "data", "--out", "base", "--policy.chunk", "7", *TINY
+    )
+    run = ["run", "smoke", *OWN, *TINY]
+    assert "policy.chunk is 7" in complaint(capsys, *run, "--out", "run", "--policy.chunk", "7")
+    assert "policy.chunk is 7" in complaint(capsys, "plan", "smoke", *OWN, "--policy.chunk", "7")
+    assert "data is an episode store" in complaint(capsys, "imitate", "--data", "data", "--out", "data", *TINY)
+    assert "data is an episode store" in complaint(capsys, *run, "--out", "data")
+    for option in (["--out", ""], ["--out="]):
+        assert "--out is empty" in complaint(capsys, "imitate", "--data", "data", *option)
+    write_json(Path("run", "recipe.json"), {})
+    assert "belongs to a run or a stage" in complaint(capsys, *demonstrate, "run/evaluation")
+    write_json(Path("stage", "stages.json"), {})
+    assert "belongs to a run or a stage" in complaint(capsys, *demonstrate, "stage")
+    Path("stage", "practice-1").touch()
+    assert "practice-1 is a file where a folder is due" in complaint(capsys, *run, "--out", "stage")
+    Path("other", "result.json").mkdir(parents=True)
+    assert "result.json is a folder where a file is due" in complaint(capsys, *run, "--out", "other")
+    for place in ("dream/model", "base/policies/base"):
+        write_json(Path(place, "config.json"), {"family": "conv"})
+    world = ["world-model", "--data", "data", "--out", "dream", "--device", "cpu"]
+    assert "dream/model holds no world model but a reward model, conv" in complaint(capsys, *world)
+    assert "policies/base holds no policy but" in complaint(capsys, "imitate", "--data", "data", "--out", "base", *TINY)
+    write_json(Path("dream", "model", "config.json"), {"family": "a:Dream"})
+    assert "holds a world model of family a:Dream, not video_diffusion" in complaint(capsys, *world)
+
+
+SHELL = """
+import sys
+import wmpo.cli
+
+def dispatch(args):
+    file = open("made", "w")
+    print("words", flush="flush" in args)
+    return int(file.fileno() < 3)
+wmpo.cli.dispatch = dispatch
+sys.exit(wmpo.cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "status", "words"),
+    [
+        (">&- 2>&- <&-", 0, ""),
+        ("<&-", 0, ""),
+        (">/dev/full 2>said", 2, "wmpo: No space left on device: "),
+        (">/dev/full 2>/dev/full", 2, ""),
+    ],
+)
+def test_a_shell_closes_streams_or_sends_them_to_a_full_disk(
+    tmp_path: Path, redirect: str, status: int, words: str
+) -> None:
+    for more in ("", "flush"):
+        command = f"{sys.executable} -c '{SHELL}' {more} {redirect}"
+        assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == status
+        if words:
+            text = (tmp_path / "said").read_text()
+            assert text.startswith(words) and text.count("\n") == 1
+
+
+def test_sys_exit_of_a_user_is_no_success(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def leave(args: list[str]) -> int:
+        import leaves  # type: ignore[import-not-found] # noqa: F401
+
+        return 0
+
+    monkeypatch.setattr("wmpo.cli.dispatch", leave)
+    assert "it called sys.exit (leaves.py, line 2)" in complaint(capsys)
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as raised:
+        main(["check", "--help"])
+    assert raised.value.code == 0
+
+
+def test_a_complaint_about_options_is_one_sentence_in_ascii_too() -> None:
+    box = " Unrecognized options \n ------\n  Unrecognized options: --a, 3 \n  -----\n  For full helptext, run x \n"
+    assert sentence(box) == "Unrecognized options: --a, 3."
+
+
+def test_a_file_that_can_not_be_replaced_is_named(tmp_path: Path) -> None:
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        write_json(tmp_path / "result.json", {})
+    assert raised.value.filename == str(tmp_path / "result.json")

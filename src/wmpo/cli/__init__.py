@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from wmpo.errors import UserError, out_of_memory
+from wmpo.errors import UserError, out_of_memory, reason
 
 
 class Command(NamedTuple):
@@ -53,6 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         given = list(args)
         return exit_status(lambda: dispatch(given))
+    open_standard_streams()
     signal.signal(signal.SIGTERM, _stop)
     threading.excepthook = _of_thread
     try:
@@ -64,6 +65,17 @@ def main(args: Sequence[str] | None = None) -> int:
             signal.signal(number, signal.SIG_IGN)
 
 
+def open_standard_streams() -> None:
+    """A shell may have closed some (>&-); nothing else may get their numbers, to which processes of ours write."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is given out next: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
 def exit_status(command: Callable[[], int]) -> int:
     """What `command` returns. Bad input: one sentence and 2. Stopped: one line and 130. Nobody reads what it prints:
     141, as for any program in a pipe."""
@@ -73,6 +85,10 @@ def exit_status(command: Callable[[], int]) -> int:
         return status
     except UserError as error:
         return complain(str(error), 2)
+    except SystemExit as error:
+        if (why := reason(error)) == reason(SystemExit()):  # not in a user's code: of --help
+            raise
+        return complain(f"The program was ended: {why}.", 2)
     except KeyboardInterrupt:
         return complain("stopped; nothing that was finished is lost, and the same command continues.", 130)
     except BrokenPipeError:
@@ -82,7 +98,8 @@ def exit_status(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in NO_FAULT_OF_OURS:
             raise
-        return complain(f"{error.strerror}: {error.filename or 'the disk'}; what was made so far is kept.", 2)
+        place = error.filename or "the disk, or what this is printed to"
+        return complain(f"{error.strerror}: {place}; what was made so far is kept.", 2)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -168,8 +185,11 @@ def nobody_reads() -> bool:
 
 
 def complain(text: str, status: int) -> int:
-    print(end="", flush=True)
-    print(f"wmpo: {text}", file=sys.stderr)
+    for stream, words in ((sys.stdout, ""), (sys.stderr, f"wmpo: {text}\n")):
+        try:
+            print(words, end="", file=stream, flush=True)
+        except OSError:  # on a full disk, maybe; what is left of it, Python would complain about when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 
 

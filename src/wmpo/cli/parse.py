@@ -41,21 +41,22 @@ def parse(options: type[Options], args: Sequence[str], prog: str, default: Optio
     except SystemExit as end:
         if end.code in (0, None):
             sys.stderr.write(complaint.getvalue())
+            print(end="", flush=True)  # a full disk is told here
             raise
         raise UserError(f"{sentence(complaint.getvalue())} See {prog} --help.") from None
 
 
 def sentence(box: str) -> str:
-    """The first paragraph inside the box that tyro draws around a complaint."""
-    words: list[str] = []
+    """The first paragraph inside the box that tyro draws around a complaint; below its title, where all is ASCII."""
+    paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         inside = line.strip().strip("│").strip()
-        if inside.startswith(("╭", "╰")):
-            continue
-        if inside.startswith("─"):
-            break
-        words += inside.split()
-    text = " ".join(words) or "The options could not be understood."
+        if inside and set(inside) <= set("-─"):
+            paragraphs.append([])
+        elif not inside.startswith(("╭", "╰")):
+            paragraphs[-1] += inside.split()
+    chosen = paragraphs[0] if "╭" in box else paragraphs[min(1, len(paragraphs) - 1)]
+    text = " ".join(chosen) or "The options could not be understood."
     return text if text.endswith(".") else f"{text}."
 
 
