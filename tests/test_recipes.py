@@ -90,6 +90,14 @@ def test_senseless_settings_are_told(field: str, value: Any, words: str) -> None
         check_recipe(changed(RECIPES["push"], field, value))
 
 
+@pytest.mark.parametrize("threshold", ["rate", "half"])
+def test_rates_need_rollouts(threshold: str) -> None:
+    nothing = changed(RECIPES["push"], "collect.episodes", 0)
+    check_recipe(nothing)
+    with pytest.raises(UserError, match=f"threshold is {threshold}, which needs rollouts, but collect.episodes is 0"):
+        check_recipe(changed(nothing, "reward.threshold", threshold))
+
+
 def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
     recipe = changed(RECIPES["smoke"], "grpo.iterations", 7)
     keep_recipe(recipe, tmp_path)

@@ -27,6 +27,11 @@ def check_recipe(recipe: Recipe) -> None:
             f"collect.episodes is {recipe.collect.episodes}; it must be a multiple of collect.rollouts_per_state, "
             f"{recipe.collect.rollouts_per_state}."
         )
+    if not recipe.collect.episodes and recipe.reward.threshold in ("rate", "half"):
+        raise UserError(
+            f"reward.threshold is {recipe.reward.threshold}, which needs rollouts, but collect.episodes is 0: choose "
+            "calibrated."
+        )
     if recipe.policy.pretrained and not (Path(recipe.policy.pretrained) / "config.json").is_file():
         raise UserError(
             f"policy.pretrained, {recipe.policy.pretrained!r}, is no folder with a policy: it has no config.json."
