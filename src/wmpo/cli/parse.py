@@ -28,7 +28,7 @@ def parse(options: type[Options], args: Sequence[str], prog: str, default: Optio
     Where an option names another family (--env.family and its like), the settings are those of that family.
     """
     args = [_new_name(arg) for arg in args]
-    for option, value in zip(args, [*args[1:], "-"], strict=True):
+    for option, value in zip(args, [*args, "-"][1:], strict=True):
         if option.startswith("--") and "." not in option and (not value or option.endswith("=")):
             raise UserError(f"{option.rstrip('=')} is empty: give it a value, or leave it away.")
     complaint = io.StringIO()
