@@ -7,7 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from operator import index
 from typing import TYPE_CHECKING, NoReturn
@@ -258,7 +258,7 @@ def _spec(name: str, described: Request) -> tuple[EnvSpec, tuple[np.ndarray, np.
         raise UserError(f"{name} describes itself wrongly: {error} (docs/own_env.md).") from error
     if not (np.isfinite([low, high]).all() and (low < high).all()):
         raise UserError(f"{name} needs an action_low below its action_high, both finite (docs/own_env.md).")
-    return spec, (low, high)
+    return replace(spec, action_low=tuple(low.tolist()), action_high=tuple(high.tolist())), (low, high)
 
 
 def _episode(
@@ -281,7 +281,7 @@ def _episode(
         if not isinstance(shown.get(what, {}), Mapping):
             raise UserError(f"{name}.demonstrate gives {what} as a {type(shown[what]).__name__}, not as a dict.")
     acted, (low, high) = shown.get("actions"), bounds
-    T = len(acted) if isinstance(acted, (list, tuple)) or (isinstance(acted, np.ndarray) and acted.ndim) else 0
+    T = len(acted) if isinstance(acted, (list, tuple, np.ndarray)) and np.ndim(acted) else 0
     actions = array("actions", acted, (T, spec.action_dim), np.float32)
     for d in np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(0)):
         raise UserError(
