@@ -162,7 +162,7 @@ def test_commands_exist(page: Path) -> None:
             continue
         assert any(name == option or name.startswith(f"{option}.") for name in generate.settings()), option
     for name in re.findall(r"python -m experiments ([\w-]+)", text):
-        assert name in (*EXPERIMENTS, "NAME"), name
+        assert name in (*EXPERIMENTS, "NAME", "summary"), name
     for script in re.findall(r"\./([\w-]+\.sh)", text):
         assert (ROOT / script).stat().st_mode & 0o100, script
 
