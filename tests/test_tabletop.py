@@ -167,9 +167,11 @@ def view(task: str, thing: tuple[float, float, float], opening: float = OPENING,
         ("place", (0, 0, TRAY_HEIGHT + CUBE), OPENING, 0.1, True),
         ("place", (0, 0, TRAY_HEIGHT + CUBE), CUBE, TRAY_HEIGHT + 0.01, False),  # still held
         ("place", (0, 0, CUBE), OPENING, 0.1, False),  # beside or inside, not upon
-        ("place", (0.04, 0, TRAY_HEIGHT + CUBE), OPENING, 0.1, False),
+        ("place", (TRAY - 0.001, 0, TRAY_HEIGHT + CUBE), OPENING, 0.1, True),  # its middle is above the tray
+        ("place", (TRAY + 0.001, 0, TRAY_HEIGHT + CUBE), OPENING, 0.1, False),
         ("stack", (0, 0, 3 * CUBE), OPENING, 0.15, True),
-        ("stack", (0.03, 0, 3 * CUBE), OPENING, 0.15, False),
+        ("stack", (CUBE - 0.001, 0, 3 * CUBE), OPENING, 0.15, True),
+        ("stack", (CUBE + 0.001, 0, 3 * CUBE), OPENING, 0.15, False),
         ("insert", (0, 0, 0.0125), OPENING, 0.05, True),
         ("insert", (0, 0, 0.06), OPENING, 0.1, False),  # upon the peg, not around it
     ],
@@ -395,14 +397,19 @@ def test_restoring_is_exact_across_a_disturbance(task: str) -> None:
 def test_events_by_hand() -> None:
     env = make("stack")
     env.restart(numbers_with("stack", False, 1)[0])
-    while env.view().things["red"][2] < CUBE + 0.02:
+    while not env.counters.gripping:
         env.advance(experts.act(env.task, env.view()))
     assert env.events() == {"contacts": 1, "grasps": 1, "drops": 0, "disturbances": 0}
     for _ in range(2):
+        env.advance(STILL * [0, 0, 0, -1])  # let go on the table
+    assert env.events() == {"contacts": 1, "grasps": 1, "drops": 0, "disturbances": 0}
+    while env.view().things["red"][2] < CUBE + 0.02:
+        env.advance(experts.act(env.task, env.view()))
+    for _ in range(2):
         env.advance(STILL * [0, 0, 0, -1])  # let go in the air
-    assert env.events() == {"contacts": 1, "grasps": 1, "drops": 1, "disturbances": 0}
+    assert env.events() == {"contacts": 2, "grasps": 2, "drops": 1, "disturbances": 0}
     play_expert(env)
-    assert env.events()["grasps"] == 2 and env.events()["drops"] == 1  # what is laid down at the goal is not dropped
+    assert env.events()["grasps"] == 3 and env.events()["drops"] == 1  # what is laid down at the goal is not dropped
 
 
 # --- saving ---------------------------------------------------------------------------------------------------
@@ -507,7 +514,31 @@ def test_disruptions_change_what_they_say() -> None:
     assert (plain["front"] != position["front"]).any(2).mean() > 0.02
     np.testing.assert_array_equal(plain["state"], background["state"])
     np.testing.assert_array_equal(plain["state"], texture["state"])
-    assert set(DISRUPTIONS) == {"none", "position", "background", "texture", "paraphrase"}
+    levels = {kind + level for kind in ("position", "background", "texture") for level in ("-mild", "-moderate", "")}
+    assert set(DISRUPTIONS) == {"none", "paraphrase", *levels}
+
+
+@pytest.mark.parametrize("kind", ["background", "texture"])
+def test_disruptions_grow_with_their_strength(kind: str) -> None:
+    plain, _ = make().reset(seed=1)
+    changes = []
+    for level in ("-mild", "-moderate", ""):
+        seen, _ = make(disruption=kind + level).reset(seed=1)
+        changes.append(np.abs(plain["front"].astype(int) - seen["front"].astype(int)).mean())
+    assert 0 < changes[0] < changes[1] < changes[2]
+    assert changes[0] < 0.35 * changes[2]
+
+
+def test_positions_are_stretched_by_their_strength() -> None:
+    for name, stretched in (("position-mild", 1.02), ("position-moderate", 1.06), ("position", 1.2)):
+        env = make(disruption=name)
+        beyond = []
+        for initial_state in range(30):
+            env.restart(initial_state)
+            things = env.view().things
+            beyond += [np.abs(things[cube][:2] / (0.165, 0.125)).max() for cube in ("red", "blue")]
+        farthest = np.array(beyond).reshape(-1, 2).max(1)  # some cube of each
+        assert (farthest > 0.999).all() and 0.5 * (stretched + 1) < farthest.max() < stretched + 1e-3
 
 
 # --- Gymnasium and mistakes -----------------------------------------------------------------------------------
