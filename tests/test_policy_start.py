@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from episodes_by_hand import make_episode, make_store
+from wmpo.algorithm import stored_first_frames
 from wmpo.cli import main
-from wmpo.cli.dreaming import first_frames
 from wmpo.data.cache import FrameCache
 from wmpo.data.normalizer import Normalizer
 from wmpo.data.stats import vector_stats
@@ -174,8 +174,6 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
     practise = ["practise", "--policy", str(base), *with_dream, "--reward-model", str(judge / "model"), *store]
     practise += ["--out", str(better), "--grpo.iterations", "1", "--grpo.groups", "2", "--grpo.group-size", "8"]
     practise += [
-        "--grpo.n-initial-states",
-        "1",
         "--grpo.temperature",
         "1",
         "--grpo.lr",
@@ -195,7 +193,7 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
 def undecided(base: Path, dream: Path, judge: Path, data: Path) -> None:
     """Move the judge's threshold to where half of the episodes succeed that a policy dreams from the first start."""
     store = EpisodeStore.open(data)
-    model, first = ClipClassifier.from_pretrained(judge), first_frames(FrameCache(store), 1)[1]
+    model, first = ClipClassifier.from_pretrained(judge), stored_first_frames(FrameCache(store), [0])[1]
     generator = torch.Generator().manual_seed(0)
     world = VideoDiffusionModel.from_pretrained(dream)
     env = ImaginedEnv(world, model, store.spec, first, [0], generator=generator, stride=2, stop=False)
