@@ -42,10 +42,12 @@ DPO = Arm("DPO", "dpo", changes={"collect.rollouts_per_state": 4}, settings_at={
 FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations")
 UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
-LONGER = {1280: {"world_model.align.steps": 1000, "reward.fit.steps": 800}}  # more rollouts take longer to learn
+LONGER = {
+    1280: {"world_model.align.steps": 1200, "world_model.align_fraction": 0.75}
+}  # more rollouts take longer to learn
 OURS = Arm("WMPO", at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
-CLUMSY = {"demonstrations.noise": 0.6, "demonstrations.failures": True}
+CLUMSY = {"demonstrations.min_pace": 0.5, "demonstrations.failures": True}
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, ema=0.0),
     dpo=FitConfig(steps=10, batch_size=2, lr=1e-4, warmup=2),
@@ -116,8 +118,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
             "place of the policy's own tries. Unlimited GRPO practises as WMPO does, in the real environment, for as "
-            "many iterations, and for three times as many. With P = 1280 WMPO aligns its dream and fits its reward "
-            "model for longer."
+            "many iterations, and for three times as many. With P = 1280 WMPO aligns its dream for longer, and more "
+            "on the rollouts."
         ),
         arms=(
             *AT_EQUAL_COST,
@@ -178,14 +180,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "What do the parts of the method contribute that depart from the paper or were chosen here? One thing is "
             "changed at a time; `Arms` says what. By how much the dream overrates the practised policy, the last "
-            "column of `The dreams`, often tells more than success. Clumsy demonstrators: noise three times as large, "
-            "and dream and reward model learn from their failures, too; the base policy is another one then."
+            "column of `The dreams`, often tells more than success. Clumsy demonstrators: at paces "
+            "from half to full, and dream and reward model learn from their failures, too; the base policy is another "
+            "one then."
         ),
         arms=(
             OURS,
+            Arm("Two sampling steps", changes={"world_model.sampling_steps": 2}),
             Arm(
-                "One sampling step",
-                changes={"world_model.sampling_steps": 1, "world_model.training_timesteps": "sampler"},
+                "Two sampling steps, all noise levels",
+                changes={"world_model.sampling_steps": 2, "world_model.training_timesteps": "all"},
             ),
             Arm("Four sampling steps", changes={"world_model.sampling_steps": 4}),
             Arm("No behaviour alignment", changes={"world_model.align_fraction": 0.0}),

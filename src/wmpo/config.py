@@ -60,9 +60,9 @@ class FitConfig:
 class DemonstrationConfig:
     episodes: Annotated[int, EPISODES] = 100
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
-    noise: Annotated[float, Between(0, 100)] = 0.2
-    """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this. The clean action
-    is the label."""
+    noise: Annotated[float, Between(0, 100)] = 0.6
+    """Largest spread of the noise on the executed actions: each episode's is drawn between 0 and this, so that policy
+    and dream see states off the path. The clean action is the label."""
     min_pace: Annotated[float, Between(0.01, 1)] = 1.0
     """Demonstrators may differ in pace: each episode's is drawn between this and 1, the fastest. They take the time
     they need; a policy that dawdles as they do runs out of it."""
@@ -133,10 +133,9 @@ class RewardConfig:
     """Frames between the ends of scored clips, counted back from the end of a chunk. [paper 1]"""
     threshold: Literal["calibrated", "f1", "rate", "half"] = "calibrated"
     """The score above which a clip counts as success. calibrated: where success is as likely as failure, in imagined
-    replays of real episodes, each judged by a classifier that was trained on others, or that of rate where it is
-    higher; f1: the best F1 on the same replays; rate: such that the policy succeeds in the dream as often as it did for
-    real; half: such that half of the dreams
-    succeed, whatever is true, to try things out with a policy that never succeeds. [paper: f1, on real clips]"""
+    replays of real episodes, each judged by a classifier that was trained on others; f1: the best F1 on the same
+    replays; rate: such that the policy succeeds in the dream as often as it did for real; half: such that half of the
+    dreams succeed, whatever is true, to try things out with a policy that never succeeds. [paper: f1, on real clips]"""
     imagined_fraction: Annotated[float, Between(0, 1)] = 0.5
     """Share of each batch taken from imagined replays of real episodes, labelled by what really happened: the
     classifier judges dreams, so it should have seen some. [paper: 0]"""

@@ -112,11 +112,6 @@ def learn_success(
                     yield from verdicts(other, episode, world_model.chunk if world_model else 1, cfg.stride)
 
             threshold = cross_fitted_threshold(run, data.judged, judge)
-            if cfg.threshold == "calibrated" and world_model and policy and 0 < success_rate(run, data.tried) < 1:
-                # A policy that answers to its own dream finds what replays don't show.
-                met = threshold_by_rate(run, policy, world_model, model, data.tried, turn)
-                run.log.info(f"reward model: {threshold:.3f} by replays, {met:.3f} by the rate of success; the higher")
-                threshold = max(threshold, met)
         run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
         save_model("reward", cfg.family, model, folder)

@@ -73,8 +73,7 @@ class RewardModelCommand:
     """Folder of a world model, for imagined clips (reward.imagined_fraction) and for a threshold that is chosen in
     imagination. Without it set --reward.imagined-fraction 0; the threshold is then chosen on real video."""
     policy: Path | None = None
-    """Folder of the policy whose rollouts the store holds; reward.threshold rate and half need it, and with it
-    calibrated looks at the rate, too."""
+    """Folder of the policy whose rollouts the store holds; reward.threshold rate and half need it."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     temperature: float = CollectConfig.temperature
     """Sampling temperature at which the policy collected its rollouts."""
@@ -93,8 +92,8 @@ class RewardModelCommand:
 
         check_free("reward", self.reward.family, self.out / "model")
         by_rate = chosen_by_rate(self.reward)
-        if self.policy is not None and self.reward.threshold == "f1":
-            raise UserError("--policy does nothing here: reward.threshold f1 needs no policy.")
+        if self.policy is not None and not by_rate:
+            raise UserError(f"--policy does nothing here: reward.threshold {self.reward.threshold} needs no policy.")
         if self.policy is None and self.temperature != CollectConfig.temperature:
             raise UserError("--temperature does nothing here: there is no --policy to sample from.")
         collect = CollectConfig(temperature=self.temperature)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wmpo.config import DemonstrationConfig, Recipe
+from wmpo.config import DemonstrationConfig, GRPOConfig, Recipe
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.settings import MiniVLASettings
 
 POLICY = MiniVLASettings()
+PRACTICE = GRPOConfig(keyframes=128)
 FEW = DemonstrationConfig(episodes=75)  # so that the base succeeds less than half of the time, with time to spare
 
 PUSH = Recipe(name="push", env=TabletopSettings(task="push"))
 
-PLACE = Recipe(name="place", env=TabletopSettings(task="place"), demonstrations=FEW)
+PLACE = Recipe(name="place", env=TabletopSettings(task="place"), demonstrations=FEW, grpo=PRACTICE)
 
-WRIST = Recipe(name="wrist", env=TabletopSettings(task="place", cameras=("front", "wrist")), demonstrations=FEW)
+WRIST = Recipe(
+    name="wrist", env=TabletopSettings(task="place", cameras=("front", "wrist")), demonstrations=FEW, grpo=PRACTICE
+)
 
-FLOW = Recipe(name="flow", env=TabletopSettings(task="place"), demonstrations=FEW, policy=replace(POLICY, head="flow"))
+FLOW = Recipe(
+    name="flow",
+    env=TabletopSettings(task="place"),
+    demonstrations=FEW,
+    grpo=PRACTICE,
+    policy=replace(POLICY, head="flow"),
+)
 
-STACK = Recipe(name="stack", env=TabletopSettings(task="stack"))
+STACK = Recipe(name="stack", env=TabletopSettings(task="stack"), grpo=PRACTICE)
 
 SENTENCES = Recipe(
     name="sentences",
@@ -27,4 +36,4 @@ SENTENCES = Recipe(
     policy=replace(POLICY, fit=replace(POLICY.fit, steps=900)),  # two tasks want more of them
 )
 
-INSERT = Recipe(name="insert", env=TabletopSettings(task="insert"), demonstrations=FEW)
+INSERT = Recipe(name="insert", env=TabletopSettings(task="insert"), demonstrations=FEW, grpo=PRACTICE)

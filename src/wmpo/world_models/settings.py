@@ -64,7 +64,7 @@ class VideoDiffusionSettings(WorldModelConfig):
     )
     """Pretraining on the demonstrations."""
     align: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=250, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
+        default_factory=lambda: FitConfig(optimizer="muon", steps=500, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
     )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
 
