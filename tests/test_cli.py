@@ -323,8 +323,8 @@ def test_several_cameras_are_dreamt_together(
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(dict.fromkeys(at["camera"] for at in result["fidelity"])) == cameras
     horizons = [at["frames"] for at in result["fidelity"]]
-    assert horizons == [8, 24, 8, 24]
-    assert [len(at["error"]) for at in result["state_fidelity"]] == [dimensions] * 2 * bool(dimensions)
+    assert horizons == [4, 8, 32, 48] * 2
+    assert [len(at["error"]) for at in result["state_fidelity"]] == [dimensions] * 4 * bool(dimensions)
     assert (tmp_path / "report.html").exists() and (tmp_path / "dream.png").exists()
 
 

@@ -39,10 +39,10 @@ def decibel(levels: float) -> float:
 def test_every_camera_is_measured_at_each_horizon() -> None:
     found = fidelity(REPLAY, REAL)
     assert [(at.camera, at.frames, at.episodes) for at in found] == [
-        ("wrist", 8, 2), ("wrist", 9, 2), ("front", 8, 2), ("front", 9, 2),
+        ("wrist", 4, 3), ("wrist", 8, 2), ("wrist", 9, 2), ("front", 4, 3), ("front", 8, 2), ("front", 9, 2),
     ]  # fmt: skip
-    assert [at.psnr for at in found] == pytest.approx([decibel(1)] * 2 + [decibel(2)] * 2, abs=1e-3)
-    still = [decibel(levels) for levels in (24, 27, 40, 45)]  # since the first frame
+    assert [at.psnr for at in found] == pytest.approx([decibel(1)] * 3 + [decibel(2)] * 3, abs=1e-3)
+    still = [decibel(levels) for levels in (12, 24, 27, 20, 40, 45)]  # since the first frame
     assert [at.still_psnr for at in found] == pytest.approx(still, abs=1e-3)
     assert all(at.ssim > at.still_ssim and at.frechet < at.still_frechet for at in found)
 
@@ -50,12 +50,14 @@ def test_every_camera_is_measured_at_each_horizon() -> None:
 def test_one_long_episode_alone_is_no_horizon() -> None:
     real = [*REAL, lived(12)]
     replayed = Replay([dreamt(episode, (0, 0)) for episode in real], [])
-    assert [(at.frames, at.episodes) for at in fidelity(replayed, real)] == [(8, 3)] * 2
-    assert [(at.frames, at.episodes) for at in state_fidelity(replayed, real)] == [(8, 3)]
+    assert [(at.frames, at.episodes) for at in fidelity(replayed, real)] == [(4, 4), (8, 3)] * 2
+    assert [(at.frames, at.episodes) for at in state_fidelity(replayed, real)] == [(4, 4), (8, 3)]
 
 
 def test_states_are_measured_in_their_own_units_and_in_standard_deviations() -> None:
-    early, late = state_fidelity(REPLAY, REAL)
+    chunk, early, late = state_fidelity(REPLAY, REAL)
+    assert (chunk.frames, chunk.episodes) == (4, 3) and chunk.still_error == [4, 0]
+    assert chunk.error == pytest.approx([10.5 / 3, 9.002 / 3], rel=1e-3)  # of 0.5, 9 and 1; of 0.002, 9 and 0
     assert (early.frames, late.frames, early.episodes, late.episodes) == (8, 9, 2, 2)
     assert late.error == pytest.approx([0.75, 0.001], rel=1e-3)  # of 0.5 and 1, and of 0.002 and 0
     assert early.still_error == [8, 0] and late.still_error == [9, 0]

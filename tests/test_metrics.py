@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from wmpo.world_models.metrics import RandomFeatures, gaussian_frechet, psnr, random_feature_frechet, ssim
+from wmpo.world_models.metrics import RandomFeatures, gaussian_frechet, psnr, random_feature_frechet, sharpness, ssim
 
 
 def random_images(*shape, seed=0):
@@ -68,6 +68,19 @@ def test_ssim_of_constant_images_by_hand():
     video = random_images(2, 5, 3, 16, 16)
     assert ssim(video, video).shape == (2, 5)
     torch.testing.assert_close(ssim(video, video), torch.ones(2, 5))
+
+
+def test_sharpness_by_hand():
+    """A step of 100 levels down the middle of 4 columns: across, one difference of three."""
+    step = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    step[..., 2:] = 100
+    assert sharpness(step, step) == 1
+    assert sharpness(step // 2, step) == pytest.approx(0.5)
+    assert sharpness(torch.full_like(step, 7), step) == 0
+    checked = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * 100  # every difference, down and across
+    checked = checked.to(torch.uint8).expand(2, 1, 4, 4)
+    assert sharpness(checked, step) == pytest.approx(2 * 100 / (100 / 3))
+    assert sharpness(step, checked) == pytest.approx(1 / 6)
 
 
 def test_frechet_of_gaussians_in_closed_form():

@@ -20,6 +20,7 @@ WORDS: dict[str, Callable[[Any], bool]] = {  # marks that aren't values
     "no": lambda value: not value,
     "none": lambda value: value == 0,
     "SDXL VAE": lambda value: value == "diffusers",
+    "constant": lambda value: value == 1,  # the part of the learning rate that is left at the end
     "above 0": lambda value: 0 < value < 1 / G,  # of G rollouts one success is enough
     "below 1": lambda value: 1 - 1 / G < value < 1,
     "lr 1e-4": lambda value: value.lr == 1e-4,
@@ -71,7 +72,15 @@ def test_the_recipe_is_the_papers(name: str, value: Any, mark: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "mark"),
-    [(2, "1"), (True, "no"), (0.6, "none"), ("rate", "f1, on real clips"), (0.0, "above 0"), ("sampler", "all")],
+    [
+        (2, "1"),
+        (True, "no"),
+        (0.6, "none"),
+        ("rate", "f1, on real clips"),
+        (0.0, "above 0"),
+        ("sampler", "all"),
+        (0.5, "constant"),
+    ],
 )
 def test_a_departure_is_noticed(value: Any, mark: str) -> None:
     assert not agrees(value, mark)
