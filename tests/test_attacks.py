@@ -202,13 +202,13 @@ def test_what_a_worker_has_started_ends_with_it(folder: Path, hard: bool) -> Non
     pool = env._pool
     assert isinstance(pool, worker_pool.WorkerPool)
     child = Path("/proc", (folder / "child").read_text(), "stat")
-    assert " S " in child.read_text()
+    assert child.exists()
     if hard:
         pool._workers[0].process.kill()
         env.step([0], torch.zeros(1, 1, 2))  # the worker is replaced
     else:
         env.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while child.exists() and " Z " not in child.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
