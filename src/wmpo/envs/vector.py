@@ -281,7 +281,7 @@ def _episode(
         if not isinstance(shown.get(what, {}), Mapping):
             raise UserError(f"{name}.demonstrate gives {what} as a {type(shown[what]).__name__}, not as a dict.")
     acted, (low, high) = shown.get("actions"), bounds
-    T = len(acted) if isinstance(acted, (list, tuple, np.ndarray)) and np.ndim(acted) else 0
+    T = len(acted) if isinstance(acted, (list, tuple)) or (isinstance(acted, np.ndarray) and acted.ndim) else 0
     actions = array("actions", acted, (T, spec.action_dim), np.float32)
     for d in np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(0)):
         raise UserError(
