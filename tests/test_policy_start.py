@@ -166,8 +166,9 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
     ]
     with_dream = ["--world-model", str(dream / "model")]
     half = ["--reward.threshold", "half"]
+    tiny += half
     assert main(["reward-model", *store, "--out", str(judge), *with_dream, *tiny, *DEVICE]) == 2  # rates need a policy
-    tiny += [*half, "--policy", str(base)]
+    tiny += ["--policy", str(base)]
     assert main(["reward-model", *store, "--out", str(judge), *with_dream, *tiny, *DEVICE]) == 0
 
     undecided(base, dream / "model", judge / "model", data)

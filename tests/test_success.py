@@ -29,7 +29,7 @@ from wmpo.policies.settings import MiniVLASettings
 from wmpo.report.measure import outcomes
 from wmpo.rewards.settings import ConvSettings
 from wmpo.run import Run
-from wmpo.success import FOLDS, SuccessData, cross_fitted_threshold, learn_success, verdicts
+from wmpo.success import FOLDS, SuccessData, cross_fitted_threshold, learn_success, to_judge, verdicts
 
 SUCCESS = {0: (), 1: (), 2: (7, 8), 3: (5, 6, 7, 8)}  # episode -> frames that show it
 
@@ -303,3 +303,11 @@ def test_what_a_stop_has_left_is_played_and_nothing_is_lost(tmp_path: Path, kept
         collect(tmp_path / "cut", kept)
     assert sorted(collect(tmp_path / "cut", -1)) == sorted(whole) and len(whole) == 5
     env.close()
+
+
+def test_a_threshold_is_chosen_on_demonstrations_too_where_no_rollout_succeeds(run: Run) -> None:
+    records = run.store.records()
+    hits, misses = ([i for i, record in enumerate(records) if record.succeeded is kind] for kind in (True, False))
+    assert to_judge(run, [*misses, hits[0]], hits) == [*misses, hits[0]]
+    assert to_judge(run, misses, hits) == [*misses, *hits]
+    assert to_judge(run, [], hits) == hits

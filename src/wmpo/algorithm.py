@@ -43,7 +43,7 @@ from wmpo.report.results import BASE, RunResult
 from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_rollout, is_shown, round_of
-from wmpo.success import SuccessData, learn_success
+from wmpo.success import SuccessData, learn_success, to_judge
 from wmpo.training.checkpoint import digest_of
 from wmpo.types import Episode, Observation
 from wmpo.world_models import build_world_model
@@ -263,7 +263,7 @@ def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) 
     data = SuccessData(
         seen=shown + tried,
         replayed=tried + (shown[: len(tried)] if tried else shown),
-        judged=tried or shown,
+        judged=to_judge(run, tried, shown),
         tried=run.episodes(lambda record: record.source == f"round-{turn}"),
     )
     return learn_success(run, data, world_model, policy, turn)

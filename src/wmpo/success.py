@@ -51,6 +51,12 @@ def chosen_by_rate(cfg: RewardConfig) -> bool:
     return cfg.threshold in ("rate", "half")
 
 
+def to_judge(run: Run, tried: Sequence[int], others: Sequence[int]) -> list[int]:
+    """Episodes to choose a threshold on: the policy's rollouts, and others too where none of those succeeds."""
+    records = run.store.records()
+    return [*tried] if any(records[i].succeeded for i in tried) else [*dict.fromkeys([*tried, *others])]
+
+
 def learn_success(
     run: Run, data: SuccessData, world_model: WorldModel | None, policy: Policy | None, turn: int = 1
 ) -> RewardModel:

@@ -87,7 +87,7 @@ class RewardModelCommand:
         from wmpo.families import check_free, save_model
         from wmpo.opening import open_stage
         from wmpo.policies import load_policy
-        from wmpo.success import SuccessData, chosen_by_rate, learn_success
+        from wmpo.success import SuccessData, chosen_by_rate, learn_success, to_judge
         from wmpo.world_models import load_world_model
 
         check_free("reward", self.reward.family, self.out / "model")
@@ -107,7 +107,7 @@ class RewardModelCommand:
                     f"{self.data} holds no rollouts of a policy, which reward.threshold {self.reward.threshold} needs: "
                     "choose calibrated."
                 )
-            data = SuccessData(everything, everything, tried or everything, tried)
+            data = SuccessData(everything, everything, to_judge(run, tried, everything), tried)
             world_model = self.world_model and fitting(load_world_model, self.world_model, spec, run.device)
             policy = self.policy and fitting(load_policy, self.policy, spec, run.device)
             if world_model and policy:
