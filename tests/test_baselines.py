@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.baselines import methods
 from experiments.baselines.methods import METHODS, BaselineConfig, dpo, improve, within
 from experiments.baselines.preference import Preference, PreferencePairs, Rollouts, log_probability, rivals, tokens_of
 from wmpo.algorithm import collect, demonstrations, imitate
@@ -62,6 +63,17 @@ def test_online_practice_stays_within_the_budget(
     cfg = within(GRPOConfig(groups=groups, group_size=size, max_resamples=3), budget)
     assert (cfg.groups, cfg.iterations) == expected
     assert cfg.groups * cfg.group_size * cfg.iterations * (1 + cfg.max_resamples) <= budget
+
+
+def test_online_practice_begins_where_that_of_wmpo_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the initial states of its rollouts and at those from which WMPO imagines, of its round."""
+    given: list[int] = []
+    monkeypatch.setattr(methods, "practise_for_real", lambda run, policy, cfg, numbers, *_: given.extend(numbers))
+    with open_run(TINY, tmp_path / "run", quiet=True) as run:
+        unused: Any = None
+        methods.online_grpo(run, unused, 2, SETTINGS)
+        assert given == run.initial_states("collect", 16, 2) + run.initial_states("practise", 4, 2)
+    assert len(set(given)) == 20
 
 
 def test_a_budget_below_one_group_is_refused() -> None:
