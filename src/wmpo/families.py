@@ -138,7 +138,7 @@ def _import(kind: str, path: str) -> Any:
     if path in _allowed and here not in sys.path:
         sys.path.append(here)  # last: a file here never takes the place of an installed package
     with of_yours(f"The {PLUGS[kind].words} {path} can't be imported"):
-        found: Any = import_module(module)
+        found = import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
     return found

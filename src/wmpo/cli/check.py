@@ -66,8 +66,8 @@ class CheckCommand:
             raise UserError(f"Both {name} and --{field}.family {family} say what to check: leave one of them away.")
         is_saved = kind != "env" and Path(name).is_dir()
         chosen = [f"--{field}.family", name] if field and not is_saved else []
-        settings: dict[str, Any] = {key: settings_from(key, [*args, *(chosen if key == field else [])])
-                                    for key in ("env", "policy", "world_model", "reward")}  # fmt: skip
+        settings = {key: settings_from(key, [*args, *(chosen if key == field else [])])
+                    for key in ("env", "policy", "world_model", "reward")}  # fmt: skip
         return parse(cls, args, "wmpo check", cls("data", "", **settings) if asked
                      else cls(kind, name, **settings))  # type: ignore[arg-type]  # fmt: skip
 
