@@ -263,7 +263,7 @@ def test_an_unfinished_run_is_told_its_whole_command(
 def test_a_model_for_other_cameras_is_told_how_to_give_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name, state_dim in (("top", 4), ("front", 2)):
         spec = EnvSpec({name: (16, 16)}, state_dim, action_dim=4, horizon=10, fps=5)
-        save_model("minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path / name)
+        save_model("policy", "minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path / name)
         assert "--data STORE, or by --size" in refused(capsys, "check", "policy", tmp_path / name)
     assert main(["check", "policy", str(tmp_path / "front"), "--state-dim", "2"]) == 0
 

@@ -199,10 +199,10 @@ SETTINGS = [  # of `wmpo run smoke`
     ("--reward.family zzz", "There is no reward model family 'zzz'"),
     ("--policy.family no.such.module:Class", "can't be imported"),
     ("--policy.family json:NoClass", "can't be imported"),
-    ("--policy.family json:JSONDecoder", "A policy json:JSONDecoder can't be built from scratch"),
+    ("--policy.family json:JSONDecoder", "The policy json:JSONDecoder can't be built from scratch"),
     ("--env.family json:JSONDecoder", "json:JSONDecoder can't be built"),
-    ("--world-model.family json:JSONDecoder", "A world model json:JSONDecoder can't be built"),
-    ("--reward.family json:JSONDecoder", "A reward model json:JSONDecoder can't be built"),
+    ("--world-model.family json:JSONDecoder", "The world model json:JSONDecoder can't be built"),
+    ("--reward.family json:JSONDecoder", "The reward model json:JSONDecoder can't be built"),
     ("--policy.family smolvla", "policy.pretrained"),
     ("--policy.pretrained nowhere", "no config.json"),
     ("--policy.pretrained empty", "no config.json"),
@@ -310,8 +310,10 @@ OPTIONS = [  # of the other commands
     Case(f"{JUDGE} --reward.threshold rate", "needs a world model and the policy"),
     Case("reward-model --data store --out out --device cpu --policy run/policies/base --reward.imagined-fraction 0 "
          "--reward.threshold rate", "needs a world model and the policy"),
-    *(Case(f"{JUDGE} {more} --reward.threshold {kind}", f"does nothing here: reward.threshold {kind} needs no policy")
-      for more in ("--policy run/policies/base", "--temperature 0.25") for kind in ("f1", "calibrated")),
+    *(Case(f"{JUDGE} {more} --reward.threshold {kind}", f"{option} does nothing here: {why}")
+      for kind in ("f1", "calibrated") for option, more, why in (
+          ("--policy", "--policy run/policies/base", f"reward.threshold {kind} needs no policy"),
+          ("--temperature", "--temperature 0.25", "there is no --policy to sample from"))),
     Case(JUDGE.replace("--world-model world", "--world-model reward"), "reward"),
     Case(f"{PRACTISE} --stride 0", "stride is 0"),
     Case(f"{PRACTISE} --grpo.freeze typo", "grpo.freeze"),
@@ -442,7 +444,7 @@ RENAMES = [
       if "." in old),
     *(Case("evaluate run", new, text("run/recipe.json", json.dumps({old.split(".")[0]: {old.split(".")[1]: 1}})))
       for old, new in RENAMED.items() if "." in old),
-    Case("evaluate run", "had collect.held_out; thresholds are cross-fitted now: begin a run anew",
+    Case("evaluate run", "had collect.held_out; thresholds are cross-fitted now, on episodes",
          text("run/recipe.json", json.dumps({"collect": {"held_out": 0.25}}))),
 ]  # fmt: skip
 
