@@ -370,6 +370,16 @@ def test_a_slip_opens_the_hand_once_on_the_way_up() -> None:
         assert env.counters.accomplished_at > 0 and env.events()["grasps"] >= 2  # there is time to try again
 
 
+def test_what_nobody_holds_does_not_slip() -> None:
+    env = make("stack")
+    env.restart(numbers_with("stack", True, 1)[0])
+    put(env, "red", (0.15, -0.15, 0.1))
+    env._refresh()
+    for _ in range(2):
+        env.advance(STILL)
+    assert env.events()["disturbances"] == 0 and env.view().opening < 0.01  # the hand obeys
+
+
 @pytest.mark.parametrize("task", ["place", "stack"])
 def test_restoring_is_exact_across_a_disturbance(task: str) -> None:
     number = numbers_with(task, True, 1)[0]
