@@ -87,8 +87,8 @@ def dpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
     """Offline DPO on pairs of a success and a failure of this round's P rollouts, the policy before as reference.
 
     A success is paired with the failures from its own initial state. Where each state is tried once only, as by default
-    (`collect.rollouts_per_state`), it is paired with all failures of the round: the stored results are of this kind,
-    though DPO's derivation does not hold for such pairs. A round without pairs leaves the policy as it is.
+    (`collect.rollouts_per_state`), it is paired with all failures of the round, though
+    DPO's derivation does not hold for such pairs. A round without pairs leaves the policy as it is.
     """
     collect(run, policy, turn)
     with run.log.stage("dpo"):

@@ -38,7 +38,7 @@ from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy, check_actions, load_policy
 from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
-from wmpo.report.measure import measure_run, outcomes
+from wmpo.report.measure import measure_run, outcome_of
 from wmpo.report.results import BASE, RunResult
 from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
@@ -378,7 +378,7 @@ def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
         numbers = run.initial_states("evaluate", cfg.episodes)
         seed, limit = run.seed(Purpose.EVALUATE), time_limit(run.env.spec.horizon, cfg.time_factor)
         play(run, run.evaluation, policy, numbers, name, cfg.temperature, lambda begin: seed + begin, limit)
-        result = outcomes(run)[0].policies[name]
+        result = outcome_of(run, name)
         rates = (
             f"{sum(result.within(steps)) / len(numbers):.1%} within {steps:g} actions"
             for steps in dict.fromkeys(min(factor * result.horizon, limit) for factor in (1, 1.5, 2))

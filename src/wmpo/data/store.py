@@ -144,6 +144,10 @@ class EpisodeStore:
         images = {name: video.take(video.frames(row.offset), row.length + 1) for name, video in videos.items()}
         return self._episode(row, images)
 
+    def without_pictures(self, indices: Sequence[int]) -> list[Episode]:
+        """Episodes whose videos are not decoded."""
+        return [self._episode(self._record(index), {}) for index in indices]
+
     def _record(self, index: int) -> EpisodeRecord:
         if not 0 <= index < len(self._records):
             raise UserError(f"There is no episode {index} in {self.root}: it holds {len(self._records)}.")

@@ -241,6 +241,16 @@ def _mixture(success: Sequence[bool]) -> list[int]:
     return sorted(sides[0] + sides[1])
 
 
+def outcome_of(run: Run, name: str) -> PolicyResult:
+    """How one policy did for real, by initial state; its pictures aren't looked at."""
+    cfg, horizon = run.recipe.evaluate, run.env.spec.horizon
+    found = Evaluation(horizon, time_limit(horizon, cfg.time_factor))
+    episodes = run.evaluation.without_pictures(run.evaluation.select(source=name))
+    for episode in sorted(episodes, key=lambda episode: episode.initial_state):
+        found.add(episode)
+    return PolicyResult.of(found, cfg.temperature)
+
+
 def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
     """How each policy did for real and what it cost; and the evaluation's episodes by policy, up to the horizon."""
     result = RunResult.begin(run.recipe)
@@ -249,12 +259,8 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
         name: sorted(run.evaluation.episodes(run.evaluation.select(source=name)), key=lambda e: e.initial_state)
         for name in names
     }
-    cfg, horizon = run.recipe.evaluate, run.env.spec.horizon
-    for name, episodes in played.items():
-        found = Evaluation(horizon, time_limit(horizon, cfg.time_factor))
-        for episode in episodes:
-            found.add(episode)
-        result.policies[name] = PolicyResult.of(found, cfg.temperature)
+    result.policies = {name: outcome_of(run, name) for name in names}
+    horizon = run.env.spec.horizon
     shown = [record for record in run.store.records() if record.source == "expert"]
     tried = [record for record in run.store.records() if is_rollout(record)]
     evaluated = [episode for episodes in played.values() for episode in episodes]
