@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docs.generate import with_generated
@@ -12,6 +12,7 @@ from experiments.summary import Plain, summary
 from experiments.tables import format_budget, table
 from wmpo.io.files import read_json
 from wmpo.report.results import TIMES, RunResult
+from wmpo.report.statistics import Interval
 from wmpo.report.words import percent, points
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,20 +31,21 @@ def readme_tables(found: Plain) -> str:
     base_rows = []
     for task, base in figures["base"].items():
         median = base["median steps"]
-        times = [text_of(base["success at horizons"][f"{factor:g}"], 100, "") for factor in TIMES]
+        times = [text_of(base["success at horizons"][f"{factor:g}"], percent) for factor in TIMES]
         base_rows.append((task, str(base["horizon"]), "–" if median is None else f"{median:g}", *times))
     head = ("task", "horizon, actions", "median success", *(f"base within {factor:g} horizons, %" for factor in TIMES))
     rows = []
     for method in sorted(figures["methods"], key=order):
         success = [
-            text_of(method["tasks"][task]["success"], 100, "") if task in method["tasks"] else "–" for task in tasks
+            text_of(method["tasks"][task]["success"], percent) if task in method["tasks"] else "–" for task in tasks
         ]
         recovery = [hit for task in method["recovery"].values() if (hit := task.get("failed or disturbed"))]
         hits = sum(own["share"][0] * own["n"] for own in recovery)
         rows.append((
             method["method"], format_budget(method["P"]), ", ".join(map(str, method["seeds"])), *success,
-            text_of(method["gain over states"]), text_of(method["gain over seeds"]),
-            text_of(method["gain at horizons"]["1.5"]), f"{100 * hits / max(sum(own['n'] for own in recovery), 1):.0f}",
+            text_of(method["gain over states"], points, 0.01), text_of(method["gain over seeds"], points, 0.01),
+            text_of(method["gain at horizons"]["1.5"], points, 0.01),
+            f"{100 * hits / max(sum(own['n'] for own in recovery), 1):.0f}",
         ))  # fmt: skip
     columns = ("method", "P", "seeds", *(f"{task}, %" for task in tasks), "mean gain", "over seeds",
                "gain within 1.5 horizons", "recovered, %")  # fmt: skip
@@ -55,12 +57,10 @@ def order(method: Plain) -> tuple[float, float]:
     return (math.inf if method["P"] is None else method["P"], -method["gain over states"][0])
 
 
-def text_of(interval: Sequence[float | None], scale: float = 1.0, sign: str = "+") -> str:
-    """+21.1 (14.5 to 27.7)."""
-    value, low, high = interval
-    if value is None or low is None or high is None:
-        return "–"
-    return f"{scale * value:{sign}.1f} ({scale * low:.1f} to {scale * high:.1f})".replace("-", "−")
+def text_of(values: Sequence[float | None], show: Callable[[Interval], str], scale: float = 1.0) -> str:
+    """[estimate, low, high] of the summary in words; a dash where one is unknown."""
+    known = [scale * value for value in values if value is not None]
+    return show(Interval(*known)) if len(known) == len(values) else "–"
 
 
 def success_cells(result: RunResult) -> list[str]:
