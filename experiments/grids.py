@@ -35,13 +35,16 @@ class Arm:
     """P -> more of these."""
     limited: bool = True
     """Whether it keeps to P real rollouts."""
+    dreamt: bool = True
+    """Whether its policies are imagined too, where an experiment measures that: not where it would take a dream of
+    their own, since their rollouts are not those of the others."""
 
 
 ONLINE = Arm("Online GRPO", "online_grpo")
-DPO = Arm("DPO", "dpo", changes={"collect.rollouts_per_state": 4}, settings_at={1280: {"dpo.steps": 600}})
+DPO = Arm("DPO", "dpo", changes={"collect.rollouts_per_state": 4}, settings_at={1280: {"dpo.steps": 600}}, dreamt=False)
 FILTERED = Arm("Filtered BC", "filtered_bc")
-MORE = Arm("More demonstrations", "more_demonstrations")
-UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False)
+MORE = Arm("More demonstrations", "more_demonstrations", dreamt=False)
+UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False, dreamt=False)
 LONGER = {
     1280: {"world_model.align.steps": 1200, "world_model.align_fraction": 0.75}
 }  # more rollouts take longer to learn
@@ -97,7 +100,8 @@ class Experiment:
                             recipe = changed(recipe, {"collect.episodes": budget // recipe.rounds})
                         own = {**arm.settings, **arm.settings_at.get(budget, {})}
                         settings = changed(SMOKE_SETTINGS if smoke else BaselineConfig(), own)
-                        cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, self.measures))
+                        measures = tuple(m for m in self.measures if arm.dreamt or m != "imagination")
+                        cells.append(Cell(arm.label, arm.method, recipe, settings, arm.limited, measures))
         return list({cell.id: cell for cell in cells}.values())  # what has no budget is there once
 
 
@@ -124,7 +128,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         arms=(
             *AT_EQUAL_COST,
             UPPER,
-            Arm("Unlimited GRPO, as long as WMPO", "upper_bound", limited=False, settings={"upper_iterations": 20}),
+            replace(UPPER, label="Unlimited GRPO, as long as WMPO", settings={"upper_iterations": 20}),
         ),
         budgets=(128, 0, 1280),
         measures=("imagination",),
