@@ -43,10 +43,16 @@ def inputs(seed=0):
     }
 
 
+def denoise(model, batch):
+    """The whole computation: what is kept of the past, then the chunk."""
+    past = model.remember(batch["context_Bcchw"], batch["anchor_Bchw"], batch["context_t_B"])
+    return model(batch["noisy_BKchw"], batch["t_B"], past, batch["action_BKD"])
+
+
 def changed_frames(model, base, **changes):
     """Which of the K output frames react to the changed inputs, per batch row."""
     with torch.no_grad():
-        difference = (model(**(base | changes)) - model(**base)).abs().amax((2, 3, 4))
+        difference = (denoise(model, base | changes) - denoise(model, base)).abs().amax((2, 3, 4))
     return (difference > 1e-6).tolist()
 
 
@@ -57,17 +63,17 @@ def test_shape_and_zero_start(anchor, conditioning):
     if not anchor:
         batch["anchor_Bchw"] = None
     fresh = build(random=False, anchor=anchor, action_conditioning=conditioning)
-    output = fresh(**batch)
+    output = denoise(fresh, batch)
     assert output.shape == batch["noisy_BKchw"].shape
     assert (output == 0).all()
-    assert build(anchor=anchor, action_conditioning=conditioning)(**batch).abs().mean() > 0.01
+    assert denoise(build(anchor=anchor, action_conditioning=conditioning), batch).abs().mean() > 0.01
 
 
 def test_blocks_begin_as_the_identity():
     model = build(random=False)
     x = torch.randn(1, 3, 8, 32)
     for block in model.blocks:
-        torch.testing.assert_close(block(x, torch.zeros(1, 3, 192)), x)
+        torch.testing.assert_close(block(x, torch.zeros(1, 3, 192))[0], x)
 
 
 def test_an_action_reaches_its_own_frame_and_later_ones_only():
@@ -109,7 +115,7 @@ def test_what_frames_see():
     noisy = base["noisy_BKchw"].clone()
     noisy[0, 0, 0, 0, 0] += 3
     with torch.no_grad():
-        difference = (model(**(base | {"noisy_BKchw": noisy})) - model(**base))[0, 0].abs().amax(0)
+        difference = (denoise(model, base | {"noisy_BKchw": noisy}) - denoise(model, base))[0, 0].abs().amax(0)
     assert (difference > 1e-7).all()
 
 
@@ -137,7 +143,7 @@ def test_positions_matter():
     model, base = build(), inputs()
     shifted = {name: base[name].roll(2, -1) for name in ("noisy_BKchw", "context_Bcchw", "anchor_Bchw")}
     with torch.no_grad():
-        assert (model(**(base | shifted)) - model(**base).roll(2, -1)).abs().max() > 1e-3
+        assert (denoise(model, base | shifted) - denoise(model, base).roll(2, -1)).abs().max() > 1e-3
 
 
 def test_patches_return_to_their_places():
@@ -148,10 +154,26 @@ def test_patches_return_to_their_places():
     noisy = base["noisy_BKchw"].clone()
     noisy[1, 3, :, 2, 5] += 1
     with torch.no_grad():
-        difference = (model(**(base | {"noisy_BKchw": noisy})) - model(**base)).abs().amax(2)
+        difference = (denoise(model, base | {"noisy_BKchw": noisy}) - denoise(model, base)).abs().amax(2)
     touched = torch.zeros(B, K, 4, 8, dtype=torch.bool)
     touched[1, 3, 2:4, 4:6] = True
     assert torch.equal(difference > 1e-6, touched)
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_the_past_is_computed_once(anchor):
+    """A sequence in two parts, the second with the keys and values of the first, comes to the same as the whole."""
+    model = build(anchor=anchor)
+    generator = torch.Generator().manual_seed(3)
+    frames, times, actions = (torch.randn(B, 7, *shape, generator=generator) for shape in (LATENT, (), (32,)))
+    with torch.no_grad():
+        whole, _, seen = model._attend(frames, times.sigmoid(), actions, [])
+        _, _, past = model._attend(frames[:, :3], times[:, :3].sigmoid(), actions[:, :3], [])
+        rest, _, new = model._attend(frames[:, 3:], times[:, 3:].sigmoid(), actions[:, 3:], past)
+    torch.testing.assert_close(rest, whole[:, 3:])
+    for joined, first, second in zip(seen, past, new, strict=True):
+        torch.testing.assert_close(torch.cat([first, second], -2), joined)
+    assert len(past) == 2 * 2  # keys and values of two temporal blocks: nothing else is kept
 
 
 def test_attention_against_the_formula():
@@ -173,7 +195,7 @@ def test_attention_against_the_formula():
             score = torch.stack([place(q[i, head], i) @ place(k[j, head], j) / 2 for j in range(i + 1)])
             heads.append(score.softmax(0) @ v[: i + 1, head])
         rows.append(torch.cat(heads))
-    torch.testing.assert_close(attention(x)[0], attention.out(torch.stack(rows)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attention(x)[0][0], attention.out(torch.stack(rows)), atol=1e-5, rtol=1e-4)
 
 
 def test_rotary_scores_depend_on_distance_only():
@@ -207,14 +229,15 @@ def test_it_has_the_size_of_the_paper():
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total == blocks + time + actions + modulation + ends
     assert 0.9e9 < total < 1.0e9
-    output = model(
-        torch.empty(1, 8, 4, 32, 32, device="meta"),
-        torch.empty(1, device="meta"),
-        torch.empty(1, 4, 4, 32, 32, device="meta"),
-        None,
-        torch.empty(1, 8, 7, device="meta"),
-        torch.empty(1, device="meta"),
-    )
+    batch = {
+        "noisy_BKchw": torch.empty(1, 8, 4, 32, 32, device="meta"),
+        "t_B": torch.empty(1, device="meta"),
+        "context_Bcchw": torch.empty(1, 4, 4, 32, 32, device="meta"),
+        "anchor_Bchw": None,
+        "action_BKD": torch.empty(1, 8, 7, device="meta"),
+        "context_t_B": torch.empty(1, device="meta"),
+    }
+    output = denoise(model, batch)
     assert output.shape == (1, 8, 4, 32, 32)
 
 
@@ -245,21 +268,19 @@ def test_learns_to_move_a_dot_by_its_action():
         video = torch.nn.functional.one_hot(place, 8).float()[:, :, None, None]
         return video, action
 
+    def answer(noise, video, action):
+        past = model.remember(video[:, :1], None, torch.ones(len(video)))
+        return model(noise, torch.zeros(len(video)), past, action)
+
     for _ in range(120):
         video, action = draw(32)
         noise = torch.randn_like(video[:, 1:])
-        loss = (
-            (model(noise, torch.zeros(32), video[:, :1], None, action, torch.ones(len(video))) - video[:, 1:])
-            .square()
-            .mean()
-        )
+        loss = (answer(noise, video, action) - video[:, 1:]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     video, action = draw(200)
     with torch.no_grad():
-        guess = model(
-            torch.randn_like(video[:, 1:]), torch.zeros(200), video[:, :1], None, action, torch.ones(len(video))
-        )
+        guess = answer(torch.randn_like(video[:, 1:]), video, action)
     right = (guess[..., 0, :].argmax(-1) == video[:, 1:, ..., 0, :].argmax(-1)).float().mean()
     assert right > 0.75  # guessing the middle, or a side, is right half of the time

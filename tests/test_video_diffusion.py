@@ -290,7 +290,8 @@ def test_the_context_is_noised_as_the_objective_noises(
     objective: Literal["flow", "epsilon"], signal: float, spread: float
 ) -> None:
     model, seen = build(replace(SMALL, objective=objective, context_noise=0.05, training_timesteps="all")), []
-    model.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+    channels = model.context * model.latent[0]
+    model.denoiser.look_back.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, :channels]))
     black = batch(0, size=256)
     black = replace(black, context={"front": torch.zeros_like(black.context["front"])})
     model(black, torch.Generator().manual_seed(0))

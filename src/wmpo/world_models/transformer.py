@@ -2,6 +2,8 @@
 
 The sequence is [first frame] + c context frames + K noisy frames. Blocks come in pairs: a spatial block, whose
 attention stays inside each frame, and a temporal block, whose attention follows one position through time, causally.
+Causal attention and times of its own make the past independent of what is being denoised: its keys and values are
+computed once (`remember`) and serve all denoising steps of a chunk.
 adaLN coefficients of frame i come from its diffusion time and the action that leads to it. As in STDiT they are
 computed once and shared by all blocks of a kind, each of which adds a learned table of its own.
 
@@ -17,6 +19,7 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -45,11 +48,12 @@ def grid_position(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([part.expand(rows, columns, -1) for part in parts], -1).flatten(0, 1)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary position over the second last dimension of (..., F, head width), the width in two halves."""
+def rotate(x: Tensor, first: int = 0) -> Tensor:
+    """Rotary position, counted from `first`, over the second last dimension of (..., F, head width), the width in two
+    halves."""
     frames, width = x.shape[-2:]
     frequency = 10_000 ** (-torch.arange(width // 2, device=x.device) / (width // 2))
-    angle = torch.arange(frames, device=x.device)[:, None] * frequency
+    angle = torch.arange(first, first + frames, device=x.device)[:, None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -66,16 +70,23 @@ class Attention(nn.Module):
         self.scale_k = nn.Parameter(torch.ones(width // heads))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BPE: Tensor) -> Tensor:
-        """P is the length of a sequence: patches, or frames."""
+    def forward(self, x_BPE: Tensor, past: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """P is the length of a sequence: patches, or frames. Returns what was asked for, and keys and values, which a
+        later part of the sequence gets as its `past`."""
         q, k, v = self.qkv(x_BPE).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # Not nn.RMSNorm: under autocast its float32 weight beside bfloat16 input leaves the fused kernel.
         q = F.rms_norm(q, q.shape[-1:], eps=1e-6) * self.scale_q.to(q.dtype)
         k = F.rms_norm(k, k.shape[-1:], eps=1e-6) * self.scale_k.to(k.dtype)
+        earlier = past[0].shape[-2] if past else 0
         if self.temporal:
-            q, k = rotate(q), rotate(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.temporal)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+            q, k = rotate(q, earlier), rotate(k, earlier)
+        seen = [k, v]
+        mask = None
+        if past:
+            k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)
+            mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(earlier)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.temporal and not past)
+        return self.out(mixed.transpose(1, 2).flatten(2)), seen
 
 
 class Block(nn.Module):
@@ -88,19 +99,22 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.table = nn.Parameter(torch.zeros(6 * width))
 
-    def forward(self, x_BFPE: Tensor, coefficients_BFE6: Tensor) -> Tensor:
+    def forward(
+        self, x_BFPE: Tensor, coefficients_BFE6: Tensor, past: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         B, frames, patches, width = x_BFPE.shape
         coefficients = (coefficients_BFE6 + self.table)[:, :, None].chunk(6, -1)  # each (B, F, 1, E)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = coefficients
         h = F.layer_norm(x_BFPE, (width,), eps=1e-6) * (1 + scale) + shift
         if self.temporal:
-            h = self.attention(h.transpose(1, 2).reshape(B * patches, frames, width))
+            h, seen = self.attention(h.transpose(1, 2).reshape(B * patches, frames, width), past)
             h = h.unflatten(0, (B, patches)).transpose(1, 2)
         else:
-            h = self.attention(h.flatten(0, 1)).unflatten(0, (B, frames))
+            h, seen = self.attention(h.flatten(0, 1))
+            h = h.unflatten(0, (B, frames))
         x_BFPE = x_BFPE + gate * h
         h = F.layer_norm(x_BFPE, (width,), eps=1e-6) * (1 + scale_mlp) + shift_mlp
-        return x_BFPE + gate_mlp * self.mlp(h)
+        return x_BFPE + gate_mlp * self.mlp(h), seen
 
 
 class SpaceTimeTransformer(nn.Module):
@@ -147,41 +161,49 @@ class SpaceTimeTransformer(nn.Module):
         self.modulate_out = nn.Sequential(nn.SiLU(), zero_init(nn.Linear(width, 2 * width)))
         self.out = zero_init(nn.Linear(width, channels * patch**2))
 
-    def forward(
-        self,
-        noisy_BKchw: Tensor,
-        t_B: Tensor,
-        context_Bcchw: Tensor,
-        anchor_Bchw: Tensor | None,
-        action_BKD: Tensor,
-        context_t_B: Tensor,
-    ) -> Tensor:
-        """(B, K, c, h, w): the raw output for the K frames. t and context_t in [0, 1]: 0 is noise, 1 is data."""
-        B, K = noisy_BKchw.shape[:2]
-        frames = [context_Bcchw, noisy_BKchw]
-        times = [context_t_B[:, None].expand(B, self.context), t_B[:, None].expand(B, K)]
-        if self.per_frame:
-            action_BKE = self.embed_action(action_BKD)
-        else:
-            action_BKE = self.embed_action(action_BKD.flatten(1))[:, None].expand(B, K, -1)
-        actions = [self.no_action.expand(B, self.context, -1), action_BKE]
+    def remember(self, context_Bcchw: Tensor, anchor_Bchw: Tensor | None, context_t_B: Tensor) -> list[Tensor]:
+        """What is kept of the past, however often a chunk is denoised: keys and values of each temporal block.
+        context_t in [0, 1]: 0 is noise, 1 is data."""
+        B = len(context_Bcchw)
+        frames, times = [context_Bcchw], [context_t_B[:, None].expand(B, self.context)]
+        actions = [self.no_action.expand(B, self.context, -1)]
         if self.first_frame is not None:
             assert anchor_Bchw is not None
             frames.insert(0, anchor_Bchw[:, None])
             times.insert(0, torch.ones_like(times[0][:, :1]))  # it is a real frame, without noise
             actions.insert(0, self.first_frame.expand(B, 1, -1))
+        _, _, past = self._attend(torch.cat(frames, 1), torch.cat(times, 1), torch.cat(actions, 1), [])
+        return past
 
-        x = F.pixel_unshuffle(torch.cat(frames, 1), self.patch).flatten(-2).transpose(-1, -2)  # (B, F, P, c p p)
-        x = self.embed_patch(x) + self.position_PE
-        time_BFE = self.embed_time(time_features(torch.cat(times, 1)).to(x.dtype))
-        both_BFE = time_BFE + torch.cat([action.to(x.dtype) for action in actions], 1)
-        space = self.modulate_space(both_BFE)  # (B, F, 6 E)
-        time = self.modulate_time(time_BFE)
-        for block in self.blocks:
-            x = block(x, time if block.temporal else space)
-
-        x = x[:, -K:]  # (B, K, P, E): nothing is asked about the past
-        shift, scale = self.modulate_out(both_BFE[:, -K:])[:, :, None].chunk(2, -1)
+    def forward(self, noisy_BKchw: Tensor, t_B: Tensor, past: Sequence[Tensor], action_BKD: Tensor) -> Tensor:
+        """(B, K, c, h, w): the raw output for the K frames. t in [0, 1]: 0 is noise, 1 is data."""
+        B, K = noisy_BKchw.shape[:2]
+        if self.per_frame:
+            action_BKE = self.embed_action(action_BKD)
+        else:
+            action_BKE = self.embed_action(action_BKD.flatten(1))[:, None].expand(B, K, -1)
+        x, both_BKE, _ = self._attend(noisy_BKchw, t_B[:, None].expand(B, K), action_BKE, past)
+        shift, scale = self.modulate_out(both_BKE)[:, :, None].chunk(2, -1)
         x = self.out(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
         rows = noisy_BKchw.shape[-2] // self.patch
         return F.pixel_shuffle(x.transpose(-1, -2).unflatten(-1, (rows, -1)), self.patch)
+
+    def _attend(
+        self, frames_BFchw: Tensor, times_BF: Tensor, action_BFE: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """All blocks, on a part of the sequence that comes after `past`: patches (B, F, P, E), what modulates each
+        frame (B, F, E), and keys and values of the temporal blocks."""
+        x = F.pixel_unshuffle(frames_BFchw, self.patch).flatten(-2).transpose(-1, -2)  # (B, F, P, c p p)
+        x = self.embed_patch(x) + self.position_PE
+        time_BFE = self.embed_time(time_features(times_BF).to(x.dtype))
+        both_BFE = time_BFE + action_BFE.to(x.dtype)
+        space = self.modulate_space(both_BFE)  # (B, F, 6 E)
+        time = self.modulate_time(time_BFE)
+        seen: list[Tensor] = []
+        for block in self.blocks:
+            if block.temporal:
+                x, new = block(x, time, past[len(seen) : len(seen) + 2])
+                seen += new
+            else:
+                x, _ = block(x, space)
+        return x, both_BFE, seen

@@ -7,6 +7,7 @@ and that slice is modulated by the frame's own action and the diffusion time (fr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -98,27 +99,25 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(8, 2 * width)
         self.out = zero_init(nn.Conv2d(2 * width, chunk * (channels_out or channels), 1))
 
-    def forward(
-        self,
-        noisy_BKchw: Tensor,
-        t_B: Tensor,
-        context_Bcchw: Tensor,
-        anchor_Bchw: Tensor | None,
-        action_BKD: Tensor,
-        context_t_B: Tensor,
-    ) -> Tensor:
-        """(B, K, channels_out, h, w): the raw output for the K frames. t: 0 is noise, 1 is data; context_t likewise."""
-        B, K = noisy_BKchw.shape[:2]
-        times = torch.cat([time_embedding(t, self.embedding_width) for t in (t_B, context_t_B)], dim=-1)
-        times = times[:, None].expand(B, K, -1)
-        actions = action_BKD if self.per_frame else action_BKD.flatten(1)[:, None].expand(B, K, -1)
-        embedding_BKE = self.embed(torch.cat([actions, times], dim=-1))
-
+    def remember(self, context_Bcchw: Tensor, anchor_Bchw: Tensor | None, context_t_B: Tensor) -> list[Tensor]:
+        """What is kept of the past, however often a chunk is denoised: its features, and the time of its noise.
+        context_t in [0, 1]: 0 is noise, 1 is data."""
         seen = context_Bcchw.flatten(1, 2)
         if self.anchor:
             assert anchor_Bchw is not None
             seen = torch.cat([seen, anchor_Bchw], dim=1)
-        fine = self.look_back(seen) + self.noisy_in(noisy_BKchw.flatten(1, 2)) + self.position
+        return [self.look_back(seen) + self.position, time_embedding(context_t_B, self.embedding_width)]
+
+    def forward(self, noisy_BKchw: Tensor, t_B: Tensor, past: Sequence[Tensor], action_BKD: Tensor) -> Tensor:
+        """(B, K, channels_out, h, w): the raw output for the K frames. t in [0, 1]: 0 is noise, 1 is data."""
+        B, K = noisy_BKchw.shape[:2]
+        features, context_time = past
+        times = torch.cat([time_embedding(t_B, self.embedding_width), context_time], dim=-1)
+        times = times[:, None].expand(B, K, -1)
+        actions = action_BKD if self.per_frame else action_BKD.flatten(1)[:, None].expand(B, K, -1)
+        embedding_BKE = self.embed(torch.cat([actions, times], dim=-1))
+
+        fine = features + self.noisy_in(noisy_BKchw.flatten(1, 2))
         x = self.shrink(F.silu(fine))
         for block, film in zip(self.blocks, self.films, strict=True):
             x = block(x, film(embedding_BKE))

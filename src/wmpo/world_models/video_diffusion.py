@@ -73,8 +73,8 @@ class Memory:
 class Known(NamedTuple):
     """What the denoiser is given beside the noisy frames of a chunk, and what it may put a frame together from."""
 
-    context: Tensor  # (B, c, channels, h, w)
-    anchor: Tensor | None  # (B, channels, h, w)
+    past: list[Tensor]  # what the denoiser keeps of context and anchor
+    last: Tensor  # (B, channels, h, w): the last frame of the context
     conditioning: Tensor  # (B, K, E): actions and poses
     still: list[Tensor]  # each (B, K, channels, h, w): frames that were seen
     warped: list[Tensor]  # the same, moved along with the robot
@@ -156,26 +156,29 @@ class VideoDiffusionModel(nn.Module):
 
     # Learning
 
-    @torch.no_grad()
     def known(self, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor) -> Known:
         """What the estimates of one chunk have in common, however noisy the frames."""
         anchor = memory.anchor if self.config.settings.anchor else None
         last = memory.context[:, -1]
+        level_B = torch.full((len(last),), 1 - self.config.settings.context_noise, device=last.device)
+        with computing_in(self.config.settings.precision, last.device):
+            past = self.denoiser.remember(memory.context, anchor, level_B)
         since_last = pose_BKP - memory.pose[:, None]
         conditioning = [self.normalizer.normalize_action(action_BKD), since_last]
         if self.config.state_dim:
             conditioning.append(pose_BKP)
         conditioning_BKE = torch.cat(conditioning, dim=-1)
         if not self.composites:
-            return Known(memory.context, anchor, conditioning_BKE, [], [])
-        # sharp pictures of the hand, however long the dream: the first frame is moved only once
-        warped = [self.warp(last, since_last)]
-        if anchor is not None:
-            warped.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
-        still = [frame[:, None].expand_as(warped[0]) for frame in (last, anchor) if frame is not None]
-        return Known(memory.context, anchor, conditioning_BKE, still, warped)
+            return Known(past, last, conditioning_BKE, [], [])
+        with torch.no_grad():
+            # sharp pictures of the hand, however long the dream: the first frame is moved only once
+            warped = [self.warp(last, since_last)]
+            if anchor is not None:
+                warped.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
+            still = [frame[:, None].expand_as(warped[0]) for frame in (last, anchor) if frame is not None]
+        return Known(past, last, conditioning_BKE, still, warped)
 
-    def predict(self, noisy: Tensor, t_B: Tensor, known: Known, context_t_B: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, t_B: Tensor, known: Known) -> Tensor:
         """The denoiser's estimate of the clean K frames, put together from what it has seen.
 
         estimate = sum_j weight_j source_j + change: each pixel comes from the last frame, from the first one (what was
@@ -184,10 +187,10 @@ class VideoDiffusionModel(nn.Module):
         """
         inputs = torch.cat([noisy, *known.warped], dim=2) if known.warped else noisy
         with computing_in(self.config.settings.precision, inputs.device):
-            out = self.denoiser(inputs, t_B, known.context, known.anchor, known.conditioning, context_t_B)
+            out = self.denoiser(inputs, t_B, known.past, known.conditioning)
         out = out.float()
         if not self.composites:
-            return known.context[:, -1:] + out
+            return known.last[:, None] + out
         change, mask_logits = out.split([self.latent[0], self.mask_logits], dim=2)
         sources = torch.stack([*known.still, *known.warped], dim=2)  # (B, K, J, c, h, w)
         # One mask per camera and pixel serves all channels that describe the pixel.
@@ -243,7 +246,7 @@ class VideoDiffusionModel(nn.Module):
         noise = standard_normal(future.shape, future.device, generator)
         noisy = self.add_noise(future, noise, t_B)
         memory = Memory(context, anchor, pose[:, 0], first_pose)
-        estimate = self.predict(noisy, t_B, self.known(memory, batch.action, expected), level)
+        estimate = self.predict(noisy, t_B, self.known(memory, batch.action, expected))
         error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
         # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
         loss = (self.loss_weight(t_B) * error_B).mean()
@@ -276,11 +279,10 @@ class VideoDiffusionModel(nn.Module):
     @torch.no_grad()
     def sample(self, noise: Tensor, memory: Memory, chunk_BKD: Tensor, pose_BKP: Tensor) -> Tensor:
         """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape."""
-        level = torch.full((len(noise),), 1 - self.config.settings.context_noise, device=noise.device)
         known = self.known(memory, chunk_BKD, pose_BKP)
 
         def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
-            return self.predict(noisy, t_B, known, level)
+            return self.predict(noisy, t_B, known)
 
         sampler = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
         return sampler(denoise, noise, self.config.settings.sampling_steps)
