@@ -176,6 +176,27 @@ def test_the_past_is_computed_once(anchor):
     assert len(past) == 2 * 2  # keys and values of two temporal blocks: nothing else is kept
 
 
+def test_checkpointing_changes_no_gradient_and_holds_less():
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        model, batch, size = build(checkpointing=checkpointing, depth=3), inputs(), 0
+
+        def count(tensor):
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = denoise(model, batch).square().mean()
+        kept.append(size)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+    for plain, again in zip(*gradients, strict=True):
+        assert (plain is None) == (again is None)
+        if plain is not None:
+            torch.testing.assert_close(again, plain)
+    assert kept[1] < kept[0] / 3
+
+
 def test_attention_against_the_formula():
     torch.manual_seed(0)
     attention = Attention(8, 2, temporal=True)

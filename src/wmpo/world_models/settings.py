@@ -52,6 +52,9 @@ class VideoDiffusionSettings(WorldModelConfig):
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: Annotated[int, Between(1, 256)] = 4
     """Attention heads of the transformer."""
+    checkpointing: bool = False
+    """Training keeps what comes into each of the transformer's blocks and computes the block again for its gradient: a
+    third more arithmetic, a small part of the memory, the same gradients."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the denoiser; its weights are float32 either way. auto: bfloat16 where the machine has units for it
     (a GPU of 2020 or later, a CPU with AMX), which changes the last digits from machine to machine."""
@@ -73,6 +76,10 @@ class VideoDiffusionSettings(WorldModelConfig):
             raise UserError(f"world_model.image_size is {self.image_size}; both sides must be from 8 to 4096 pixels.")
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
+        if self.checkpointing and unet:
+            raise UserError(
+                "world_model.checkpointing is for the transformer: set world_model.backbone transformer too."
+            )
         if self.codec_fit.cpu_shards > 1:
             raise UserError(
                 f"world_model.codec_fit.cpu_shards is {self.codec_fit.cpu_shards}; it must be 1, since the autoencoder "

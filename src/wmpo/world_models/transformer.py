@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wmpo.nn.layers import zero_init
 
@@ -133,10 +134,12 @@ class SpaceTimeTransformer(nn.Module):
         patch: int = 2,
         anchor: bool = True,
         action_conditioning: Literal["frame", "chunk"] = "frame",
+        checkpointing: bool = False,
     ) -> None:
         """frame: each frame is modulated by its own action [paper]; chunk: every frame by the whole chunk.
 
-        The action enters the spatial blocks only [code].
+        The action enters the spatial blocks only [code]. checkpointing: what a block holds between forward and backward
+        pass is let go and computed again.
         """
         super().__init__()
         channels, height, breadth = latent
@@ -144,7 +147,7 @@ class SpaceTimeTransformer(nn.Module):
             raise ValueError(f"latents of {height}x{breadth} don't divide into patches of {patch}")
         if width % (2 * heads) or width % 4:
             raise ValueError(f"width {width} must be a multiple of 4 and of twice its {heads} heads")
-        self.patch, self.anchor, self.context = patch, anchor, context
+        self.patch, self.anchor, self.context, self.checkpointing = patch, anchor, context, checkpointing
         self.per_frame = action_conditioning == "frame"
         self.embed_patch = nn.Linear(channels * patch**2, width)
         position_PE = grid_position(height // patch, breadth // patch, width)
@@ -201,9 +204,10 @@ class SpaceTimeTransformer(nn.Module):
         time = self.modulate_time(time_BFE)
         seen: list[Tensor] = []
         for block in self.blocks:
-            if block.temporal:
-                x, new = block(x, time, past[len(seen) : len(seen) + 2])
-                seen += new
+            given = (x, time, past[len(seen) : len(seen) + 2]) if block.temporal else (x, space)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, new = checkpoint(block, *given, use_reentrant=False)
             else:
-                x, _ = block(x, space)
+                x, new = block(*given)
+            seen += new if block.temporal else []
         return x, both_BFE, seen

@@ -362,7 +362,7 @@ def build_denoiser(
         action_conditioning=settings.action_conditioning,
     )
     if settings.backbone == "transformer":
-        return SpaceTimeTransformer(**shape, heads=settings.heads)
+        return SpaceTimeTransformer(**shape, heads=settings.heads, checkpointing=settings.checkpointing)
     # It also sees how each frame would look if everything moved along with the robot.
     frames_in = 1 + (1 + int(settings.anchor) if mask_logits else 0)
     return UNet(**shape, channels_in=latent[0] * frames_in, channels_out=latent[0] + mask_logits)
