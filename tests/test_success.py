@@ -23,13 +23,15 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
+from wmpo.imagination import Replay
 from wmpo.opening import open_stage
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.report.measure import outcomes
 from wmpo.rewards.settings import ConvSettings
 from wmpo.run import Run
-from wmpo.success import FOLDS, SuccessData, cross_fitted_threshold, learn_success, to_judge, verdicts
+from wmpo.success import FOLDS, SuccessData, cross_fitted_threshold, imagined_again, learn_success, to_judge, verdicts
+from wmpo.types import Episode
 
 SUCCESS = {0: (), 1: (), 2: (7, 8), 3: (5, 6, 7, 8)}  # episode -> frames that show it
 
@@ -187,6 +189,28 @@ def test_no_episode_is_judged_by_a_classifier_that_saw_it(
     for number, known in judged:
         assert number not in known and {9, 10, 11} <= known and len(known) >= 7
     assert 0 < model.threshold < 1 and (again == [*tried, 9, 10]) == dreams
+
+
+def test_replays_hold_few_episodes_at_once_and_go_on_after_a_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def imagine(world: object, reward: object, spec: object, episodes: Sequence[Episode], **settings: Any) -> Replay:
+        held.append(len(episodes))
+        if len(held) == 2:
+            raise KeyboardInterrupt
+        return Replay([replace(episode, source=f"dream {settings['seed']}") for episode in episodes], [])
+
+    monkeypatch.setattr(success, "replay", imagine)
+    monkeypatch.setattr(success, "REPLAYED_AT_ONCE", 2)
+    world: Any = ByFrame()
+    world.chunk = 4
+    with pytest.raises(KeyboardInterrupt):
+        imagined_again(run, world, [3, 0, 1], 1)
+    dreams = imagined_again(run, world, [3, 0, 1], 1)
+    assert held == [2, 1, 1]
+    assert [episode.images["front"][0, 0, 0, 0] for episode in dreams.episodes(range(3))] == [3, 0, 1]
+    seeds = [record.source for record in dreams.records()]
+    assert seeds[0] == seeds[1] != seeds[2]
 
 
 def test_keyframes_are_of_the_given_episodes_and_before_success(run: Run) -> None:

@@ -29,6 +29,7 @@ from wmpo.training.checkpoint import digest_of, digest_of_values
 from wmpo.types import Episode
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
+REPLAYED_AT_ONCE = 128  # episodes that are held in memory while they are imagined again
 FOLDS = 2  # each episode is judged by a classifier that has not seen it, trained on the other folds
 
 
@@ -114,7 +115,7 @@ def learn_success(
             def judge(fold: int, kept: Sequence[int]) -> Iterator[tuple[float, bool]]:
                 other = train(f"reward_model_fit-{turn}-fold-{fold}", frozenset(kept))
                 store, places = (run.store, kept) if dreams is None else (dreams, [again.index(i) for i in kept])
-                for episode in store.episodes(places):
+                for episode in store.each(places):
                     yield from verdicts(other, episode, world_model.chunk if world_model else 1, cfg.stride)
 
             threshold = cross_fitted_threshold(run, data.judged, judge)
@@ -194,12 +195,14 @@ def imagined_again(run: Run, world_model: WorldModel, episodes: Sequence[int], t
     store = EpisodeStore.open_or_create(
         run.folder / f"dreams-{turn}", replace(spec, cameras={camera: spec.cameras[camera]})
     )
-    if not len(store):
-        real = run.store.episodes(episodes)
-        chunk, untrained = world_model.chunk, build_reward_model(run.recipe.reward, spec).to(run.device)
+    chunk, untrained = world_model.chunk, build_reward_model(run.recipe.reward, spec).to(run.device)
+    for begin in range(
+        len(store), len(episodes), REPLAYED_AT_ONCE
+    ):  # so that memory is bounded, however many there are
+        real = run.store.episodes(episodes[begin : begin + REPLAYED_AT_ONCE])
         dreamt = replay(
             world_model, untrained, spec, real, chunk=chunk, device=run.device, stride=chunk,
-            seed=run.seed(Purpose.REPLAY),
+            seed=run.seed(Purpose.REPLAY, begin),
         )  # fmt: skip
         store.append([replace(episode, images={camera: episode.images[camera]}) for episode in dreamt.episodes])
     return store

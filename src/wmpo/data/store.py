@@ -115,16 +115,16 @@ class EpisodeStore:
 
     def __iter__(self) -> Iterator[Episode]:
         """All episodes in order; each video is decoded once, one episode is in memory at a time."""
-        return self._walk(range(len(self)))
+        return self.each(range(len(self)))
 
     def episodes(self, indices: Sequence[int]) -> list[Episode]:
         """Some episodes, in the order asked for: far quicker than one by one, since each video is decoded once."""
         wanted = sorted({self._record(index).index for index in indices})
-        found = dict(zip(wanted, self._walk(wanted), strict=True))
+        found = dict(zip(wanted, self.each(wanted), strict=True))
         return [found[index] for index in indices]
 
-    def _walk(self, indices: Sequence[int]) -> Iterator[Episode]:
-        """The episodes with these numbers, which ascend."""
+    def each(self, indices: Sequence[int]) -> Iterator[Episode]:
+        """Some episodes one after the other, by number: one at a time is in memory, however many there are."""
         wanted = set(indices)
         for part, rows in itertools.groupby(self._records, lambda row: row.part):
             group = list(rows)
