@@ -37,3 +37,13 @@ class Coin(nn.Module):
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
         return self.log_probs(observation).gather(-1, trace)
+
+
+class Hand(nn.Module):
+    """A policy that moves a gripper at random, each number from -1 to 1."""
+
+    chunk = 4
+
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
+        chunk = 2 * torch.rand(len(observation), self.chunk, 4, generator=generator) - 1
+        return Decision(chunk, chunk, torch.zeros_like(chunk))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
+from wmpo.data.store import EpisodeStore
 from wmpo.protocols import CountsEvents, Env, Policy
 from wmpo.rollout import rollout
 from wmpo.types import Episode
-
-BATCH = 128  # episodes that advance together
 
 
 @dataclass
@@ -67,8 +67,9 @@ def evaluate(
     """Play one episode from each initial state; `task` names the task of each."""
     limit = time_limit(env.spec.horizon, time_factor)
     result = Evaluation(env.spec.horizon, limit)
-    for begin in range(0, len(initial_states), BATCH):
-        some = list(initial_states[begin : begin + BATCH])
+    size = env.spec.max_batch
+    for begin in range(0, len(initial_states), size):
+        some = list(initial_states[begin : begin + size])
         generator = torch.Generator().manual_seed(seed + begin)
         played = rollout(env, policy, some, temperature=temperature, generator=generator, horizon=limit)
         result.initial_states += some
@@ -77,3 +78,44 @@ def evaluate(
         result.events += [dict(row) for row in env.events] if isinstance(env, CountsEvents) else [{} for _ in some]
         result.steps += int(played.length.sum())
     return result
+
+
+def shuffled(policies: Sequence[str], initial_states: Sequence[int], seed: int) -> list[tuple[str, int]]:
+    """Who plays from where, one after another: the scene changes as seldom as it can, and the policies come in another
+    order at each, so that nobody who resets or judges can tell which it is."""
+    rng = np.random.default_rng(seed)
+    return [(policies[i], number) for number in initial_states for i in rng.permutation(len(policies))]
+
+
+def evaluate_blind(
+    env: Env,
+    policies: Mapping[str, Policy],
+    initial_states: Sequence[int],
+    store: EpisodeStore,
+    *,
+    temperature: float,
+    seed: int,
+    task: Callable[[int], str] = lambda initial_state: "",
+    time_factor: float = 1.0,
+    on_episode: Callable[[], None] = lambda: None,
+) -> dict[str, Evaluation]:
+    """Like `evaluate`, of several policies in `shuffled` order, one episode at a time, for a robot and those around it.
+
+    Each episode is in `store`, by its policy's name, when it ends; what is there already is not played again.
+    """
+    limit = time_limit(env.spec.horizon, time_factor)
+    place = {(record.source, record.initial_state): record.index for record in store.records()}
+    for turn, (name, number) in enumerate(shuffled(list(policies), initial_states, seed)):
+        if (name, number) not in place:
+            generator = torch.Generator().manual_seed((seed << 32) + turn)
+            rollout(
+                env, policies[name], [number], temperature=temperature, generator=generator, record=name, task=task,
+                on_episode=lambda episode: store.append([episode]), horizon=limit,
+            )  # fmt: skip
+            place[name, number] = len(store) - 1
+        on_episode()
+    results = {name: Evaluation(env.spec.horizon, limit) for name in policies}
+    for name, result in results.items():
+        for episode in store.without_pictures([place[name, number] for number in initial_states]):
+            result.add(episode)
+    return results

@@ -43,6 +43,7 @@ _OPENVLA = ("wmpo.policies.openvla_oft:OpenVLAOFT", "wmpo.config:PolicyConfig")
 PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
     "env": Plug("environment", "wmpo.envs", EnvConfig, {
         "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
+        "robot": ("wmpo.envs.robot.env:RobotFamily", "wmpo.envs.robot.settings:RobotSettings"),
     }),
     "policy": Plug("policy", "wmpo.policies", PolicyConfig, {
         "minivla": ("wmpo.policies.minivla:MiniVLA", "wmpo.policies.settings:MiniVLASettings"),
@@ -116,13 +117,13 @@ def _names(kind: str, family: str) -> tuple[str, str]:
                 f"{family!r} is no name of a class: give it as module:Class, as Python imports it from where you are, "
                 "without a path."
             )
-        _require_allowed([family])
+        require_allowed([family])
         return family, ""
     installed = {entry.name: (entry.value, "") for entry in entry_points(group=plug.group)}
     return named(f"{plug.words} family", family, {**installed, **plug.builtin})
 
 
-def _require_allowed(families: Sequence[str]) -> None:
+def require_allowed(families: Sequence[str]) -> None:
     """Raise UserError that names all classes of these that a person hasn't named."""
     if names := [family for family in dict.fromkeys(families) if ":" in family and family not in _allowed]:
         each, options = ", ".join(map(repr, names)), " ".join(f"--allow {name}" for name in names)
@@ -232,7 +233,7 @@ def recipe_from_plain(data: object, where: str) -> Recipe:
     parts: JsonObject = {}
     rest = dict(data)
     described = [part for kind in PLUGS if isinstance(part := rest.get(kind), dict)]
-    _require_allowed([str(part.get("family", "")) for part in described])
+    require_allowed([str(part.get(name, "")) for part in described for name in ("family", "robot")])
     for kind, plug in PLUGS.items():
         part = rest.pop(kind, {})
         if not isinstance(part, dict):

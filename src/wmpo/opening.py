@@ -85,8 +85,9 @@ def trusted(recipe: Recipe) -> Recipe:
     """The recipe, whose families may be imported from now on: a person has named them, not a file, which `load_recipe`
     would have refused."""
     for kind in PLUGS:
-        if ":" in (family := getattr(recipe, kind).family):
-            allow(family)
+        for name in ("family", "robot"):
+            if ":" in (named := getattr(getattr(recipe, kind), name, "")):
+                allow(named)
     return recipe
 
 

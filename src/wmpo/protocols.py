@@ -83,6 +83,13 @@ class CountsEvents(Protocol):
     events: Sequence[Mapping[str, int]]  # per row: event -> how often so far
 
 
+@runtime_checkable
+class LimitsActions(Protocol):
+    """An environment that may do less than it is asked for: a robot, whose commands are limited."""
+
+    executed: Tensor  # (A, K, D) what was done in the last step
+
+
 class Trainable(Protocol):
     """What the training loops ask of a network; every `torch.nn.Module` with such a `forward` has it."""
 

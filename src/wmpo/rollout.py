@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.protocols import CountsEvents, Env, Policy
+from wmpo.protocols import CountsEvents, Env, LimitsActions, Policy
 from wmpo.types import Decision, Episode, Observation, Outcome
 
 
@@ -104,7 +104,7 @@ def rollout(
         _write(result, m, active, observation, decision, outcome)
         keep = (~outcome.done).nonzero().squeeze(1).tolist()
         if tape is not None:
-            tape.add(active, decision, outcome)
+            tape.add(active, env.executed if isinstance(env, LimitsActions) else decision.chunk, outcome)
             going_on = set(keep) if m < chunks - 1 else set()
             ended = [row for place, row in enumerate(active) if place not in going_on]
             for row in ended:
@@ -181,8 +181,8 @@ class _Tape:
         self.success: list[list[np.ndarray]] = [[np.zeros(1, bool)] for _ in range(len(first))]
         self.ended: list[int] = []
 
-    def add(self, active: list[int], decision: Decision, outcome: Outcome) -> None:
-        chunk = decision.chunk.cpu().numpy()
+    def add(self, active: list[int], chunk_AKD: Tensor, outcome: Outcome) -> None:
+        chunk = chunk_AKD.cpu().numpy()
         for i, row in enumerate(active):
             for name, image in outcome.images.items():
                 self.frames[row][name].append(image[i].cpu().numpy())

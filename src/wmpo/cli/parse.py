@@ -114,6 +114,8 @@ def _settings(kind: str, config: Any, args: Sequence[str]) -> Any:
         family = saved_family("policy", Path(folder), "minivla")
     elif family and ":" in family:
         allow(family)  # a person has named it
+    if ":" in (robot := value_of(f"{kind}.robot", args)):
+        allow(robot)
     return of_family(kind, config, family) if family else complete(kind, config)
 
 

@@ -68,7 +68,7 @@ class VectorEnv:
             raise UserError(f"The number of simulator processes must be from 0 to 256, not {config.workers}.")
         self._name = episode
         self._rows: list[Row] = []
-        start: Request = {"episode": episode, "settings": dict(settings), **_module_paths(episode, config)}
+        start: Request = {"episode": episode, "settings": dict(settings), **module_paths(episode, config)}
         self._pool: InProcess | WorkerPool
         if config.workers:
             self._pool = WorkerPool(config.workers, start, self._history, config.python, config.timeout, environ)
@@ -216,7 +216,7 @@ class VectorEnv:
         self._rows = []
 
 
-def _module_paths(episode: str, config: EnvConfig) -> Request:
+def module_paths(episode: str, config: EnvConfig) -> Request:
     """Where a simulator process looks for modules: as this one does, except in the working directory, whose files may
     be named like modules of others; and last of all where the episode class is. Another Python has its own "path"."""
     here = ""

@@ -1,0 +1,44 @@
+"""Plays episodes on the shaky robot into a store until it is killed; for tests/test_robot.py."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from tests.coin import Hand
+from wmpo.data.store import EpisodeStore
+from wmpo.envs import make_env
+from wmpo.envs.robot.settings import RobotSettings
+from wmpo.families import allow
+from wmpo.rollout import rollout
+
+ROBOT = "tests.shaky_robot:ShakyRobot"
+
+
+def settings(log: Path, *options: str, **more: object) -> RobotSettings:
+    allow(ROBOT)
+    plain = {"reset": "routine", "success": "robot", "watchdog": 1.0, **more}
+    return RobotSettings(family="robot", robot=ROBOT, options=(f"log={log}", *options), **plain)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    folder, fault = Path(sys.argv[1]), sys.argv[2]
+    more = {"reset": "person", "success": "person"} if fault == "person" else {}
+    with closing(make_env(settings(folder / "log", "speed=4", **more))) as env:
+        store = EpisodeStore.open_or_create(folder / "store", env.spec)
+        for number in range(len(store), 1000):
+            generator = torch.Generator().manual_seed(number)
+            rollout(
+                env, Hand(), [number], temperature=1.0, generator=generator, record="hand", horizon=8,
+                on_episode=lambda episode: store.append([episode]),
+            )  # fmt: skip
+            print(number, flush=True)
+            if fault == "exception":
+                raise RuntimeError("in the program that decides")
+            if fault == "stuck":
+                env.step([0], torch.zeros(1, 4, 4))
+                time.sleep(1000)

@@ -1,0 +1,57 @@
+"""The simulated robot with a bad cable, and a log of what it was told; for tests/test_robot.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmpo.envs.robot.simulated import TabletopRobot
+
+
+class ShakyRobot(TabletopRobot):
+    """Each fault begins at that observation of an episode: 0, never."""
+
+    def __init__(self, log: str = "", drop: int = 0, late: int = 0, hang: int = 0, unplug: int = 0, speed: float = 10.0,
+                 fps: int = 20) -> None:  # fmt: skip
+        super().__init__(image_size=16, renderer="rays", fps=fps, max_speed=speed)
+        self.log, self.faults = Path(log) if log else None, {"drop": drop, "late": late, "hang": hang, "unplug": unplug}
+        self.count, self.old = 0, {}
+
+    def note(self, event: str, *values: float) -> None:
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(json.dumps([time.monotonic(), event, *values]) + "\n")
+
+    def reset(self, initial_state: int) -> None:
+        self.count = 0
+        self.note("reset", initial_state)
+        super().reset(initial_state)
+
+    def observe(self) -> dict[str, Any]:
+        self.count += 1
+        now = {name: bool(at) and self.count >= at for name, at in self.faults.items()}
+        if now["unplug"]:
+            raise ConnectionError("the cable is out")
+        if now["hang"]:
+            self.note("hang")
+            time.sleep(1000)
+        if not now["drop"]:
+            self.old = super().observe()
+        if now["late"]:
+            time.sleep(1.2 / self.fps)
+        return self.old
+
+    def act(self, action: np.ndarray) -> None:
+        self.note("act", *action.tolist())
+        super().act(action)
+
+    def stop(self) -> None:
+        self.note("stop")
+        super().stop()
+
+    def disconnect(self) -> None:
+        self.note("disconnect")
