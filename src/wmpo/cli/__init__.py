@@ -26,6 +26,8 @@ COMMANDS: dict[str, Command] = {
     "run": Command("run", "RunCommand", "the whole loop, from nothing to a report; continues where it was stopped"),
     "evaluate": Command("evaluate", "EvaluateCommand", "measure policies of a run in the real environment"),
     "report": Command("run", "ReportCommand", "rewrite the report of a finished run"),
+    "play": Command("pages", "PlayCommand", "drive the dream of a run by hand, in a web page"),
+    "view": Command("pages", "ViewCommand", "look at stored episodes, real beside imagined, in a web page"),
     "check": Command(
         "check", "CheckCommand", "try an environment, model or data set out, and say what is wrong with it"
     ),

@@ -53,3 +53,17 @@ def latest(recipe: Recipe, folder: Path) -> list[str]:
     if not there:
         raise UserError(f"The run in {folder} has no policy yet: continue it with {continuing(recipe, folder)}")
     return there[:2]
+
+
+def last_models(folder: Path, spec: EnvSpec, device: torch.device) -> tuple[WorldModel, RewardModel] | None:
+    """The world model and the reward model of a run's last round that has both."""
+    from wmpo.config import ROUNDS
+    from wmpo.rewards import load_reward_model
+    from wmpo.world_models import load_world_model
+
+    for turn in range(int(ROUNDS.most), 0, -1):
+        world, reward = folder / f"world_model-{turn}", folder / f"reward_model-{turn}"
+        if (world / CONFIG).is_file() and (reward / CONFIG).is_file():
+            found = fitting(load_world_model, world, spec, device), fitting(load_reward_model, reward, spec, device)
+            return found
+    return None

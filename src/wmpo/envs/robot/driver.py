@@ -296,8 +296,8 @@ def make(name: str, path: Sequence[str], folders: Sequence[str], options: Mappin
             )
         place = found[name]
     module, _, cls = place.partition(":")
-    robot: Robot = functools.reduce(getattr, cls.split("."), importlib.import_module(module))(**options)
-    return robot
+    found: Any = functools.reduce(getattr, cls.split("."), importlib.import_module(module))
+    return found(**options)
 
 
 @contextlib.contextmanager

@@ -207,6 +207,6 @@ def _spec(name: str, facts: dict[str, Any]) -> EnvSpec:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The robot {name} describes itself wrongly: {error} (docs/robot.md).") from error
-    spec = EnvSpec(cameras, *sizes, max_batch=1, action_low=low, action_high=high)
+    spec = replace(EnvSpec(cameras, *sizes), max_batch=1, action_low=low, action_high=high)
     check_spec(spec, name)
     return spec

@@ -1,0 +1,117 @@
+"""A small web server: one page, and a few calls that answer JSON. It serves this machine, or who has its token."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from hmac import compare_digest
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wmpo.errors import UserError, reason
+from wmpo.io.plain import Json, JsonObject
+
+LARGEST = 1 << 16  # bytes of a call
+HERE = ("127.0.0.1", "localhost", "::1")
+Call = Callable[[JsonObject], Json]
+
+
+def picture_strip(frames_THWC: NDArray[np.uint8]) -> str:
+    """A data URL: the frames one below the other, as PNG."""
+    buffer = io.BytesIO()
+    T, H, W, _ = frames_THWC.shape
+    Image.fromarray(frames_THWC.reshape(T * H, W, 3)).save(buffer, "png", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> tuple[ThreadingHTTPServer, str]:
+    """(server, its address to open). `calls` are made one at a time. Raises UserError where the port is taken.
+
+    Beyond this machine the address holds a token, which every call needs.
+    """
+    content = files("wmpo.web").joinpath(page).read_bytes()
+    token = "" if host in HERE else secrets.token_urlsafe(16)
+    busy = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing on the terminal."""
+
+        def answer(self, status: HTTPStatus, body: bytes, kind: str = "application/json") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header(
+                "Content-Security-Policy", "default-src 'self' data: 'unsafe-inline'; frame-ancestors 'none'"
+            )
+            self.end_headers()
+            self.wfile.write(body)
+
+        def welcome(self) -> bool:
+            """With the token; without one, no page of another site, whose name only pretends to be this machine's."""
+            if token:
+                given = self.headers.get("X-Token") or parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+                return compare_digest(given.encode(), token.encode())
+            return urlsplit(f"//{self.headers.get('Host', '')}").hostname in HERE
+
+        def do_GET(self) -> None:
+            if not self.welcome():
+                self.answer(HTTPStatus.FORBIDDEN, b'{"error": "The address lacks its token."}')
+            elif urlsplit(self.path).path == "/":
+                self.answer(HTTPStatus.OK, content, "text/html; charset=utf-8")
+            else:
+                self.answer(HTTPStatus.NOT_FOUND, b"{}")
+
+        def do_POST(self) -> None:
+            """Only with a type that a form of another site can't send."""
+            call = calls.get(urlsplit(self.path).path.strip("/"))
+            length = self.headers.get("Content-Length", "")
+            body = self.rfile.read(int(length)) if length.isdecimal() and int(length) <= LARGEST else None
+            if not self.welcome() or self.headers.get("Content-Type") != "application/json":
+                self.close_connection = True
+                self.answer(HTTPStatus.FORBIDDEN, b'{"error": "The address lacks its token."}')
+                return
+            try:
+                asked = json.loads(body or b"")
+                if call is None or not isinstance(asked, dict):
+                    raise UserError("There is no such call.")
+                with busy:
+                    answer = call(asked)
+                status = HTTPStatus.OK
+            except Exception as error:  # shown on the page
+                told = str(error) if isinstance(error, UserError) else reason(error)
+                answer, status = {"error": told}, HTTPStatus.BAD_REQUEST
+                self.close_connection = True  # what is left of a body that was too long
+            self.answer(status, json.dumps(answer).encode())
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"No page can be served at {host}:{port} ({error}): choose another --port or --host.") from None
+    server.daemon_threads = True
+    query = f"/?token={token}" if token else "/"
+    return server, f"http://{host}:{server.server_address[1]}{query}"
+
+
+def serve(page: str, calls: Mapping[str, Call], host: str, port: int) -> None:
+    """Until Ctrl-C."""
+    server, address = make_server(page, calls, host, port)
+    print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
