@@ -144,7 +144,7 @@ def test_killed_it_stops_within_a_period_and_loses_no_episode(tmp_path: Path, nu
     for episode in EpisodeStore.open(tmp_path / "store"):
         assert episode.length == 8
     print(f"stopped after {1000 * np.mean(delays):.0f} ms in the mean, {1000 * max(delays):.0f} at worst")
-    cleared = 0.2 if number == signal.SIGKILL else 0  # s until the system has cleared a killed process away
+    cleared = 0.5 if number == signal.SIGKILL else 0  # s until the system has cleared a killed process away
     assert max(delays) < PERIOD + cleared
 
 
@@ -241,6 +241,20 @@ def test_lerobot_bridge_in_another_python(tmp_path: Path, monkeypatch: pytest.Mo
         assert (seen.images["top"] == 40).all()
         out = env.step([0], torch.tensor([[[90.0, 90.0], [90.0, 90.0]]]))
         assert out.state.tolist() == [[[45, -18], [50, -16]]]  # 100 and 40 degrees a second, 20 times a second
+
+
+def test_the_class_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_arm.py").write_text((ROOT / "docs/robot.md").read_text().split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    allow("my_arm:Arm")
+    build_reward_model(RewardConfig(), EnvSpec({"front": (96, 128)}, 6, 6, horizon=300, fps=30)).with_threshold(
+        1e9
+    ).save_pretrained(tmp_path / "model")
+    config = RobotSettings(family="robot", robot="my_arm:Arm", reset="routine", success="reward_model")
+    with closing(make_env(replace(config, reward_model="model", options=("port=there",)))) as env:
+        env.reset([0])
+        out = env.step([0], torch.full((1, 3, 6), 100.0))
+        assert out.state[0, :, 0].tolist() == [2, 4, 6]  # 60 a second, 30 times a second
 
 
 def test_real_lerobot_features() -> None:

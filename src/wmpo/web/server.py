@@ -8,6 +8,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hmac import compare_digest
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,8 +58,9 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
             self.send_header(
                 "Content-Security-Policy", "default-src 'self' data: 'unsafe-inline'; frame-ancestors 'none'"
             )
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the page may have been closed meanwhile
+                self.end_headers()
+                self.wfile.write(body)
 
         def welcome(self) -> bool:
             """With the token; without one, no page of another site, whose name only pretends to be this machine's."""

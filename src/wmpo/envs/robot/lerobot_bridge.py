@@ -35,7 +35,7 @@ def made_by_lerobot(config: Mapping[str, Any]) -> Any:
 
 
 class LeRobotArm:
-    """`robot` is what LeRobot's commands take as --robot.NAME, as a dict with a "type"; or, in a class of yours that
+    """`robot` is LeRobot's configuration of a robot, as a dict with a "type"; or, in a class of yours that
     extends this one, any object with the methods of LeRobot's robots."""
 
     def __init__(
