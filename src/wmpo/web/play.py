@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -97,6 +97,6 @@ class Play:
         return torch.cat([actions, actions[-1:].expand(K - len(actions), -1)])[None].to(self.device)
 
 
-def strip(images: dict[str, Tensor]) -> str:
+def strip(images: Mapping[str, Tensor]) -> str:
     """All cameras of (1, T, C, H, W), beside each other."""
     return picture_strip(panorama({name: image[0].permute(0, 2, 3, 1).cpu().numpy() for name, image in images.items()}))

@@ -296,8 +296,8 @@ def make(name: str, path: Sequence[str], folders: Sequence[str], options: Mappin
             )
         place = found[name]
     module, _, cls = place.partition(":")
-    found: Any = functools.reduce(getattr, cls.split("."), importlib.import_module(module))
-    return found(**options)
+    made: Any = functools.reduce(getattr, cls.split("."), importlib.import_module(module))
+    return made(**options)
 
 
 @contextlib.contextmanager
