@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -51,7 +51,10 @@ class PlayCommand:
         _, place = find_policy(self.folder, self.policy or latest(recipe, self.folder)[-1])
         policy = fitting(load_policy, place, store.spec, device)
         shows = self.real and recipe.env.family != "robot"
-        with closing(make_env(recipe.env)) if shows else nullcontext() as real:
+        beside = replace(
+            recipe.env, workers=1
+        )  # a process of its own: OpenGL bears one thread, and each call has its own
+        with closing(make_env(beside)) if shows else nullcontext() as real:
             play = Play(*models, policy, store, real, device, recipe.evaluate.temperature)
             calls = {"about": play.about, "reset": play.reset, "step": play.step}
             serve("play.html", calls, self.host, self.port)
