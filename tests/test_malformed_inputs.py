@@ -236,7 +236,7 @@ SETTINGS = [  # of `wmpo run smoke`
     ("--no-such-option 3", "--no-such-option"),
     ("surplus", "surplus"),
     ("--allow", "--allow needs the name of a class of yours"),
-    ("--allow nonsense", "--allow needs the name of a class of yours"),
+    ("--allow non-sense", "--allow needs the name of a class of yours"),
     ("--out store/meta/info.json", "store/meta/info.json"),
     (f"--out {'x' * 300}", "File name too long"),
 ]  # fmt: skip

@@ -42,6 +42,8 @@ _FLOW_VLA = ("wmpo.policies.flow_vla:FlowVLA", "wmpo.policies.settings:FlowVLASe
 _OPENVLA = ("wmpo.policies.openvla_oft:OpenVLAOFT", "wmpo.config:PolicyConfig")
 PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
     "env": Plug("environment", "wmpo.envs", EnvConfig, {
+        "gym": ("wmpo.envs.gym.family:Gym", "wmpo.envs.gym.settings:GymSettings"),
+        "libero": ("wmpo.envs.libero.family:Libero", "wmpo.envs.libero.settings:LiberoSettings"),
         "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
         "robot": ("wmpo.envs.robot.env:RobotFamily", "wmpo.envs.robot.settings:RobotSettings"),
     }),
@@ -87,9 +89,9 @@ def why_gone(setting: str) -> str:
     return GONE.get(setting.rpartition(".")[2], "")
 
 
-def allow(family: str) -> None:
-    """Let files name this module:Class from now on, in this process."""
-    _allowed.add(family)
+def allow(name: str) -> None:
+    """Let files name this module:Class, or module to import, from now on, in this process."""
+    _allowed.add(name)
 
 
 def family_class(kind: str, family: str) -> Any:
@@ -123,14 +125,14 @@ def _names(kind: str, family: str) -> tuple[str, str]:
     return named(f"{plug.words} family", family, {**installed, **plug.builtin})
 
 
-def require_allowed(families: Sequence[str]) -> None:
-    """Raise UserError that names all classes of these that a person hasn't named."""
-    if names := [family for family in dict.fromkeys(families) if ":" in family and family not in _allowed]:
+def require_allowed(code: Sequence[str]) -> None:
+    """Raise UserError that names all of these, module:Class or module, that a person hasn't named."""
+    if names := [name for name in dict.fromkeys(code) if name not in _allowed]:
         each, options = ", ".join(map(repr, names)), " ".join(f"--allow {name}" for name in names)
         each, them = (f"Each of {each}", "them") if len(names) > 1 else (each, "it")
-        raise UserError(
-            f"{each} is a class of yours, which no file may name by itself: add {options} if you trust {them}."
-        )
+        what = f"{each} is a class of yours, which no file may name by itself"
+        what = what if ":" in names[0] else f"{each} is a module, which no file may import by itself"
+        raise UserError(f"{what}: add {options} if you trust {them}.")
 
 
 def _import(kind: str, path: str) -> Any:
@@ -233,7 +235,10 @@ def recipe_from_plain(data: object, where: str) -> Recipe:
     parts: JsonObject = {}
     rest = dict(data)
     described = [part for kind in PLUGS if isinstance(part := rest.get(kind), dict)]
-    require_allowed([str(part.get(name, "")) for part in described for name in ("family", "robot")])
+    classes = [str(part.get(name, "")) for part in described for name in ("family", "robot")]
+    imports = [part["imports"] for part in described if isinstance(part.get("imports"), list)]
+    modules = [str(module) for several in imports for module in several]
+    require_allowed([*(name for name in classes if ":" in name), *modules])
     for kind, plug in PLUGS.items():
         part = rest.pop(kind, {})
         if not isinstance(part, dict):

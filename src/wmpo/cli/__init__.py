@@ -137,7 +137,7 @@ def dispatch(args: list[str]) -> int:
 
 
 def allowing(args: list[str]) -> list[str]:
-    """The arguments less each --allow module:Class, which files may name from now on."""
+    """The arguments less each --allow module:Class, or module, which files may name from now on."""
     left = []
     given = iter(args)
     for arg in given:
@@ -146,8 +146,8 @@ def allowing(args: list[str]) -> list[str]:
             left.append(arg)
             continue
         name = name if equals else next(given, "")
-        if ":" not in name:
-            raise UserError(f"--allow needs the name of a class of yours, as module:Class, not {name!r}.")
+        if not all(part.isidentifier() for part in name.replace(":", ".", 1).split(".")):
+            raise UserError(f"--allow needs the name of a class of yours, as module:Class, or a module, not {name!r}.")
         from wmpo.families import allow
 
         allow(name)

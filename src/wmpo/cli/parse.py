@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -116,6 +117,8 @@ def _settings(kind: str, config: Any, args: Sequence[str]) -> Any:
         allow(family)  # a person has named it
     if ":" in (robot := value_of(f"{kind}.robot", args)):
         allow(robot)
+    for module in _values_of(f"{kind}.imports", args):
+        allow(module)  # likewise
     return of_family(kind, config, family) if family else complete(kind, config)
 
 
@@ -126,6 +129,13 @@ def value_of(name: str, args: Sequence[str]) -> str:
         if option.startswith("--") and option[2:].replace("-", "_") == name:
             return value if equals else args[place + 1] if place + 1 < len(args) else ""
     return ""
+
+
+def _values_of(name: str, args: Sequence[str]) -> list[str]:
+    """All values of an option that takes several."""
+    first = value_of(name, args)
+    rest = args[args.index(first) + 1 :] if first in args else []
+    return [first, *takewhile(lambda arg: not arg.startswith("--"), rest)] if first else []
 
 
 def _new_name(arg: str) -> str:

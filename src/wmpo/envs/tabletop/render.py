@@ -29,7 +29,7 @@ class EglRenderer:
 
     name = "egl"
 
-    def __init__(self, model: mujoco.MjModel, size: int) -> None:
+    def __init__(self, model: mujoco.MjModel, size: int, maxgeom: int = 64) -> None:
         from mujoco.egl import GLContext
 
         self.gl = GLContext(size, size)
@@ -37,7 +37,7 @@ class EglRenderer:
         self.model = model
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
-        self.scene = mujoco.MjvScene(model, maxgeom=64)
+        self.scene = mujoco.MjvScene(model, maxgeom=maxgeom)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self.scene.flags[flag] = 0
         self.option, self.perturb = mujoco.MjvOption(), mujoco.MjvPerturb()

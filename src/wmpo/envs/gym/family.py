@@ -1,0 +1,33 @@
+"""Gymnasium environments as a family."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, fields
+
+from wmpo.config import EnvConfig
+from wmpo.envs.gym.settings import GymSettings, least_reward, make_arguments
+from wmpo.envs.tabletop import display
+from wmpo.envs.vector import VectorEnv
+from wmpo.errors import require_package
+
+
+class Gym:
+    """A Gymnasium environment, simulated by worker processes."""
+
+    Settings = GymSettings
+
+    @classmethod
+    def build(cls, settings: GymSettings, disruption: str = "none") -> VectorEnv:
+        """Raises UserError where the environment is not there, or lacks what the settings name."""
+        settings.check()
+        for module in () if settings.python else settings.imports:
+            require_package(f"env.imports names {module}", module, "gym")
+        arguments = asdict(settings)
+        for field in fields(EnvConfig):
+            del arguments[field.name]
+        arguments |= {"kwargs": make_arguments(settings.kwargs), "reward": least_reward(settings.success)}
+        environ = {"SDL_VIDEODRIVER": "dummy"}  # of pygame, which many draw with
+        if "MUJOCO_GL" not in os.environ and display.egl_works():
+            display.prepare_environment("egl", environ)
+        return VectorEnv(settings, "wmpo.envs.gym.episode:GymEpisode", arguments, environ)
