@@ -93,7 +93,9 @@ def test_pictures_states_actions_and_ends(walk: GymSettings) -> None:
         assert (spec.action_low, spec.action_high) == ((-1, -1, 0), (1, 1, 2))
         first = env.reset([1])
         # Stripes that are too fine become grey: they are averaged, not picked from.
-        assert abs(first.images["eyes.left"].float() - 128).max() < 40 and first.images["render"].unique().tolist() == [7]
+        assert abs(first.images["eyes.left"].float() - 128).max() < 40 and first.images["render"].unique().tolist() == [
+            7
+        ]
         outcome = env.step([0], torch.tensor([[[1.0, 0, 0]] * 4]))
         assert torch.allclose(outcome.state[0, :, 0], torch.tensor([1.1, 2.1, 3.1, 3.1]))  # two steps each, then none
         assert outcome.success[0].tolist() == [True] * 4 and bool(outcome.done[0])

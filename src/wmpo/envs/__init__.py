@@ -41,8 +41,9 @@ def demonstrator(env: Env, family: str) -> Demonstrates:
     if isinstance(env, Demonstrates):
         return env
     raise UserError(
-        f"The environment {family} has no scripted expert: begin with demonstrations of your own, stored as "
-        "docs/data.md shows (wmpo imitate --data STORE), or with a policy of your own (wmpo collect --policy FOLDER --data STORE)."
+        f"The environment {family} has no scripted expert: begin with demonstrations of your own, in a store as "
+        "docs/data.md shows (wmpo imitate --data STORE), or with a policy of yours (wmpo collect --policy FOLDER "
+        "--data STORE)."
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from wmpo.config import Recipe
 from wmpo.errors import named
 from wmpo.families import completed
+from wmpo.recipes.libero import LIBERO
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
 from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, WRIST
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: completed(recipe) for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER)
+    recipe.name: completed(recipe)
+    for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LIBERO)
 }
 
 ABOUT: dict[str, str] = {
@@ -25,6 +27,7 @@ ABOUT: dict[str, str] = {
     "insert": "Put a ring on a peg.",
     "sentences": "Place the red or the blue block, as the sentence says: one policy, one dream.",
     "smoke": "All stages of push, tiny: shows within minutes that everything works, learns nothing much.",
+    "libero": "A task of LIBERO, a Panda arm seen by two cameras: two cores in hours; needs wmpo[libero].",
     "paper": "The paper's numbers: a large transformer on SDXL latents of 256-pixel images; needs GPUs.",
 }
 

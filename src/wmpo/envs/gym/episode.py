@@ -135,8 +135,8 @@ def _make(id: str, imports: Sequence[str], kwargs: Values, drawn: bool) -> gymna
         env = gymnasium.make(id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
     except gymnasium.error.Error as error:
         raise UserError(
-            f"Gymnasium makes no {id!r} ({' '.join(str(error).split())}): check env.id, install the package that has it, "
-            "and name the module that registers it in env.imports."
+            f"Gymnasium makes no {id!r} ({' '.join(str(error).split())}): check env.id, install the package that has "
+            "it, and name the module that registers it in env.imports."
         ) from error
     except (TypeError, ValueError, AttributeError, ImportError, OSError) as error:
         if "unexpected keyword argument 'render_mode'" in str(error):

@@ -1,1 +1,1 @@
-"""LIBERO's tasks as a family (docs/libero.md). Kept light: simulator processes import this, and LIBERO where it is used."""
+"""LIBERO's tasks as a family (docs/libero.md). Kept light: simulator processes import this."""

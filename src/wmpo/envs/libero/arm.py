@@ -33,6 +33,9 @@ class Arm:
         self._turned_at_rest = np.array(controller.initial_ee_ori_mat)
         self.fingers = np.array(robot._ref_gripper_joint_pos_indexes)
         self._open = np.array(robot.gripper.init_qpos)
+        pads = robot.gripper.important_geoms
+        one, two = (data.geom_xpos[model.geom(pads[f"{side}_fingerpad"][0]).id] for side in ("left", "right"))
+        self._closing = int(np.abs(self.turned.T @ (one - two)).argmax())
         self._motors = np.array(robot._ref_joint_actuator_indexes)
         self._low, self._high = model.actuator_ctrlrange[self._motors].T.copy()
         self._finger_motors = np.array(robot._ref_joint_gripper_actuator_indexes)
@@ -66,8 +69,14 @@ class Arm:
 
     @property
     def turned(self) -> np.ndarray:
-        """(3, 3): its axes in the world, as columns. The fingers close along the second one."""
+        """(3, 3): its axes in the world, as columns."""
         return np.array(self.data.site_xmat[self.site]).reshape(3, 3)
+
+    @property
+    def closing(self) -> np.ndarray:
+        """(2,) the horizontal direction along which the fingers close."""
+        axis = self.turned[:2, self._closing]
+        return axis / max(float(np.linalg.norm(axis)), 1e-9)
 
     def state(self) -> np.ndarray:
         """(9,) float32: position, quaternion (x, y, z, w) of the hand, and how far each finger is out."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wmpo.data.initial_states import INDEX_BITS, split_of
+from wmpo.envs.libero.expert import Expert
 from wmpo.envs.libero.scene import Scene, Snapshot, scene
 from wmpo.envs.libero.settings import (
     ACTION_DIM,
@@ -24,6 +25,8 @@ from wmpo.envs.tabletop.render import EglRenderer
 from wmpo.errors import UserError
 
 REPEAT = CONTROL // FPS  # steps of the controller in an action
+MEMORY = 0.5  # of the noise, from one action to the next
+SPREAD = np.array([0.5, 0.5, 0.5, 0, 0, 0.1, 0])  # of the noise on each number of an action
 COLLISION = 0  # group of what robosuite collides with, and does not show
 _playing: dict[int, LiberoEpisode] = {}  # scene -> the episode whose state it is in
 
@@ -44,6 +47,8 @@ class LiberoEpisode:
         self._scene: Scene | None = None
         self._saved: Snapshot | None = None
         self._number, self._since = -1, -1
+        if SUITES[suite].placing:
+            self.demonstrate = self._demonstrate
 
     def task_of(self, initial_state: int) -> str:
         return self.tasks[initial_state % (1 << INDEX_BITS) % len(self.tasks)]
@@ -106,6 +111,31 @@ class LiberoEpisode:
     def set_state(self, state: tuple[int, int, Snapshot]) -> None:
         number, self._since, saved = state
         self._enter(number, saved)
+
+    def _demonstrate(self, initial_state: int, noise: float, seed: int, min_pace: float) -> dict[str, Any]:
+        """The scripted expert acts until the episode is done; noise depends on seed and initial-state number only."""
+        self.reset(initial_state)
+        rng = np.random.default_rng([seed, initial_state])
+        expert, pace = Expert(self._resume()), rng.uniform(min_pace, 1.0)
+        spread = noise * rng.uniform() * SPREAD  # some demonstrators have a steadier hand than others
+        disturbance = rng.standard_normal(ACTION_DIM)
+        seen, success = [self.observe()], [False]
+        actions: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        while not self.done and len(actions) < self.horizon / min_pace:
+            labels.append(expert.act(pace).astype(np.float32))
+            disturbance = MEMORY * disturbance + np.sqrt(1 - MEMORY**2) * rng.standard_normal(ACTION_DIM)
+            actions.append(np.clip(labels[-1] + spread * disturbance, -1, 1).astype(np.float32))
+            success.append(self.step(actions[-1]))
+            seen.append(self.observe())
+        return {
+            "images": {camera: np.stack([frame["images"][camera] for frame in seen]) for camera in self.cameras},
+            "state": np.stack([frame["state"] for frame in seen]),
+            "actions": np.stack(actions),
+            "labels": np.stack(labels),
+            "success": np.array(success),
+            "meta": {"renderer": "egl"},
+        }
 
 
 @lru_cache(maxsize=16)

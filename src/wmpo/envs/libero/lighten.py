@@ -47,7 +47,12 @@ def _cached(triangles: np.ndarray, points: np.ndarray, faces: int) -> tuple[np.n
     try:
         with np.load(path, allow_pickle=False) as known:
             kept, corners = known["kept"], known["corners"]
-        if corners.shape == (len(kept), 3) and len(kept) and corners.max() < len(points) and kept.max() < len(triangles):
+        if (
+            corners.shape == (len(kept), 3)
+            and len(kept)
+            and corners.max() < len(points)
+            and kept.max() < len(triangles)
+        ):
             return kept, corners
     except (OSError, ValueError, KeyError):  # not there, or damaged
         pass

