@@ -12,17 +12,11 @@ import os
 import time
 from collections.abc import Callable
 
-for _name, _value in {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl", "LP_NUM_THREADS": "1"}.items():
-    os.environ.setdefault(_name, _value)
-
-import mujoco
 import numpy as np
 
-from wmpo.envs.libero.episode import REPEAT, LiberoEpisode
-from wmpo.envs.libero.scene import scene
-from wmpo.envs.libero.settings import CONTROL
+from wmpo.envs.tabletop import display
 
-SUBSTEPS = 25
+SUBSTEPS = 25  # of the physics in a step of the controller
 
 
 def milliseconds(action: Callable[[], object], repeats: int) -> float:
@@ -40,7 +34,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
-    assert CONTROL * SUBSTEPS == 500  # Hz of the physics
+    display.prepare_environment(display.choose("egl"))
+    import mujoco  # now that it knows how to draw
+
+    from wmpo.envs.libero.episode import REPEAT, LiberoEpisode
+    from wmpo.envs.libero.scene import scene
+
     began = time.process_time()
     episode = LiberoEpisode(options.suite, [options.task], ["front", "wrist"], options.size, True, 2000)
     episode.reset(0)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, fields
 
-from wmpo.config import EnvConfig
 from wmpo.envs.gym.settings import GymSettings, least_reward, make_arguments
 from wmpo.envs.tabletop import display
 from wmpo.envs.vector import VectorEnv
@@ -23,10 +21,22 @@ class Gym:
         settings.check()
         for module in () if settings.python else settings.imports:
             require_package(f"env.imports names {module}", module, "gym")
-        arguments = asdict(settings)
-        for field in fields(EnvConfig):
-            del arguments[field.name]
-        arguments |= {"kwargs": make_arguments(settings.kwargs), "reward": least_reward(settings.success)}
+        arguments = {
+            "id": settings.id,
+            "imports": list(settings.imports),
+            "kwargs": make_arguments(settings.kwargs),
+            "cameras": list(settings.cameras),
+            "state": list(settings.state),
+            "success": settings.success,
+            "reward": least_reward(settings.success),
+            "linger": settings.linger,
+            "instruction": settings.instruction,
+            "image_size": settings.image_size,
+            "action_bound": settings.action_bound,
+            "repeat": settings.repeat,
+            "horizon": settings.horizon,
+            "shadows": settings.shadows,
+        }
         environ = {"SDL_VIDEODRIVER": "dummy"}  # of pygame, which many draw with
         if "MUJOCO_GL" not in os.environ and display.egl_works():
             display.prepare_environment("egl", environ)
