@@ -39,7 +39,7 @@ def save(env: Env) -> Values:
     """Everything that the future of a MuJoCo environment depends on, as plain values."""
     import mujoco
 
-    base = env.unwrapped
+    base: Any = env.unwrapped
     physics = np.empty(mujoco.mj_stateSize(base.model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(base.model, base.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
     own = {name: copy.deepcopy(value) for name, value in vars(base).items() if _plain(value)}
@@ -49,7 +49,7 @@ def save(env: Env) -> Values:
 def restore(env: Env, saved: Values) -> None:
     import mujoco
 
-    base = env.unwrapped
+    base: Any = env.unwrapped
     mujoco.mj_setState(base.model, base.data, saved["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
     mujoco.mj_forward(base.model, base.data)  # contacts and the like; it also replaces what it starts from, so
     for name, array in _derived(base.data):
