@@ -29,7 +29,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("evaluate", "grpo"),
     ("rollout", "imagination", "contracts", "run"),
     ("envs", "policies", "rewards", "world_models"),
-    ("training", "families"),
+    ("training", "families", "importing"),
     ("losses", "nn"),
     ("protocols",),
     ("data",),

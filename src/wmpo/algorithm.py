@@ -85,7 +85,7 @@ def demonstrations(run: Run) -> None:
     cfg = run.recipe.demonstrations
     run.same_env()
     run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace, "seed": run.recipe.seed})
-    succeeded = [record.succeeded for record in run.store.records() if record.source == "expert"]
+    succeeded = [is_demonstration(record) for record in run.store.records() if record.source == "expert"]
     with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as bar:
         bar.skip(min(sum(succeeded), cfg.episodes))
         begin = failed = 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wmpo.config import Recipe
+from wmpo.data.cache import cache_folder, decoded_bytes
 from wmpo.data.layout import INFO
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
@@ -29,6 +30,7 @@ from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
 
 RECIPE = "recipe.json"
+LARGE = 10**9  # bytes of decoded frames that are told of before they are written
 OWN_FILES = (RECIPE, "result.json", "report.html", "dream.png", "stages.json", "metrics.jsonl")
 OWN_FOLDERS = re.compile(
     "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|model|policy|"
@@ -78,7 +80,17 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
             )
     store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
     with locked(folder), RunLog(folder, quiet) as log:
+        tell_size(log, store)
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
+
+
+def tell_size(log: RunLog, store: EpisodeStore) -> None:
+    """How much disk the decoded frames of a store will take, where it is much."""
+    if (size := decoded_bytes(store)) > LARGE:
+        log.info(
+            f"decoded frames of {store.root}: {size / 1e9:.1f} GB in {cache_folder(store.root)}; smaller pictures or fewer "
+            "a second, by `wmpo data import`, divide that"
+        )
 
 
 def trusted(recipe: Recipe) -> Recipe:

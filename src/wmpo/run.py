@@ -126,7 +126,8 @@ def check_horizon(chunk: int, spec: EnvSpec) -> None:
 
 
 def is_demonstration(record: EpisodeRecord) -> bool:
-    return record.source == "expert" and record.succeeded
+    """Whether it is worth imitating; where nobody has said if it succeeds, an expert is taken to have done so."""
+    return record.source == "expert" and (record.succeeded or record.unlabelled)
 
 
 def is_rollout(record: EpisodeRecord) -> bool:
@@ -139,4 +140,4 @@ def round_of(record: EpisodeRecord) -> int:
 
 def is_shown(run: Run, record: EpisodeRecord) -> bool:
     """Whether dream and reward model learn from this attempt of an expert."""
-    return record.source == "expert" and (record.succeeded or run.recipe.demonstrations.failures)
+    return is_demonstration(record) or (record.source == "expert" and run.recipe.demonstrations.failures)

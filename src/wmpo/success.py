@@ -30,6 +30,8 @@ from wmpo.types import Episode
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
 REPLAYED_AT_ONCE = 128  # episodes that are held in memory while they are imagined again
+FEW = 10  # episodes on which a threshold rests, below which it says little
+SHORT = 0.25  # seconds of a clip, below which hardly anything happens in it
 FOLDS = 2  # each episode is judged by a classifier that has not seen it, trained on the other folds
 
 
@@ -45,6 +47,36 @@ class SuccessData:
     """To choose the threshold on."""
     tried: Sequence[int]
     """Rollouts of the policy, whose rate of success the threshold is to meet in imagination."""
+
+
+def labelled(run: Run, data: SuccessData) -> SuccessData:
+    """Without the episodes of which nobody has said whether they succeed. Raises UserError where none is left; says
+    what makes a classifier, or what is measured of it, poor."""
+    records, cfg = run.store.records(), run.recipe.reward
+    known = SuccessData(**{name: [i for i in some if not records[i].unlabelled] for name, some in vars(data).items()})
+    if not known.seen:
+        raise UserError(
+            f"Nobody has said which of the {len(data.seen)} episodes of {run.store.root} succeed, so success can't be "
+            "learned: say it by `wmpo data label`."
+        )
+    if left := len(data.seen) - len(known.seen):
+        run.log.info(f"reward model: {left} episodes without a label are left out; see `wmpo data label`")
+    failures = sum(not records[i].succeeded for i in known.seen)
+    if not failures:
+        run.log.info(
+            f"reward model: WARNING: all {len(known.seen)} episodes succeed. Failures are only what comes before a "
+            "success, so it may take any end for one, however well it seems to do: add failures, as of a policy's rollouts"
+        )
+    elif len(known.judged) < FEW:
+        run.log.info(
+            f"reward model: WARNING: its threshold and F1 follow from {len(known.judged)} episodes, which say little"
+        )
+    if (seconds := cfg.clip_length / run.env.spec.fps) < SHORT:
+        run.log.info(
+            f"reward model: WARNING: clips of {cfg.clip_length} frames at {run.env.spec.fps} a second last {seconds:.2f} s, "
+            "in which little is seen to happen: import the data with a lower --fps, or raise reward.clip_length"
+        )
+    return known
 
 
 def chosen_by_rate(cfg: RewardConfig) -> bool:
@@ -75,6 +107,7 @@ def learn_success(
             f"reward.threshold is {cfg.threshold}, which needs a world model and the policy: give both, or choose "
             "another."
         )
+    data = labelled(run, data)
     cache, folder = FrameCache(run.store), run.folder / f"reward_model-{turn}"
     inputs: dict[str, object] = {"settings": to_plain(cfg), "seed": run.recipe.seed}
     inputs |= {f"episodes {name}": cache.digest(episodes) for name, episodes in vars(data).items()}

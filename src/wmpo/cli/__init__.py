@@ -31,6 +31,9 @@ COMMANDS: dict[str, Command] = {
     "check": Command(
         "check", "CheckCommand", "try an environment, model or data set out, and say what is wrong with it"
     ),
+    "data check": Command("data", "DataCheckCommand", "what a data set of yours holds, and what it can be used for"),
+    "data import": Command("data", "DataImportCommand", "an episode store from a data set of yours"),
+    "data label": Command("data", "DataLabelCommand", "say which episodes of a store succeed"),
     "plan": Command("plan", "PlanCommand", "how much memory and time the stages of a recipe will take"),
     "recipes": Command("lists", "RecipesCommand", "what `wmpo run` can run"),
     "tasks": Command("lists", "TasksCommand", "what an environment can ask of a policy"),
@@ -120,7 +123,12 @@ def dispatch(args: list[str]) -> int:
     for arg in args:
         if not arg.isprintable():
             raise UserError(f"The argument {arg!r} holds characters that can't be shown: give paths in plain UTF-8.")
+    if " ".join(args[:2]) in COMMANDS:  # of two words
+        args = [" ".join(args[:2]), *args[2:]]
     if args[0] not in COMMANDS:
+        more = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
+        if more:
+            raise UserError(f"wmpo {args[0]} needs one word more: choose one of {', '.join(more)}.")
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
         raise UserError(f"There is no command {args[0]!r}: {hint}")

@@ -87,8 +87,8 @@ class CheckCommand:
         store = EpisodeStore.open(Path(self.name))
         for _ in store:  # every frame and number is read, and refused if it is damaged
             pass
-        for source, count in store.summary().by_source.items():
-            print(f"{count} episodes of {source}, {store.summary().success_rate[source]:.1%} successful")
+        for line in store.summary().lines():
+            print(line)
         return []
 
     def _env(self) -> list[str]:

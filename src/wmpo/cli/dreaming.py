@@ -34,7 +34,7 @@ class WorldModelCommand:
         from wmpo.data.compatibility import comparable
         from wmpo.data.store import EpisodeStore
         from wmpo.families import check_free, save_model
-        from wmpo.opening import open_stage
+        from wmpo.opening import open_stage, tell_size
 
         require_between("--chunk", self.chunk, 1, 1024)
         check_free("world_model", self.world_model.family, self.out / "model")
@@ -45,6 +45,7 @@ class WorldModelCommand:
         with open_stage(recipe, self.out, self.data) as run:
             if own is not None:
                 own = comparable(own, run.store)
+                tell_size(run.log, own)
             model = build_world(run, self.chunk)
 
             def clips(store: EpisodeStore) -> VideoClips:
@@ -156,12 +157,12 @@ class PractiseCommand:
         recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
-            cache = FrameCache(run.store)
             policy = fitting(load_policy, self.policy, spec, device)
-            check_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
             world_model = fitting(load_world_model, self.world_model, spec, device)
             check_chunk(world_model, policy)
             reward_model = fitting(load_reward_model, self.reward_model, spec, device)
+            cache = FrameCache(run.store)  # once all that is given is found to fit, since it may take long
+            check_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
             tried = [record.index for record in run.store.records() if record.source != "expert"]
             if self.grpo.keyframes and not tried:
                 raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")

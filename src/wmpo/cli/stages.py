@@ -100,6 +100,5 @@ def tell(data: Path) -> None:
     """How much a store holds."""
     from wmpo.data.store import EpisodeStore
 
-    summary = EpisodeStore.open(data).summary()
-    for source, count in summary.by_source.items():
-        print(f"{data}: {count} episodes of {source}, {summary.success_rate[source]:.1%} successful")
+    for line in EpisodeStore.open(data).summary().lines():
+        print(f"{data}: {line}")

@@ -65,6 +65,7 @@ class FrameCache:
         self._read_vectors()  # first, since they are quickly checked
         try:
             with file_lock(self.folder / ".lock"):
+                self._check_space()
                 self.images = {name: self._frames(name) for name in self.store.spec.cameras}
         except OSError as error:
             raise UserError(
@@ -107,6 +108,17 @@ class FrameCache:
             raise UserError(f"No episodes of {self.store.root} were chosen to take statistics of: collect some first.")
         return self.label[self.frames_of(chosen, actions_only=True)]
 
+    def _check_space(self) -> None:
+        """Raise UserError before anything is decoded, where not all of it would find room."""
+        there = sum(path.stat().st_size for path in self.folder.glob("*.rgb"))
+        missing, free = decoded_bytes(self.store) - there, shutil.disk_usage(self.folder).free
+        if missing > free:
+            raise UserError(
+                f"The decoded frames of {self.store.root} need {missing / 1e9:.1f} GB, but {self.folder} has "
+                f"{free / 1e9:.1f} GB left: make room, name another folder in {CACHE}, or make the store smaller by "
+                "`wmpo data import` with --image-size and --fps."
+            )
+
     def _frames(self, camera: str) -> np.ndarray:
         store = self.store
         size = store.spec.cameras[camera]
@@ -121,9 +133,6 @@ class FrameCache:
         if known and (not path.exists() or path.stat().st_size < ready * frame_bytes):
             known = ready = 0
         if known < store.parts:
-            missing = (store.total_frames - ready) * frame_bytes
-            if missing > shutil.disk_usage(self.folder).free:
-                raise OSError(errno.ENOSPC, f"{missing / 1e9:.1f} GB are needed")
             # Others may have the old file mapped: one that is built anew gets a new file, one that grows keeps its.
             target = path if known else path.with_suffix(".tmp")
             with target.open("r+b" if known else "wb") as file:
@@ -151,6 +160,11 @@ class FrameCache:
         self.first = np.array([record.first_frame for record in store.records()], dtype=np.int64)
         self.length = np.array([record.length for record in store.records()], dtype=np.int64)
         self.instruction = np.array([record.instruction for record in store.records()], dtype=object)
+
+
+def decoded_bytes(store: EpisodeStore) -> int:
+    """What the decoded frames of a store take."""
+    return 3 * store.total_frames * sum(height * width for height, width in store.spec.cameras.values())
 
 
 def _fingerprint(path: Path) -> list[int]:

@@ -62,17 +62,17 @@ def read_info(root: Path) -> Info:
     except OSError as error:
         raise UserError(f"{root} can't be opened: {error.strerror}.") from None
     if not exists:
+        if is_hdf5(root):
+            raise not_ours(root, "an HDF5 file, which")
         raise UserError(f"There is no episode store in {root}: check the path, or collect episodes.")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("features"), dict):
         raise UserError(f"The file {path} is damaged or not of an episode store: restore it from a copy.")
     version = content.get("codebase_version")
     if "wmpo" not in content:
-        raise UserError(
-            f"{root} is a LeRobot data set ({str(version)[:20]}) that wmpo did not write: it doesn't say which frames "
-            "show success, and importing is not supported yet; read its episodes with LeRobot and store them with "
-            "EpisodeStore.append, see docs/data.md."
-        )
+        if {layout.LABEL, layout.PADDED} <= content["features"].keys():
+            raise not_ours(root, "an episode store that LeRobot's tools have edited since; as it is now it")
+        raise not_ours(root, f"a LeRobot data set ({str(version)[:20]}) that wmpo has not written; it")
     if version != layout.VERSION or content.get("chunks_size") != layout.FILES_PER_CHUNK:
         raise UserError(
             f"{path} is of format {str(version)[:20]} with {str(content.get('chunks_size'))[:20]} files to a folder, "
@@ -93,6 +93,18 @@ def read_info(root: Path) -> Info:
     if files is not None and (list(files) != sorted({n for n in files if 0 <= n < EPISODES}) or len(files) > episodes):
         raise UserError(f"{path}: the numbers of its files are out of order: restore it from a copy.")
     return Info(spec, own, episodes, frames, content)
+
+
+def not_ours(root: Path, what: str) -> UserError:
+    """`what` it is instead of a store."""
+    return UserError(
+        f"{root} is {what} can't be learned from: `wmpo data import {root} OUT` makes an episode store of it, and "
+        f"`wmpo data check {root}` says what it holds."
+    )
+
+
+def is_hdf5(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in (".hdf5", ".h5")
 
 
 def check_spec(spec: EnvSpec, where: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 
 from wmpo.data import layout
 from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
-from wmpo.data.records import EpisodeRecord, episode_row, place_of
+from wmpo.data.records import UNLABELLED, EpisodeRecord, episode_row, place_of
 from wmpo.data.stats import Stats
 from wmpo.data.tables import check_equal, column, damaged, read_table, vector
 from wmpo.data.video import Codec, write_video
@@ -114,6 +117,34 @@ def merge_parts(root: Path, files: Sequence[int], into: int, spec: EnvSpec) -> N
         with atomic_path(layout.video_path(root, into, camera)) as path:
             _join([layout.video_path(root, file, camera) for file in files], lengths, spec.fps, path)
     _write_table(layout.episodes_path(root, into), pa.Table.from_pylist(merged))
+
+
+def relabel_part(
+    root: Path, file: int, into: int, records: Sequence[EpisodeRecord], success: Mapping[int, np.ndarray], spec: EnvSpec
+) -> None:
+    """The part once more, with other frames of success: episode -> (T+1,) bool. The old one stays; videos are shared
+    with it."""
+    table, rows = read_table(layout.data_path(root, file)), read_table(layout.episodes_path(root, file)).to_pylist()
+    hits = column(table, "success", "truth values", layout.data_path(root, file)).to_numpy(zero_copy_only=False).copy()
+    for row, record in zip(rows, records, strict=True):
+        row |= place_of(spec, into, record.offset, record.length + 1)
+        if record.index in success:
+            hits[record.offset : record.offset + record.length + 1] = shown = success[record.index]
+            meta = {key: text for key, text in record.meta.items() if key not in UNLABELLED}
+            row |= {"wmpo/success": bool(shown.any()), "wmpo/meta": json.dumps(meta, sort_keys=True)}
+    padded = column(table, layout.PADDED, "truth values", layout.data_path(root, file)).to_numpy(zero_copy_only=False)
+    following = np.where(padded, hits, np.append(hits[1:], False))
+    fresh = {"success": hits, "next.success": following, "next.reward": (following & ~padded).astype(np.float32)}
+    for name, values in fresh.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    _write_table(layout.data_path(root, into), table)
+    for camera in spec.cameras:
+        with atomic_path(layout.video_path(root, into, camera)) as path:
+            try:
+                os.link(layout.video_path(root, file, camera), path)
+            except OSError:  # of a disk that knows no links
+                shutil.copy2(layout.video_path(root, file, camera), path)
+    _write_table(layout.episodes_path(root, into), pa.Table.from_pylist(rows))
 
 
 def _join(videos: Sequence[Path], lengths: Sequence[int], fps: int, target: Path) -> None:

@@ -17,6 +17,13 @@ from wmpo.data.tables import column, damaged, read_table
 from wmpo.io.plain import JsonObject
 from wmpo.types import EnvSpec, Episode
 
+UNLABELLED = {"success": "unknown"}
+"""Among the facts of an episode of which nobody has said whether it succeeds; its frames then show no success."""
+
+
+def is_unlabelled(meta: Mapping[str, str]) -> bool:
+    return UNLABELLED.items() <= meta.items()
+
 
 @dataclass(frozen=True)
 class EpisodeRecord:
@@ -37,8 +44,15 @@ class EpisodeRecord:
     task: str
     instruction: str
     succeeded: bool
+    """False too where nobody knows: see `unlabelled`."""
     labelled: bool
+    """Whether it says what an imitator should do."""
     meta: dict[str, str]
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether nobody has said if it succeeds."""
+        return is_unlabelled(self.meta)
 
     @property
     def split(self) -> str:

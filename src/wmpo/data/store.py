@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from wmpo.data import layout
 from wmpo.data.checks import check_episode
 from wmpo.data.info import Info, check_spec, new_info, read_info
-from wmpo.data.parts import merge_parts, read_frames, split_by_length, write_part
+from wmpo.data.parts import merge_parts, read_frames, relabel_part, split_by_length, write_part
 from wmpo.data.records import EpisodeRecord, episode_stats, read_records, read_stats
 from wmpo.data.stats import Stats, merge_stats, vector_stats
 from wmpo.data.tables import column, damaged, read_table, read_tasks, vector
@@ -46,7 +46,18 @@ class Summary:
     by_source: dict[str, int]
     """Source -> episodes."""
     success_rate: dict[str, float]
-    """Source -> share of episodes that succeeded, in [0, 1]."""
+    """Source -> share of episodes that succeeded, in [0, 1], of those of which somebody has said it."""
+    unlabelled: dict[str, int]
+    """Source -> episodes of which nobody has."""
+
+    def lines(self) -> list[str]:
+        """For a person, one for each source."""
+        lines = []
+        for source, count in self.by_source.items():
+            left = self.unlabelled[source]
+            rate = f"{self.success_rate[source]:.1%} successful" if count > left else "none labelled"
+            lines.append(f"{count} episodes of {source}, {rate}{f', {left} not labelled' if 0 < left < count else ''}")
+        return lines
 
 
 class EpisodeStore:
@@ -172,9 +183,11 @@ class EpisodeStore:
 
     def summary(self) -> Summary:
         counts = Counter(row.source for row in self._records)
+        unlabelled = Counter(row.source for row in self._records if row.unlabelled)
         successes = Counter(row.source for row in self._records if row.succeeded)
-        rates = {source: successes[source] / count for source, count in counts.items()}
-        return Summary(len(self._records), self.total_frames, dict(counts), rates)
+        rates = {source: successes[source] / max(count - unlabelled[source], 1) for source, count in counts.items()}
+        left = {source: unlabelled[source] for source in counts}
+        return Summary(len(self._records), self.total_frames, dict(counts), rates, left)
 
     @property
     def total_frames(self) -> int:
@@ -212,6 +225,30 @@ class EpisodeStore:
                 f"The episodes could not be written to {self.root} ({error}): look for space and permissions; what was "
                 "stored before is untouched."
             ) from error
+
+    def relabel(self, success: Mapping[int, np.ndarray]) -> None:
+        """Say anew which frames of some episodes show success: index -> (T+1,) bool. All of them, or none when anything
+        goes wrong; videos are not touched."""
+        for index, shown in success.items():
+            frames = self._record(index).length + 1
+            if shown.shape != (frames,) or shown.dtype != np.bool_:
+                raise UserError(f"Episode {index} of {self.root} takes {frames} truth values, one for each frame.")
+        if not success:
+            return
+        try:
+            with file_lock(self.root / ".lock"):
+                if read_info(self.root).content != self._info.content:
+                    raise UserError(f"{self.root} has been changed meanwhile: open it again, and label it then.")
+                self._remove_leftovers()
+                begin = min(self._record(index).part for index in success)  # numbers of files ascend
+                fresh = [self.files[-1] + 1 + n for n in range(self.parts - begin)]
+                for part, into in enumerate(fresh, start=begin):
+                    records = [record for record in self._records if record.part == part]
+                    relabel_part(self.root, self.files[part], into, records, success, self.spec)
+                self._commit(len(self), self.total_frames, len(self._tasks), self.files[:begin] + fresh)
+                self._remove_leftovers()
+        except OSError as error:
+            raise UserError(f"The labels could not be written to {self.root} ({error}): they are as before.") from error
 
     def _append(self, episodes: Sequence[Episode]) -> None:
         info = read_info(self.root)

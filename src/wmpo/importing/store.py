@@ -1,0 +1,73 @@
+"""An episode store from a plan: made beside its place, and put there when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from wmpo.data.store import EpisodeStore
+from wmpo.data.video import Codec
+from wmpo.errors import UserError
+from wmpo.importing.conversion import Plan
+from wmpo.io.files import file_lock, read_json, write_json
+from wmpo.io.plain import JsonObject, to_plain
+
+ABOUT = "import.json"
+"""In the store: what it was made from, and how."""
+
+
+class Progress(Protocol):
+    """Is told of episodes that are done: those of an earlier call, then each of this one."""
+
+    def skip(self, done: int) -> None: ...
+
+    def update(self, advance: int = 1) -> None: ...
+
+
+def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> EpisodeStore:
+    """The store in `out`, which is there already where the same import has made it.
+
+    What a stop leaves in a folder beside `out` is gone on with; where anything differs, it is begun again.
+    """
+    about = provenance(plan, codec)
+    if (out / ABOUT).is_file() and read_json(out / ABOUT) == about:
+        return EpisodeStore.open(out)
+    if out.resolve().is_relative_to(plan.source.path.resolve()):
+        raise UserError(f"{out} lies in the data set itself, where nothing is written: choose another folder.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already: choose another folder, or remove it.")
+    partial = out.with_name(f".{out.name}.importing")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = partial / ".importing.lock"
+    with file_lock(lock):
+        if not (partial / ABOUT).is_file() or read_json(partial / ABOUT) != about:
+            for path in partial.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path != lock:
+                    path.unlink()
+            write_json(partial / ABOUT, about)
+        store = EpisodeStore.open_or_create(partial, plan.spec, codec)
+        progress.skip(len(store))
+        for number in range(len(store), len(plan)):
+            store.append([plan.episode(number)])
+            progress.update(1)
+        lock.unlink()
+        os.replace(partial, out)
+    return EpisodeStore.open(out)
+
+
+def provenance(plan: Plan, codec: Codec) -> JsonObject:
+    """Plain values that differ where the store would."""
+    found = hashlib.sha256()
+    for path in plan.source.files():
+        status = path.stat()
+        found.update(repr((str(path.relative_to(plan.source.path)), status.st_size, status.st_mtime_ns)).encode())
+    labels = {n: to_plain(verdict) for n, verdict in (plan.judge.verdicts or {}).items()}
+    return {
+        "source": str(plan.source.path.resolve()), "format": plan.source.facts.format, "files": found.hexdigest(),
+        "choices": to_plain(plan.choices), "labels": to_plain(labels), "codec": to_plain(codec),
+    }  # fmt: skip

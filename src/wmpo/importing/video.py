@@ -1,0 +1,96 @@
+"""Frames of videos and images that wmpo has not written, in any codec that FFmpeg decodes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from wmpo.data.info import SIDE
+from wmpo.errors import UserError
+from wmpo.importing.source import damaged
+
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
+"""Nothing else is opened: other formats may be lists of further files."""
+NEAR = 0.4
+"""A frame counts as that of a time which it is closer to than this part of the time between two."""
+
+
+def open_video(path: Path) -> InputContainer:
+    """Raises UserError where there is no video."""
+    if path.suffix.lower() not in CONTAINERS:
+        raise UserError(f"The file {path} is no video that wmpo opens: it takes {', '.join(CONTAINERS)}.")
+    try:
+        container = av.open(str(path), format=CONTAINERS[path.suffix.lower()])
+    except FileNotFoundError:
+        raise damaged(path, "is missing") from None
+    except PermissionError:
+        raise UserError(f"The file {path} can't be read: look for its permissions.") from None
+    except (av.error.FFmpegError, OSError):
+        raise damaged(path, "is damaged or truncated") from None
+    if not container.streams.video:
+        container.close()
+        raise damaged(path, "shows no pictures")
+    return container
+
+
+def check_video(path: Path, fps: float) -> tuple[tuple[int, int], str]:
+    """((height, width), codec) by its header, which must be at this rate."""
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate
+        if rate and not 0.95 <= rate / fps <= 1.05:
+            raise damaged(path, f"has {float(rate):g} frames a second where its data set says {fps:g}")
+        if not (1 <= stream.height <= SIDE and 1 <= stream.width <= SIDE):
+            raise damaged(path, f"shows {stream.height}x{stream.width} pixels")
+        return (stream.height, stream.width), stream.codec_context.name
+
+
+def frames_at(path: Path, times: Sequence[float], size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
+    """The frames shown at these seconds, which ascend, as (H, W, 3) uint8 of this size."""
+    left = iter(times)
+    time = next(left, None)
+    if time is None:
+        return
+    try:
+        with open_video(path) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            tick = cast(Fraction, stream.time_base)
+            if time > 0:
+                container.seek(max(round((time - NEAR / fps) / tick), 0), stream=stream)
+            to_rgb = VideoReformatter()
+            for frame in container.decode(stream):
+                shown = float((frame.pts or 0) * tick)
+                if shown < time - NEAR / fps:
+                    continue
+                if shown > time + NEAR / fps:
+                    raise damaged(path, f"shows no frame at {time:.3f} s, as its table says")
+                if (frame.height, frame.width) != size:
+                    raise damaged(path, f"shows {frame.height}x{frame.width} pixels in place of {size[0]}x{size[1]}")
+                yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                if (time := next(left, None)) is None:
+                    return
+    except (av.error.FFmpegError, OSError, IndexError):
+        raise damaged(path, "is damaged or truncated") from None
+    raise damaged(path, f"ends before {time:.3f} s, where its table has more frames")
+
+
+def picture(content: bytes, size: tuple[int, int], path: Path, row: int) -> np.ndarray:
+    """An encoded image as (H, W, 3) uint8; it must be of this size."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
+            if (image.height, image.width) != size:  # before it is decoded: a small file may be a huge picture
+                what = f"shows {image.height}x{image.width} pixels in row {row} in place of {size[0]}x{size[1]}"
+                raise damaged(path, what)
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise damaged(path, f"has a damaged image in row {row}") from None
