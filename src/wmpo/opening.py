@@ -88,8 +88,8 @@ def tell_size(log: RunLog, store: EpisodeStore) -> None:
     """How much disk the decoded frames of a store will take, where it is much."""
     if (size := decoded_bytes(store)) > LARGE:
         log.info(
-            f"decoded frames of {store.root}: {size / 1e9:.1f} GB in {cache_folder(store.root)}; smaller pictures or fewer "
-            "a second, by `wmpo data import`, divide that"
+            f"decoded frames of {store.root}: {size / 1e9:.1f} GB in {cache_folder(store.root)}; smaller pictures or "
+            "fewer a second, by `wmpo data import`, divide that"
         )
 
 

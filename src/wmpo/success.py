@@ -65,7 +65,7 @@ def labelled(run: Run, data: SuccessData) -> SuccessData:
     if not failures:
         run.log.info(
             f"reward model: WARNING: all {len(known.seen)} episodes succeed. Failures are only what comes before a "
-            "success, so it may take any end for one, however well it seems to do: add failures, as of a policy's rollouts"
+            "success, so it may take any end for one, however well it seems to do: add failures of a policy"
         )
     elif len(known.judged) < FEW:
         run.log.info(
@@ -73,7 +73,7 @@ def labelled(run: Run, data: SuccessData) -> SuccessData:
         )
     if (seconds := cfg.clip_length / run.env.spec.fps) < SHORT:
         run.log.info(
-            f"reward model: WARNING: clips of {cfg.clip_length} frames at {run.env.spec.fps} a second last {seconds:.2f} s, "
+            f"reward model: WARNING: clips of {cfg.clip_length} frames at {run.env.spec.fps} Hz last {seconds:.2f} s, "
             "in which little is seen to happen: import the data with a lower --fps, or raise reward.clip_length"
         )
     return known

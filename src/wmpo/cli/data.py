@@ -15,8 +15,11 @@ from wmpo.importing.conversion import Choices
 
 @dataclass(frozen=True)
 class DataCheckCommand:
-    """What a data set of yours holds, what is missing, and what it can be used for: a folder in LeRobot's format v2.0, v2.1
-    or v3.0, an HDF5 file in the layout of robomimic, or an episode store. All numbers are read, no video is decoded."""
+    """What a data set of yours holds, what is missing, and what it can be used for.
+
+    It may be a folder in LeRobot's format v2.0, v2.1 or v3.0, an HDF5 file in the layout of robomimic, or an episode
+    store. All numbers are read; of videos, only the heads are.
+    """
 
     path: tyro.conf.Positional[Path]
     """The folder, or the file."""
@@ -43,7 +46,8 @@ class DataImportCommand(Choices):
     out: tyro.conf.Positional[Path]
     """Folder of the episode store, made when it is whole."""
     codec: Literal["lossless", "lossy"] = "lossless"
-    """How videos are stored: bit for bit, or as ordinary H.264, several times smaller, for big pictures of even sides."""
+    """How videos are stored: bit for bit, or as ordinary H.264, several times smaller, for big pictures of even
+    sides."""
 
     def execute(self) -> None:
         from rich.console import Console
@@ -69,14 +73,14 @@ class DataImportCommand(Choices):
 
 @dataclass(frozen=True)
 class DataLabelCommand:
-    """Say which episodes of a store succeed, or say it anew; videos are not touched. Episodes that a file doesn't name stay
-    as they are."""
+    """Say which episodes of a store succeed, or say it anew. Videos are not touched, nor are episodes that a file
+    leaves out."""
 
     store: tyro.conf.Positional[Path]
     """Folder of the episode store."""
     success: str
-    """A file that ends in .csv, with the columns episode_index, success (1 or 0) and maybe frame, the first that shows it;
-    or all, or none."""
+    """A file that ends in .csv, with the columns episode_index, success (1 or 0) and maybe frame, the first that shows
+    it; or all, or none."""
     success_frames: int = 5
     """So many frames at the end show success, where no frame says when it was reached."""
 

@@ -19,8 +19,8 @@ from wmpo.types import EnvSpec, Episode
 
 NOTHING = "none"
 UNKNOWN = (
-    "nobody says it, so episodes are stored without labels: they can be imitated and teach a world model, but no reward "
-    "model, and so no practice, until `wmpo data label` has said it"
+    "nobody says it, so episodes are stored without labels: they can be imitated and teach a world model, but no "
+    "reward model, and so no practice, until `wmpo data label` has said it"
 )
 
 
@@ -31,7 +31,8 @@ class Choices:
     cameras: tuple[str, ...] = ()
     """Which ones, in this order; the reward model watches the first. NAME=NEW renames. Without it: all."""
     image_size: tuple[int, int] | None = None
-    """Height and width in pixels that all pictures are brought to, with antialiasing. Without it they stay as they are."""
+    """Height and width in pixels that all pictures are brought to, with antialiasing; their shape follows. Without it
+    they stay as they are."""
     fps: Annotated[int, Between(0, 1000)] = 0
     """Frames and actions per second, of which the recorded rate is a multiple; 0: as recorded."""
     state: tuple[str, ...] = ()
@@ -39,10 +40,11 @@ class Choices:
     action: tuple[str, ...] = ()
     """Columns that make the action. Without it: the usual one."""
     action_space: Literal["recorded", "absolute", "delta"] = "recorded"
-    """What an action is: a target (absolute), or a change (delta). With --fps, changes are summed up, and of targets the
-    last one counts. recorded: what the format says, targets for LeRobot."""
+    """What an action is: a target (absolute), or a change (delta). With --fps, changes are summed up, and of targets
+    the last one counts. recorded: what the format says, targets for LeRobot."""
     except_dims: tuple[int, ...] = ()
-    """Dimensions of the action that are of the other kind, counted from 0; the gripper of a delta action, for example."""
+    """Dimensions of the action that are of the other kind, counted from 0; the gripper of a delta action, for
+    example."""
     rollouts_of: str = ""
     """Name of the policy that acted. Without it the episodes are demonstrations."""
     instruction: str = ""
@@ -86,7 +88,8 @@ class Plan:
         who = self.choices.rollouts_of and f"rollouts of {self.choices.rollouts_of}"
         judged = bool(self.judge.column) or self.judge.verdicts is not None
         return [
-            f"episodes  {len(self)}, {who or 'demonstrations'}, at {self.spec.fps} of {self.source.facts.fps:g} a second",
+            f"episodes  {len(self)}, {who or 'demonstrations'}",
+            f"frames    {self.spec.fps} of {self.source.facts.fps:g} a second",
             f"cameras   {', '.join(cameras)}",
             f"action    {', '.join(self.action)}, {self.spec.action_dim}: {kind}",
             f"state     {', '.join(self.state) or 'none'}, {self.spec.state_dim}",
@@ -164,9 +167,9 @@ def plan_import(source: Source, choices: Choices) -> Plan:
     dimensions = sum(facts.columns[name].size for name in action)
     usual = action == facts.action
     delta = {"recorded": facts.delta and usual, "absolute": False, "delta": True}[choices.action_space]
-    others = choices.except_dims or (
-        facts.absolute if choices.action_space == "recorded" and facts.delta and usual else ()
-    )
+    others = choices.except_dims
+    if choices.action_space == "recorded" and delta and not others:
+        others = facts.absolute
     if wrong := [place for place in others if not 0 <= place < dimensions]:
         raise UserError(f"--except-dims names dimension {wrong[0]}: the action has 0 to {dimensions - 1}.")
     if choices.rollouts_of in ("expert", "demonstration"):

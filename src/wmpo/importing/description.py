@@ -63,8 +63,8 @@ def sizes(facts: Facts) -> Iterator[str]:
         fps = round(facts.fps)
         slower = max((fps // n for n in range(1, fps + 1) if fps % n == 0 and fps // n <= 10), default=fps)
         yield (
-            f"4 frames, as a clip of the reward model or a chunk of actions has by default, last {4 / facts.fps:.2f} s: "
-            f"--fps {slower} makes that {4 / slower:.2f} s"
+            f"4 frames, as a clip of the reward model or a chunk of actions has by default, last {4 / facts.fps:.2f} "
+            f"s: --fps {slower} makes that {4 / slower:.2f} s"
         )
     frames = sum(about.frames for about in facts.episodes)
     pixels = sum(height * width for height, width in facts.cameras.values())
@@ -73,7 +73,7 @@ def sizes(facts: Facts) -> Iterator[str]:
         small = [max(8, round(side * (SMALL**0.5 / max(big)) / 8) * 8) for side in big]
         yield (
             f"decoded frames will take {3 * frames * pixels / GB:.1f} GB of disk as they are: "
-            f"--image-size {small[0]} {small[1]} and --fps divide that; --codec lossy makes the videos smaller, not these"
+            f"--image-size {small[0]} {small[1]} and --fps divide that; --codec lossy makes the videos smaller"
         )
 
 
@@ -91,13 +91,12 @@ def _columns(source: Source) -> Iterator[str]:
         names = column.names or tuple(map(str, range(column.size)))
         ranges = [f"{n} {a:.3g}..{b:.3g}" for n, a, b in zip(names, low[name], high[name], strict=True)]
         shown = ", ".join(ranges[:16]) + (", ..." if len(ranges) > 16 else "")
-        yield f"{roles.get(name, 'column'):9} {name}, {column.size}: {shown}{_units(name, low[name], high[name], roles)}"
+        units = _units(low[name], high[name]) if name in roles else ""
+        yield f"{roles.get(name, 'column'):9} {name}, {column.size}: {shown}{units}"
 
 
-def _units(name: str, low: np.ndarray, high: np.ndarray, roles: dict[str, str]) -> str:
-    """A guess, for what a robot does and feels."""
-    if name not in roles:
-        return ""
+def _units(low: np.ndarray, high: np.ndarray) -> str:
+    """A guess."""
     widest = float(np.abs([low, high]).max())
     if widest > 7:
         return " (degrees or percent, it seems)"

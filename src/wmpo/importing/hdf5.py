@@ -1,4 +1,4 @@
-"""HDF5 files in the layout of robomimic, which MimicGen and LIBERO share: `data/demo_*/obs/*`, actions, rewards, dones."""
+"""HDF5 files in the layout of robomimic, MimicGen and LIBERO: `data/demo_*/obs/*`, actions, rewards, dones."""
 
 from __future__ import annotations
 

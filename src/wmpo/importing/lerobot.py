@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,13 +22,7 @@ from wmpo.importing.video import check_video, frames_at, picture
 from wmpo.io.files import read_json
 from wmpo.io.plain import Json, JsonObject
 
-NUMBERS = (
-    "float16",
-    "float32",
-    "float64",
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
+NUMBERS = re.compile("bool|float(16|32|64)|u?int(8|16|32|64)")
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 SUCCESS = ("success", "next.success")
 
@@ -153,7 +148,7 @@ class LeRobot:
 
     def _facts(self, cameras: dict[str, tuple[int, int]], notes: list[str]) -> Facts:
         columns = {key: self._column(key, feature) for key, feature in self.features.items()
-                   if feature["dtype"] in NUMBERS and key not in BOOKKEEPING}  # fmt: skip
+                   if NUMBERS.fullmatch(feature["dtype"]) and key not in BOOKKEEPING}  # fmt: skip
         ours = "label.action" in columns and layout.PADDED in columns
         several = sum(place.sentences > 1 for place in self.places)
         notes += [f"{several} episodes have several sentences: the first counts."] if several else []
@@ -163,7 +158,7 @@ class LeRobot:
             cameras=cameras,
             columns=columns,
             episodes=tuple(_about(place) for place in self.places),
-            action=tuple(key for key in columns if key == "action") or tuple(key for key in columns if key.startswith("action"))[:1],
+            action=tuple(key for key in columns if key == layout.ACTION),
             state=tuple(key for key in columns if key == layout.STATE),
             success=next((key for key in SUCCESS if key in columns and columns[key].size == 1), ""),
             labels=layout.LABEL if ours else "",

@@ -86,7 +86,7 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
             data = _filled(root, info, "data_path", _numbers(row, "data", path))
             shown = {}
             for key in videos:
-                numbers = {**_numbers(row, f"videos/{key}", path), "video_key": key}
+                numbers: dict[str, int | str] = {**_numbers(row, f"videos/{key}", path), "video_key": key}
                 begin = row[f"videos/{key}/from_timestamp"]
                 if not isinstance(begin, float) or not 0 <= begin < 1e9:
                     raise damaged(path, f"has no time at which the video of {key} begins in row {number}")
@@ -123,13 +123,15 @@ def _numbers(row: JsonObject, prefix: str, path: Path) -> dict[str, int]:
 
 def _filled(root: Path, info: JsonObject, name: str, values: Mapping[str, int | str]) -> Path:
     """The path that a template of info.json makes. Templates come from others: only plain fields are filled."""
-    template = info.get(name)
+    template: Json = info.get(name)
     try:
+        if not isinstance(template, str):
+            raise ValueError
         for _, field, spec, conversion in Formatter().parse(template):
             if field is not None and (field not in values or conversion or not FORMAT.fullmatch(spec or "")):
                 raise ValueError
         return inside(root, template.format(**values))
-    except (ValueError, TypeError, AttributeError):
+    except ValueError:
         raise damaged(root / layout.INFO, f"has {repr(template)[:100]} as its {name}, which wmpo can't fill") from None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
 
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import Codec
 from wmpo.errors import UserError
-from wmpo.importing.conversion import Plan
+from wmpo.importing.conversion import Choices, Plan
 from wmpo.io.files import file_lock, read_json, write_json
 from wmpo.io.plain import JsonObject, to_plain
 
@@ -69,5 +70,5 @@ def provenance(plan: Plan, codec: Codec) -> JsonObject:
     labels = {n: to_plain(verdict) for n, verdict in (plan.judge.verdicts or {}).items()}
     return {
         "source": str(plan.source.path.resolve()), "format": plan.source.facts.format, "files": found.hexdigest(),
-        "choices": to_plain(plan.choices), "labels": to_plain(labels), "codec": to_plain(codec),
+        "choices": {one.name: to_plain(getattr(plan.choices, one.name)) for one in fields(Choices)}, "labels": to_plain(labels), "codec": to_plain(codec),
     }  # fmt: skip
