@@ -1,4 +1,4 @@
-"""Small data sets as others record them, written without their libraries: LeRobot's v3.0 and v2.1, and robomimic's HDF5.
+"""Small data sets as others record them, written without their libraries: LeRobot's v3.0 and v2.1, robomimic's HDF5.
 
 Every frame is of one grey, which says where it belongs: 10 x episode + frame, in each camera; so do states (episode +
 frame / 100) and actions (targets: the next frame's state).
@@ -29,7 +29,10 @@ class Recording:
     version: str = "v3.0"
     codec: str = "libx264"  # or libsvtav1, or "" for images in the tables
     lengths: tuple[int, ...] = LENGTHS
-    cameras: tuple[tuple[str, tuple[int, int]], ...] = (("observation.images.front", (48, 64)), ("observation.images.wrist", (64, 64)))
+    cameras: tuple[tuple[str, tuple[int, int]], ...] = (
+        ("observation.images.front", (48, 64)),
+        ("observation.images.wrist", (64, 64)),
+    )
     fps: int = 30
     per_file: int = 2  # episodes, in v3.0
     state: str = "observation.state"
@@ -93,7 +96,10 @@ def _table(r: Recording, episodes: Sequence[int]) -> pa.Table:
         columns["next.success"] = [e % 2 == 0 and frame == r.lengths[e] - 1 for e, frame in moments]
     columns |= {"timestamp": np.array([frame / r.fps for _, frame in moments], np.float32)}
     columns |= {"frame_index": [frame for _, frame in moments], "episode_index": [e for e, _ in moments]}
-    columns |= {"index": [sum(r.lengths[:e]) + frame for e, frame in moments], "task_index": [e % 3 for e, _ in moments]}
+    columns |= {
+        "index": [sum(r.lengths[:e]) + frame for e, frame in moments],
+        "task_index": [e % 3 for e, _ in moments],
+    }
     for key, size in () if r.codec else r.cameras:
         columns[key] = [{"bytes": png(grey(e, frame), size), "path": f"frame-{frame}.png"} for e, frame in moments]
     return pa.table(columns)

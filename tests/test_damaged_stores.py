@@ -456,7 +456,7 @@ def test_a_disk_without_locks(code: int, whole: Path, tmp_path: Path, monkeypatc
 def test_a_disk_too_small_for_the_frames(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match="need .* GB, but .* left: make room"):
+    with pytest.raises(UserError, match=r"need .* GB, but .* left: make room"):
         FrameCache(EpisodeStore.open(whole))
     assert not list(tmp_path.rglob("*.rgb"))
 

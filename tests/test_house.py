@@ -153,7 +153,7 @@ def test_named_files_exist(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     text = page.read_text()
     for command, argument in re.findall(r"(?:`|\./|^)wmpo(?:\.sh)? ([a-z-]+)(?: ([\w./-]+))?", text, re.MULTILINE):
-        assert command in COMMANDS, f"wmpo {command}"
+        assert command in COMMANDS or f"{command} {argument}" in COMMANDS, f"wmpo {command} {argument}"
         if command == "run" and argument:
             assert argument in (*RECIPES, "RECIPE"), argument
     own = set(re.findall(r"^    (\w+): ", text, re.MULTILINE))  # settings of the example on the page

@@ -101,7 +101,11 @@ def test_robomimic(tmp_path: Path) -> None:
     assert not episode.succeeded and planned(path, success="rewards").episode(0).success.tolist()[-2:] == [False, True]
     after = planned(record_hdf5(tmp_path / "after.hdf5", after=True), success="rewards", fps=10).episode(0)
     assert after.images["agentview"][:, 0, 0, 0].tolist() == [grey(0, frame) for frame in (0, 2, 4, 6)]
-    assert np.allclose(after.actions[:, 0], 0.02) and after.actions[:, 6].tolist() == [0, 2, 4]  # the gripper's a target
+    assert np.allclose(after.actions[:, 0], 0.02) and after.actions[:, 6].tolist() == [
+        0,
+        2,
+        4,
+    ]  # the gripper's a target
     assert after.success.tolist() == [False, False, False, True] and after.instruction == "Square_D0"
     assert np.allclose(after.state[:, 0], [0, 2, 4, 6])
     assert "HDF5" in "\n".join(describe(open_source(path)) + advice(open_source(path).facts))
@@ -173,11 +177,15 @@ def test_a_store_that_lerobot_has_edited(tmp_path: Path) -> None:
     info = json.loads((theirs / "meta/info.json").read_text())
     del info["wmpo"]
     (theirs / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match="LeRobot's tools have edited since.*wmpo data import"):
+    with pytest.raises(UserError, match=r"LeRobot's tools have edited since.*wmpo data import"):
         EpisodeStore.open(theirs)
+    kept = {**info, "wmpo": json.loads((tmp_path / "again/meta/info.json").read_text())["wmpo"]}
     for path in theirs.glob("meta/episodes/*/*.parquet"):
         table = pq.read_table(path)
         pq.write_table(table.drop([name for name in table.column_names if name.startswith("wmpo/")]), path)
+    (theirs / "meta/info.json").write_text(json.dumps(kept))  # as one might try to mend it
+    with pytest.raises(UserError, match=r"LeRobot's tools have edited since"):
+        EpisodeStore.open(theirs)
     episode = made(theirs, tmp_path / "ours").episode(0)
     first = make_episode(0, 5, (3,), labels=True)
     assert episode.labels is not None and np.array_equal(episode.labels, first.labels)  # type: ignore[arg-type]
@@ -331,7 +339,10 @@ def test_every_command_says_how_to_import(theirs: Path, tmp_path: Path, capsys: 
 def test_without_labels_there_is_no_reward_model(
     theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, learn = str(tmp_path / "ours"), ["--reward.imagined-fraction", "0", "--reward.fit.steps", "2", "--device", "cpu"]
+    out, learn = (
+        str(tmp_path / "ours"),
+        ["--reward.imagined-fraction", "0", "--reward.fit.steps", "2", "--device", "cpu"],
+    )
     assert main(["data", "import", str(theirs), out]) == 0 and "none labelled" in capsys.readouterr().out
     assert main(["reward-model", "--data", out, "--out", str(tmp_path / "reward"), *learn]) == 2
     assert "Nobody has said which of the 3 episodes" in capsys.readouterr().err

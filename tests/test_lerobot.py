@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from episodes_by_hand import SPEC, make_episode, make_store
+from wmpo.cli import main
 from wmpo.data.stats import image_stats, merge_stats, vector_stats
 from wmpo.data.store import EpisodeStore
+from wmpo.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +134,55 @@ def test_lerobot_opens_it(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) 
             assert np.array_equal(item["observation.state"], episode.state[frame])
             assert item["task"] == episode.instruction
             place += 1
+
+
+def written_by_lerobot(root: Path, video: bool) -> Path:
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    vector = {"dtype": "float32", "shape": (2,), "names": ["pan.pos", "lift.pos"]}
+    names = ["height", "width", "channels"]
+    image = {"dtype": "video" if video else "image", "shape": (64, 64, 3), "names": names}
+    features = {"observation.images.front": image, "observation.state": vector, "action": vector}
+    dataset = module.LeRobotDataset.create("local/theirs", fps=30, features=features, root=root, use_videos=video)
+    for episode in range(2):
+        for frame in range(7):
+            values = np.array([episode, frame], np.float32)
+            picture = np.full((64, 64, 3), 10 * (frame + 1), np.uint8)
+            observed = {"observation.images.front": picture, "observation.state": values}
+            dataset.add_frame({**observed, "action": values + 1, "task": f"push block {episode}"})
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+@pytest.mark.parametrize("video", [True, False], ids=["video", "images"])
+def test_what_lerobot_writes_is_imported(video: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    root = written_by_lerobot(tmp_path / "theirs", video)
+    assert main(["data", "import", str(root), str(tmp_path / "ours"), "--fps", "10", "--success", "all"]) == 0
+    store = EpisodeStore.open(tmp_path / "ours")
+    for number, episode in enumerate(store):
+        assert episode.instruction == f"push block {number}"
+        assert episode.actions.tolist() == [[number + 1, 3], [number + 1, 6]]
+        assert np.abs(episode.images["front"][:, 32, 32, 0] - np.array([10.0, 40, 70])).max() <= 4
+        assert episode.state.tolist() == [[number, 0], [number, 3], [number, 6]]
+
+
+def test_a_store_that_lerobot_has_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    tools = pytest.importorskip("lerobot.datasets.dataset_tools")
+    spec = replace(SPEC, cameras={"front": (64, 64)})  # its encoder dies of smaller pictures
+    episodes = [make_episode(n, 4 + n, success=(2,) if n else (), spec=spec) for n in range(3)]
+    store = make_store(tmp_path / "store", episodes, spec)
+    ours = module.LeRobotDataset("local/store", root=store.root, video_backend="pyav")
+    tools.delete_episodes(ours, [1], output_dir=tmp_path / "cut", repo_id="local/cut")
+    tools.merge_datasets([ours, ours], output_repo_id="local/merged", output_dir=tmp_path / "merged")
+    for name, kept in (("cut", [0, 2]), ("merged", [0, 1, 2, 0, 1, 2])):
+        with pytest.raises(UserError, match="LeRobot's tools have edited since"):
+            EpisodeStore.open(tmp_path / name)
+        assert main(["data", "import", str(tmp_path / name), str(tmp_path / f"{name}-again")]) == 0
+        again = EpisodeStore.open(tmp_path / f"{name}-again")
+        for episode, number in zip(again, kept, strict=True):
+            assert np.array_equal(episode.actions, store.episode(number).actions)
+            assert np.array_equal(episode.success, store.episode(number).success)
+            assert episode.length == store.episode(number).length

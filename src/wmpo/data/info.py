@@ -71,7 +71,7 @@ def read_info(root: Path) -> Info:
     version = content.get("codebase_version")
     if "wmpo" not in content:
         if {layout.LABEL, layout.PADDED} <= content["features"].keys():
-            raise not_ours(root, "an episode store that LeRobot's tools have edited since; as it is now it")
+            raise edited(root)
         raise not_ours(root, f"a LeRobot data set ({str(version)[:20]}) that wmpo has not written; it")
     if version != layout.VERSION or content.get("chunks_size") != layout.FILES_PER_CHUNK:
         raise UserError(
@@ -101,6 +101,10 @@ def not_ours(root: Path, what: str) -> UserError:
         f"{root} is {what} can't be learned from: `wmpo data import {root} OUT` makes an episode store of it, and "
         f"`wmpo data check {root}` says what it holds."
     )
+
+
+def edited(root: Path) -> UserError:
+    return not_ours(root, "an episode store that LeRobot's tools have edited since; as it is now it")
 
 
 def is_hdf5(path: Path) -> bool:

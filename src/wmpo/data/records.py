@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from wmpo.data import layout
+from wmpo.data.info import edited
 from wmpo.data.initial_states import split_of
 from wmpo.data.stats import NAMES, Stats, image_stats, vector_stats
 from wmpo.data.tables import column, damaged, read_table
@@ -126,6 +127,8 @@ def read_records(root: Path, file: int, part: int, index: int, first_frame: int)
     table = read_table(path)
     if not len(table):
         raise damaged(path, "is empty")
+    if "wmpo/start" not in table.column_names:
+        raise edited(root)
     kinds = {**dict.fromkeys(NUMBERS, "whole numbers"), **dict.fromkeys(TEXTS, "text")}
     kinds |= dict.fromkeys(TRUTHS, "truth values")
     columns = {name: column(table, name, kind, path).to_pylist() for name, kind in kinds.items()}

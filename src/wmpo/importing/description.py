@@ -106,6 +106,6 @@ def _units(low: np.ndarray, high: np.ndarray) -> str:
 def _sentences(facts: Facts) -> Iterator[str]:
     counts = Counter(about.instruction for about in facts.episodes)
     for sentence, count in counts.most_common(SENTENCES):
-        yield f"sentence  {sentence[:200]!r}: {count} episodes"
+        yield f"sentence  {sentence[:200]!r}: {count} episode{'s' * (count != 1)}"
     if len(counts) > SENTENCES:
         yield f"sentence  ... and {len(counts) - SENTENCES} more"

@@ -67,8 +67,9 @@ def provenance(plan: Plan, codec: Codec) -> JsonObject:
     for path in plan.source.files():
         status = path.stat()
         found.update(repr((str(path.relative_to(plan.source.path)), status.st_size, status.st_mtime_ns)).encode())
-    labels = {n: to_plain(verdict) for n, verdict in (plan.judge.verdicts or {}).items()}
+    labels = {str(n): to_plain(verdict) for n, verdict in (plan.judge.verdicts or {}).items()}
+    choices = {one.name: to_plain(getattr(plan.choices, one.name)) for one in fields(Choices)}
     return {
         "source": str(plan.source.path.resolve()), "format": plan.source.facts.format, "files": found.hexdigest(),
-        "choices": {one.name: to_plain(getattr(plan.choices, one.name)) for one in fields(Choices)}, "labels": to_plain(labels), "codec": to_plain(codec),
+        "choices": choices, "labels": labels, "codec": to_plain(codec),
     }  # fmt: skip
