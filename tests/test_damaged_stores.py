@@ -379,7 +379,10 @@ def test_data_sets_of_others_are_recognised(version: str, whole: Path, tmp_path:
     shutil.copytree(whole, root)
     info("wmpo", value=...)(root)
     info("codebase_version", value=version)(root)
-    with pytest.raises(UserError, match=rf"is a LeRobot data set \({version}\) that wmpo did not write"):
+    with pytest.raises(UserError, match=r"that LeRobot's tools have edited since.*`wmpo data import"):
+        EpisodeStore.open(root)
+    info("features", "label.action", value=...)(root)
+    with pytest.raises(UserError, match=rf"is a LeRobot data set \({version}\) that wmpo has not written"):
         EpisodeStore.open(root)
 
 

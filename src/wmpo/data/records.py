@@ -127,7 +127,7 @@ def read_records(root: Path, file: int, part: int, index: int, first_frame: int)
     table = read_table(path)
     if not len(table):
         raise damaged(path, "is empty")
-    if "wmpo/start" not in table.column_names:
+    if not any(name.startswith("wmpo/") for name in table.column_names):
         raise edited(root)
     kinds = {**dict.fromkeys(NUMBERS, "whole numbers"), **dict.fromkeys(TEXTS, "text")}
     kinds |= dict.fromkeys(TRUTHS, "truth values")

@@ -66,8 +66,9 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
     paths = sorted((root / "meta/episodes").glob("*/*.parquet"))
     own = info.get("wmpo")
     files = own.get("files") if isinstance(own, dict) else None
-    if isinstance(files, list):
-        paths = [layout.episodes_path(root, file) for file in files if type(file) is int]
+    if isinstance(files, list) and paths:
+        counted = [layout.episodes_path(root, file) for file in files if type(file) is int]
+        paths = counted if set(counted) <= set(paths) else paths
     if not paths:
         raise damaged(root / "meta/episodes", "has no tables of episodes")
     number, begins = 0, dict[Path, int]()
