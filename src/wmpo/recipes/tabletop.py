@@ -36,4 +36,6 @@ SENTENCES = Recipe(
     policy=replace(POLICY, fit=replace(POLICY.fit, steps=900)),  # two tasks want more of them
 )
 
-INSERT = Recipe(name="insert", env=TabletopSettings(task="insert"), demonstrations=FEW, grpo=PRACTICE)
+INSERT = Recipe(
+    name="insert", env=TabletopSettings(task="insert"), demonstrations=replace(FEW, episodes=60), grpo=PRACTICE
+)
