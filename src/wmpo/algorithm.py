@@ -33,16 +33,16 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import evaluate, time_limit
-from wmpo.families import check_free, family_of, save_model
+from wmpo.families import check_free, family_of
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy, check_actions, load_policy
-from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
+from wmpo.protocols import Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcome_of
 from wmpo.report.results import BASE, RunResult
 from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_rollout, is_shown, round_of
+from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_rollout, is_shown, once, round_of
 from wmpo.success import SuccessData, learn_success, to_judge
 from wmpo.training.checkpoint import digest_of
 from wmpo.types import Episode, Observation
@@ -79,6 +79,7 @@ def optimise(run: Run) -> RunResult:
     return measure_run(run, policy, world_model, reward_model)
 
 
+@once
 def demonstrations(run: Run) -> None:
     """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept, since they were paid for;
     who learns from them, `demonstrations.failures` says."""
@@ -130,9 +131,10 @@ def imitate(run: Run) -> Policy:
 
 
 def save_policy(run: Run, policy: Policy, name: str) -> None:
-    save_model("policy", family_of(run.recipe.policy), policy, run.folder / "policies" / name)
+    run.save("policy", family_of(run.recipe.policy), policy, run.folder / "policies" / name)
 
 
+@once
 def collect(run: Run, policy: Policy, turn: int) -> None:
     """P real rollouts of the current policy."""
     cfg = run.recipe.collect
@@ -212,7 +214,7 @@ def model_the_world(run: Run, turn: int) -> WorldModel:
 
             if own := run.episodes(tried):
                 align_world_model(run, model, general, video_clips(run, cache, own, model), past)
-        save_model("world_model", run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
+        run.save("world_model", run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
     return model
 
 
@@ -282,7 +284,6 @@ def practise_in_dream(
     """On-policy GRPO. No real interaction in here: the dream gets first frames, of episodes so far and of some resets,
     and the policy sees only the dream."""
     with run.log.stage(name):
-        fresh = run.initial_states("practise", cfg.n_initial_states, turn)
         cache, chosen = FrameCache(run.store), run.recipe.collect.task.split("+")
         paid = run.episodes(
             lambda record: (
@@ -290,8 +291,9 @@ def practise_in_dream(
             )
         )
         numbers, first = stored_first_frames(cache, paid)
-        if fresh:
-            numbers, first = [*fresh, *numbers], cat([first_frames(run.env, fresh), first])
+        if cfg.n_initial_states:
+            fresh, shown = fresh_first_frames(run, cfg.n_initial_states, turn)
+            numbers, first = [*fresh, *numbers], cat([shown, first])
         tried = run.episodes(lambda record: record.source == f"round-{turn}") or run.episodes(is_demonstration)
         practise_from(
             run, policy, world_model, reward_model, numbers, first, tried, cfg, name, turn,
@@ -332,10 +334,11 @@ def practise_from(
     )  # fmt: skip
 
 
-def first_frames(env: Env, numbers: list[int]) -> Observation:
-    """What the real environment shows at each initial state; nothing is done there."""
-    size = env.spec.max_batch
-    return cat([env.reset(numbers[begin : begin + size]) for begin in range(0, len(numbers), size)])
+@once
+def fresh_first_frames(run: Run, n: int, turn: int) -> tuple[list[int], Observation]:
+    """(initial-state numbers, what the real environment shows there) of n states; nothing is done there."""
+    numbers, size = run.initial_states("practise", n, turn), run.env.spec.max_batch
+    return numbers, cat([run.env.reset(numbers[begin : begin + size]) for begin in range(0, n, size)])
 
 
 def stored_first_frames(cache: FrameCache, episodes: Sequence[int]) -> tuple[list[int], Observation]:
@@ -357,6 +360,7 @@ def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observati
     return cache.observation(np.array(rows))
 
 
+@once
 def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) -> None:
     """Now and then, how the practising policy does for real. Shown in the report; nothing decides by it."""
     cfg = run.recipe.evaluate
@@ -367,6 +371,7 @@ def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) ->
         run.log.scalars(iteration, {f"{name}/real_success": result.rate, f"{name}/real_success_steps": result.steps})
 
 
+@once
 def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
     """Real success from initial states that nothing has learned from; each episode is kept when it ends."""
     cfg = run.recipe.evaluate

@@ -44,6 +44,9 @@ class FitConfig:
     cpu_shards: Annotated[int, Between(1, 1024)] = 1
     """Equal parts of a batch that a CPU works on side by side, a core each; the gradient is their mean. A GPU takes the
     batch whole."""
+    accumulate: Annotated[int, Between(1, 1024)] = 1
+    """Equal parts of a batch of which gradients are computed one after another, each in its shards: less memory.
+    Several processes share the parts (docs/cluster.md)."""
     lr: Annotated[float, Between(1e-12, 100)] = 1e-3
     """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
     warmup: Annotated[int, Between(0, 100000000)] = 50
@@ -151,6 +154,9 @@ class GRPOConfig:
     """Informative groups per iteration. [paper 64]"""
     group_size: Annotated[int, Between(2, 65536)] = 8
     """G: imagined rollouts from one initial frame. [paper 8]"""
+    shards: Annotated[int, Between(1, 65536)] = 1
+    """Equal parts of the groups that are imagined one after another, with random numbers of their own: what several
+    processes share (docs/cluster.md)."""
     n_initial_states: Annotated[int, Between(0, 65536)] = 256
     """Fresh initial frames to practise from (resets of the real environment, no actions), beside those of the
     demonstrations and rollouts, which are there anyway."""

@@ -4,6 +4,8 @@ Per iteration: draw initial states, play a group of G rollouts from each with th
 all fail or all succeed (and draw others in their place), then a few clipped updates. Practice ends early where the
 policy has gone too far from where it began: a dream is right about what that policy did, and flatters what is new to
 it. Its result is a running mean of the iterations' policies, each of which is a noisy one.
+
+Ranks share what is heavy, the shards of the groups and the episodes of a mini-batch; all else, every rank does alike.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from wmpo.io.plain import to_plain
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
+from wmpo.training import ranks
 from wmpo.training.checkpoint import (
     digest_of,
     digest_of_numbers,
@@ -68,32 +71,60 @@ def play_groups(
     temperature: float,
 ) -> Groups:
     """Play groups until `cfg.groups` are informative, at most `1 + cfg.max_resamples` batches; none may be."""
-    G = cfg.group_size
-    parts: list[Rollout] = []
-    rewards: list[torch.Tensor] = []
-    played, successes, kept = 0, 0.0, 0
+    found: list[Shard] = []
+    kept = 0
     for _ in range(1 + cfg.max_resamples):
         drawn = torch.randint(len(initial_states), (cfg.groups,), generator=generator, device=generator.device).tolist()
-        batch = [initial_states[i] for i in drawn for _ in range(G)]
-        played_now = rollout(env, policy, batch, temperature=temperature, generator=generator)
-        reward_BG = played_now.success.float().view(-1, G)
-        played += len(reward_BG)
-        successes += float(reward_BG.sum())
-        keep = (
-            informative(reward_BG, cfg.min_group_success, cfg.max_group_success)
-            .nonzero()
-            .squeeze(1)[: cfg.groups - kept]
-        )
-        if len(keep):
-            rows = (keep[:, None] * G + torch.arange(G)).flatten()
-            parts.append(played_now.select(rows))
-            rewards.append(reward_BG[keep])
-            kept += len(keep)
+        shards = play_shards(env, policy, [initial_states[i] for i in drawn], cfg, generator, temperature)
+        found += (shard for some in ranks.gather(shards) for shard in some)
+        kept = min(sum(len(shard.kept) for shard in found) // cfg.group_size, cfg.groups)
         if kept == cfg.groups:
             break
-    if not parts:  # nothing to learn from this time: an empty batch
-        parts, rewards = [played_now.select(torch.zeros(0, dtype=torch.long))], [reward_BG[:0]]
-    return Groups(Rollout.cat(parts), torch.cat(rewards), successes / (played * G), played, kept)
+    played, rows = sum(shard.groups for shard in found), torch.arange(kept * cfg.group_size)
+    batch = Rollout.cat([shard.kept for shard in found]).select(rows)
+    rate = sum(shard.successes for shard in found) / (played * cfg.group_size)
+    return Groups(batch, batch.success.float().view(-1, cfg.group_size), rate, played, kept)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the groups of an iteration."""
+
+    groups: int
+    successes: int
+    kept: Rollout  # of the informative groups
+
+
+def play_shards(
+    env: Env,
+    policy: Policy,
+    initial_states: Sequence[int],
+    cfg: GRPOConfig,
+    generator: torch.Generator,
+    temperature: float,
+) -> list[Shard]:
+    """Play this rank's shards of the groups that begin at `initial_states`, one of each.
+
+    With more shards than one, each has random numbers of its own, so that who plays the others changes nothing.
+    """
+    G, count = cfg.group_size, min(cfg.shards, len(initial_states))
+    bounds = [len(initial_states) * place // count for place in range(count + 1)]
+    seeds: list[int] = []
+    if count > 1:
+        seeds = torch.randint(2**31, (count + 1,), generator=generator, device=generator.device).tolist()
+    shards = []
+    for place in ranks.share(count):
+        if seeds:
+            generator.manual_seed(seeds[place])
+        batch = [state for state in initial_states[bounds[place] : bounds[place + 1]] for _ in range(G)]
+        played = rollout(env, policy, batch, temperature=temperature, generator=generator)
+        reward_BG = played.success.float().view(-1, G)
+        keep = informative(reward_BG, cfg.min_group_success, cfg.max_group_success).nonzero()  # (groups, 1)
+        rows = (keep * G + torch.arange(G)).flatten()
+        shards.append(Shard(len(reward_BG), int(reward_BG.sum()), played.select(rows)))
+    if seeds:
+        generator.manual_seed(seeds[-1])
+    return shards
 
 
 def advantages(groups: Groups, cfg: GRPOConfig, generator: torch.Generator) -> Tensor:
@@ -127,9 +158,10 @@ def update(
 
     before = log_prob_under(reference, groups.rollout, cfg, device) if reference is not None and cfg.kl_coef else None
 
-    def gradient(rows: Tensor) -> tuple[Sequence[Tensor | None], dict[str, float]]:
+    def gradient(rows: Tensor) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
         loss, metrics = policy_loss(policy, groups.rollout, advantage_E, rows, cfg, device, before)
-        return torch.autograd.grad(loss, parameters, allow_unused=True), {**metrics, "loss": float(loss.detach())}
+        values = {name: torch.tensor(value) for name, value in {**metrics, "loss": float(loss.detach())}.items()}
+        return torch.autograd.grad(loss, parameters, allow_unused=True), values
 
     sums: dict[str, float] = {}
     minibatches: list[Tensor] = []
@@ -140,15 +172,13 @@ def update(
     for step, rows in enumerate(minibatches, start=taken + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(cfg, step)
-        parts = rows.split(cfg.micro_batch)
+        parts = rows.split(min(cfg.micro_batch, -(-len(rows) // ranks.world())))  # one for each rank, or more
         weights = [len(part) / len(rows) for part in parts]
-        found = accumulate_gradients(parameters, gradient, weights, parts)
-        norm = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
+        metrics = accumulate_gradients(parameters, gradient, weights, parts)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
-        sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
-        for weight, metrics in zip(weights, found, strict=True):
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + weight * value
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
     return {name: value / len(minibatches) for name, value in sums.items()}
 
 
@@ -224,12 +254,15 @@ def practise(
     to measure the policy that practises. Files go to `folder/name`, see `Checkpoints`; `depends` names what else the
     result follows from, such as digests of a dream: settings, seed, initial states and the policy are among it anyway.
     """
+    ranks.same(policy.state_dict().values())
     learner, files = Learner(policy, cfg), checkpoints(Path(folder) / name, policy, initial_states, cfg, seed, depends)
     if files.load_result(policy):
         return policy
     begin = frozen_copy(policy) if cfg.target_kl or cfg.kl_coef else None
     done = learner.resume(files)
     policy.eval()
+    if (parts := min(cfg.shards, cfg.groups)) < ranks.world():
+        log.info(f"{name}: groups are played in {parts} shards, by as many of the processes: see grpo.shards")
     with log.progress(name, cfg.iterations) as bar, stop_requests() as stop:
         bar.skip(done)
         for iteration in range(done, cfg.iterations):
@@ -251,7 +284,8 @@ def practise(
             if callback is not None:
                 callback(iteration + 1, policy)
             files.save(iteration + 1, learner.tensors())
-            if stop.is_set() and iteration + 1 < cfg.iterations:
+            (stopping,) = ranks.agree(stop.is_set())
+            if stopping and iteration + 1 < cfg.iterations:
                 raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
     learner.take_average()
     files.finish(policy, cfg.iterations)

@@ -25,6 +25,7 @@ from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
 from wmpo.run import Run, check_horizon
+from wmpo.training import ranks
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec, Observation, Outcome
@@ -44,21 +45,31 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]
     """A new run in `folder`, or the one that is there, if it is of the same recipe.
 
     Classes of yours that `recipe` names, as module:Class, are imported; those that files in `folder` name are not.
+    Of several ranks the first one has the environment and the lock.
     """
+    ranks.start()
     recipe = completed(trusted(recipe))
     check_recipe(recipe)
     use_one_thread()
     device = pick_device(recipe.device)
-    with closing(make_env(recipe.env)) as env, locked(folder):
-        check_horizon(recipe.policy.chunk, env.spec)
-        check_tasks(recipe, env)
-        keep_recipe(recipe, folder)
-        with RunLog(folder, quiet) as log:
+    with ExitStack() as held:
+        real: Env | None = None
+
+        def prepare() -> tuple[EnvSpec, EpisodeStore, EpisodeStore]:
+            nonlocal real
+            real = held.enter_context(closing(make_env(recipe.env)))
+            held.enter_context(locked(folder))
+            check_horizon(recipe.policy.chunk, real.spec)
+            check_tasks(recipe, real)
+            keep_recipe(recipe, folder)
             if recipe.grpo.freeze:  # which only the policy knows, and that is made after the demonstrations
-                trained_parameters(build_policy(recipe.policy, env.spec), recipe.grpo.freeze)
-            store = EpisodeStore.open_or_create(folder / "episodes", env.spec)
-            evaluation = EpisodeStore.open_or_create(folder / "evaluation", env.spec)
-            yield Run(recipe, folder, log, device, env, store, evaluation)
+                trained_parameters(build_policy(recipe.policy, real.spec), recipe.grpo.freeze)
+            store = EpisodeStore.open_or_create(folder / "episodes", real.spec)
+            return real.spec, store, EpisodeStore.open_or_create(folder / "evaluation", real.spec)
+
+        spec, store, evaluation = ranks.first(prepare)
+        log = held.enter_context(RunLog(folder, quiet))
+        yield Run(recipe, folder, log, device, real or Unreachable(spec), store, evaluation)
 
 
 @contextmanager
@@ -67,6 +78,7 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
 
     Without `env` the store must exist, and the real environment is out of reach.
     """
+    ranks.start()
     recipe = completed(trusted(recipe))
     check_recipe(recipe)
     use_one_thread()
@@ -79,7 +91,9 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
                 f"{data} can't be filled: {taken.parent} belongs to a run or a stage; choose another --data."
             )
     store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
-    with locked(folder), RunLog(folder, quiet) as log:
+    with ExitStack() as held:
+        ranks.first(lambda: held.enter_context(locked(folder)))
+        log = held.enter_context(RunLog(folder, quiet))
         tell_size(log, store)
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
 
@@ -170,9 +184,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU where there is one. A GPU is made repeatable, and fast, for the whole process."""
+    """auto: a GPU where there is one; ranks have one each. It is made repeatable, and fast, for the whole process."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.world() > 1 and name.startswith("cuda"):
+        gpus = torch.cuda.device_count()
+        if name != "cuda" or ranks.local_rank() >= gpus:
+            raise UserError(
+                f"This machine has {gpus} GPUs, of which each process takes one: start no more processes than that, "
+                "with --device cuda, or use --device cpu."
+            )
+        name = f"cuda:{ranks.local_rank()}"
     try:
         device = torch.device(name)
         if device.type == "cpu" and device.index:
@@ -181,6 +203,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run
         torch.set_float32_matmul_precision("high")  # TF32, in which convolutions are computed anyway
     return device

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -16,13 +18,17 @@ from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
 from wmpo.errors import UserError
+from wmpo.families import save_model
 from wmpo.io.files import read_json, write_json
 from wmpo.io.plain import differences, to_plain
-from wmpo.protocols import Env
+from wmpo.protocols import Env, Policy, RewardModel, WorldModel
+from wmpo.training import ranks
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
 from wmpo.types import EnvSpec
 
+P = ParamSpec("P")
+T = TypeVar("T")
 CHANGES_NO_FRAME = ("workers", "python", "timeout", "renderer")  # settings of an environment
 
 
@@ -48,6 +54,21 @@ class Purpose(IntEnum):
     ONLINE_GRPO = 23
 
 
+def once(work: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """What meets the real environment or writes files, and so is one process's: of several, rank 0 does it, on its own;
+    the others wait, and get its result and the episodes that it stored."""
+
+    @wraps(work)
+    def by_first(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        result = ranks.first(lambda: work(run, *args, **kwargs))
+        if ranks.rank() > 0:
+            run.store.refresh()
+            run.evaluation.refresh()
+        return result
+
+    return by_first
+
+
 @dataclass
 class Run:
     """Where a run lives and what it may use."""
@@ -63,6 +84,7 @@ class Run:
     def seed(self, *purpose: int) -> int:
         return step_seed(self.recipe.seed, *purpose)
 
+    @once
     def initial_states(self, split: str, n: int, turn: int = 0) -> list[int]:
         """The first n initial states of a split; to collect and practise, only those of `collect.task`."""
         chosen, count = self.recipe.collect.task.split("+"), n
@@ -90,6 +112,12 @@ class Run:
             depends=depends,
         )  # fmt: skip
 
+    @once
+    def save(self, kind: str, family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:
+        """Write a model, see `wmpo.families.save_model`."""
+        save_model(kind, family, model, folder)
+
+    @once
     def same_inputs(self, stage: str, inputs: Mapping[str, object]) -> None:
         """Keep what the result of a stage follows from. Raises UserError where there is a result of something else."""
         path = self.folder / "inputs" / f"{stage}.json"

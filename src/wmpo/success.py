@@ -16,7 +16,7 @@ from wmpo.data.clips import MARGIN, RewardBatch, RewardClips
 from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
-from wmpo.families import MODEL_CONFIG, save_model
+from wmpo.families import MODEL_CONFIG
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
 from wmpo.io.plain import to_plain
 from wmpo.losses.verdicts import best_f1_threshold, calibrated_threshold, matching_threshold, precision_recall_f1
@@ -24,7 +24,7 @@ from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.report.measure import score_video
 from wmpo.rewards import build_reward_model, load_reward_model
 from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run
+from wmpo.run import Purpose, Run, once
 from wmpo.training.checkpoint import digest_of, digest_of_values
 from wmpo.types import Episode
 
@@ -154,7 +154,7 @@ def learn_success(
             threshold = cross_fitted_threshold(run, data.judged, judge)
         run.log.info(f"reward model: threshold {threshold:.3f} (a logit)")
         model = model.with_threshold(threshold)
-        save_model("reward", cfg.family, model, folder)
+        run.save("reward", cfg.family, model, folder)
     return model
 
 
@@ -199,6 +199,7 @@ def verdicts(model: RewardModel, episode: Episode, chunk: int, stride: int) -> I
         yield float(scores[:before][scored[:before]].max()), False
 
 
+@once
 def threshold_by_rate(
     run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, episodes: Sequence[int], turn: int
 ) -> float:
@@ -221,6 +222,7 @@ def success_rate(run: Run, episodes: Sequence[int]) -> float:
     return sum(records[i].succeeded for i in episodes) / max(len(episodes), 1)
 
 
+@once
 def imagined_again(run: Run, world_model: WorldModel, episodes: Sequence[int], turn: int) -> EpisodeStore:
     """Imagined replays of real episodes, first camera only; labels stay the real ones."""
     spec = run.env.spec

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "practise": Command("dreaming", "PractiseCommand", "stage: improve a policy in imagination"),
 }
+SHARED = ("run", "imitate", "world-model", "reward-model", "practise")  # by the processes that torchrun starts
 NO_FAULT_OF_OURS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG, errno.ENOTEMPTY,
@@ -62,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     threading.excepthook = _of_thread
     try:
-        return exit_status(lambda: dispatch(sys.argv[1:]))
+        return exit_status(together if launched() else lambda: dispatch(sys.argv[1:]))
     except KeyboardInterrupt:  # asked again while answering the first time
         return 130
     finally:
@@ -111,6 +112,21 @@ def exit_status(command: Callable[[], int]) -> int:
         return complain("Out of memory: choose smaller sizes or batches; `wmpo plan` says what a recipe needs.", 2)
 
 
+def launched() -> bool:
+    """Whether torchrun has started this as one of several processes."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+
+
+def together() -> int:
+    """`dispatch` in one of several processes, which begin and end together."""
+    from wmpo.training import ranks
+
+    ranks.start()
+    status = dispatch(sys.argv[1:])
+    ranks.end()
+    return status
+
+
 def dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(overview())
@@ -133,6 +149,8 @@ def dispatch(args: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
         raise UserError(f"There is no command {args[0]!r}: {hint}")
     command = COMMANDS[args[0]]
+    if launched() and args[0] not in SHARED:
+        raise UserError(f"wmpo {args[0]} is work for one process: start it without torchrun.")
     args = allowing(args)
     options = getattr(importlib.import_module(f"wmpo.cli.{command.module}"), command.name)
     if hasattr(options, "parse"):
@@ -195,6 +213,12 @@ def nobody_reads() -> bool:
 
 
 def complain(text: str, status: int) -> int:
+    if launched():
+        from wmpo.training import ranks
+
+        text, status = ranks.last_words(text, status)
+    if not text:
+        return status
     for stream, words in ((sys.stdout, ""), (sys.stderr, f"wmpo: {text}\n")):
         try:
             print(words, end="", file=stream, flush=True)

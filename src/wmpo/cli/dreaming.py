@@ -33,7 +33,7 @@ class WorldModelCommand:
         from wmpo.data.clips import VideoClips
         from wmpo.data.compatibility import comparable
         from wmpo.data.store import EpisodeStore
-        from wmpo.families import check_free, save_model
+        from wmpo.families import check_free
         from wmpo.opening import open_stage, tell_size
 
         require_between("--chunk", self.chunk, 1, 1024)
@@ -58,7 +58,7 @@ class WorldModelCommand:
                 pretrain_world_model(run, model, general)
                 if tried is not None:
                     align_world_model(run, model, general, tried)
-            save_model("world_model", self.world_model.family, model, self.out / "model")
+            run.save("world_model", self.world_model.family, model, self.out / "model")
             run.log.info(f"World model: {self.out / 'model'}")
 
 
@@ -85,7 +85,7 @@ class RewardModelCommand:
 
     def execute(self) -> None:
         from wmpo.cli.models import check_chunk, fitting
-        from wmpo.families import check_free, save_model
+        from wmpo.families import check_free
         from wmpo.opening import open_stage
         from wmpo.policies import load_policy
         from wmpo.success import SuccessData, chosen_by_rate, learn_success, to_judge
@@ -114,7 +114,7 @@ class RewardModelCommand:
             if world_model and policy:
                 check_chunk(world_model, policy)
             model = learn_success(run, data, world_model or None, policy or None)
-            save_model("reward", self.reward.family, model, self.out / "model")
+            run.save("reward", self.reward.family, model, self.out / "model")
             run.log.info(f"Reward model: {self.out / 'model'}")
 
 
@@ -145,7 +145,7 @@ class PractiseCommand:
         from wmpo.algorithm import practise_from, stored_first_frames
         from wmpo.cli.models import check_chunk, fitting
         from wmpo.data.cache import FrameCache
-        from wmpo.families import check_free, save_model, saved_family
+        from wmpo.families import check_free, saved_family
         from wmpo.opening import open_stage
         from wmpo.policies import check_actions, load_policy
         from wmpo.rewards import load_reward_model
@@ -168,7 +168,7 @@ class PractiseCommand:
                 raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")
             numbers, first = stored_first_frames(cache, range(len(cache)))
             practise_from(run, policy, world_model, reward_model, numbers, first, tried, self.grpo, "practice")
-            save_model("policy", family, policy, self.out / "policy")
+            run.save("policy", family, policy, self.out / "policy")
             run.log.info(f"Policy: {self.out / 'policy'}")
 
 

@@ -211,6 +211,13 @@ class EpisodeStore:
         path = layout.video_path(self.root, self.files[part], camera)
         return Video(path, self.spec.cameras[camera], self.spec.fps, self.part_frames[part])
 
+    def refresh(self) -> None:
+        """Take in what others have appended."""
+        info = read_info(self.root)
+        if info.content != self._info.content:
+            self._read(info)
+            self._stats = None
+
     def append(self, episodes: Sequence[Episode]) -> None:
         """Store episodes for good: all of them, or none when anything goes wrong."""
         if not episodes:
@@ -251,10 +258,7 @@ class EpisodeStore:
             raise UserError(f"The labels could not be written to {self.root} ({error}): they are as before.") from error
 
     def _append(self, episodes: Sequence[Episode]) -> None:
-        info = read_info(self.root)
-        if info.content != self._info.content:
-            self._read(info)
-            self._stats = None
+        self.refresh()
         old, self._stats = self._stats, None  # unknown, should anything go wrong
         if old is None:
             self._remove_leftovers()

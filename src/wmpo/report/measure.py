@@ -31,7 +31,7 @@ from wmpo.report.results import (
 )
 from wmpo.report.video import encode_png, filmstrip
 from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run, is_rollout
+from wmpo.run import Purpose, Run, is_rollout, once
 from wmpo.training.log import read_metrics
 from wmpo.types import EnvSpec, Episode
 from wmpo.world_models.metrics import psnr, random_feature_frechet, sharpness, ssim
@@ -274,6 +274,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
     return result, {name: [episode.first(horizon) for episode in episodes] for name, episodes in played.items()}
 
 
+@once
 def measure_run(run: Run, policy: Policy, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
     """Measure the dream, then write result.json, report.html and dream.png: real film strips above imagined ones."""
     recipe = run.recipe

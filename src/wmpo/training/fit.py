@@ -4,12 +4,11 @@ A step is a pure function of (weights, optimiser state, step number): batches co
 numbers are seeded per step. That is why a resumed run equals an uninterrupted one, bit for bit.
 
 Small networks gain nothing from a second thread inside an operation, but nearly twice the speed from a second thread
-that works on the other half of the batch (`FitConfig.cpu_shards`).
+that works on the other half of the batch (`FitConfig.cpu_shards`). Parts of a batch are also what ranks share out.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -18,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from wmpo.batches import Batch, rows_of, split, to_device
@@ -26,6 +24,7 @@ from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
 from wmpo.protocols import Trainable
+from wmpo.training import ranks
 from wmpo.training.checkpoint import (
     digest_of,
     load_optimizer,
@@ -36,7 +35,7 @@ from wmpo.training.checkpoint import (
 )
 from wmpo.training.log import RunLog
 from wmpo.training.optimiser import learning_rate, make_optimizer, move_average
-from wmpo.training.parallel import accumulate_gradients, weighted_sum
+from wmpo.training.parallel import accumulate_gradients
 from wmpo.training.prefetch import prefetch
 from wmpo.training.resume import Checkpoints
 from wmpo.training.signals import stop_requests
@@ -66,13 +65,13 @@ def fit(
     `depends` names what else the result follows from, such as a digest of the data: settings, seed and the weights
     that `module` begins with are among it anyway. Raises UserError where the files were made from something else.
 
-    Under torchrun every process draws its own batch, `sample(step * world + rank)`, and gradients are averaged:
-    the effective batch is `world` times `config.batch_size`.
+    Ranks share the parts of each batch, and take the steps that one process would take.
 
     On Ctrl-C or SIGTERM the step in hand is finished and saved, then KeyboardInterrupt is raised.
     """
     device = torch.device(device)
     module.to(device)
+    ranks.same(module.state_dict().values())
     inputs = {**to_plain(config), "seed": seed, "weights": digest_of(module), **(depends or {})}
     files = Checkpoints(Path(folder) / name, inputs)
     if files.load_result(module):
@@ -82,26 +81,26 @@ def fit(
     if saved:
         learner.restore(tensors, files.checkpoint)
     window, saved_at = Window(name, tensors, device), time.monotonic()
-    batches = prefetch(lambda step: sample(step * learner.world + learner.rank), range(saved, config.steps))
+    batches = prefetch(sample, range(saved, config.steps))
     module.train()
+    if (parts := learner.parts) < ranks.world():
+        log.info(f"{name}: a batch has {parts} parts, so that no more of the processes have work: see fit.accumulate")
     with closing(batches), log.progress(name, config.steps) as bar, stop_requests() as stop:
         bar.skip(saved)
         for step, batch in zip(range(saved, config.steps), batches, strict=True):
-            metrics, stopping = learner.step(batch, step, stop)
-            window.add(metrics)
+            window.add(learner.step(batch, step))
+            stopping, waited = ranks.agree(stop.is_set(), time.monotonic() - saved_at > checkpoint_seconds)
             last = step + 1 == config.steps
-            due = not last and (stopping or time.monotonic() - saved_at > checkpoint_seconds)
+            due = not last and (stopping or waited)
             if due or last or len(window) == LOG_EVERY:
                 window.check(step, saved, files.folder)
             if last or len(window) == LOG_EVERY:
-                means = window.close(config.batch_size * learner.world) | {"lr": learning_rate(config, step)}
-                if learner.rank == 0:
-                    log.scalars(step + 1, {f"{name}/{key}": value for key, value in means.items()})
+                means = window.close(config.batch_size) | {"lr": learning_rate(config, step)}
+                log.scalars(step + 1, {f"{name}/{key}": value for key, value in means.items()})
                 bar.text = f"loss {means['loss']:.4g}"
             bar.update(1)
             if due:
-                if learner.rank == 0:
-                    files.save(step + 1, learner.tensors() | window.tensors())
+                files.save(step + 1, learner.tensors() | window.tensors())
                 saved, saved_at = step + 1, time.monotonic()
                 if stopping:
                     raise KeyboardInterrupt(f"{name}: stopped after step {saved}; the same command continues there.")
@@ -114,43 +113,37 @@ class Learner:
 
     def __init__(self, module: Trainable, config: FitConfig, device: torch.device, seed: int) -> None:
         self.module, self.config, self.device, self.seed = module, config, device, seed
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if self.world > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
+        self.parts = config.accumulate * (config.cpu_shards if device.type == "cpu" else 1)
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         own = module.state_dict() if config.ema > 0 else {}
         self.average = {name: tensor.detach().clone() for name, tensor in own.items()}
         self.optimizer = make_optimizer(module, config, device)
 
-    def step(self, batch: Batch, step: int, stop: threading.Event) -> tuple[dict[str, Tensor], bool]:
-        """(metrics, whether any process has been asked to stop) of one optimiser step."""
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One optimiser step; its metrics."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        metrics = self._find_gradients(to_device(batch, self.device), step)
-        stopping = average_gradients(self.parameters, stop.is_set()) if self.world > 1 else stop.is_set()
+        metrics = self._find_gradients(batch, step)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.optimizer.step()
         if self.average:
             move_average(self.average, self.module, self.config.ema, step)
-        return {**metrics, "grad_norm": norm}, stopping
+        return {**metrics, "grad_norm": norm}
 
     def _find_gradients(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Give every parameter its gradient; what is computed depends on the shards, not on the cores."""
+        """Give every parameter its gradient; what is computed depends on the parts, not on cores and ranks."""
 
         def gradients(part: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
-            loss, metrics = self.module(part, generator)
+            loss, metrics = self.module(to_device(part, self.device), generator)
             metrics = {key: value.detach() for key, value in {**metrics, "loss": loss}.items()}
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), metrics
 
-        shards = self.config.cpu_shards if self.device.type == "cpu" else 1
-        parts = split(batch, shards) if shards > 1 else [batch]
-        seeds = [step_seed(self.seed, step, self.rank, place) for place in range(len(parts))]
+        parts = split(batch, self.parts) if self.parts > 1 else [batch]
+        seeds = [step_seed(self.seed, step, 0, place) for place in range(len(parts))]
         generators = [torch.Generator(self.device).manual_seed(number) for number in seeds]
-        sizes = [rows_of(part) for part in parts] if shards > 1 else [1]
+        sizes = [rows_of(part) for part in parts] if self.parts > 1 else [1]
         weights = [size / sum(sizes) for size in sizes]
-        found = accumulate_gradients(self.parameters, gradients, weights, parts, generators)
-        return {key: weighted_sum(weights, [metrics[key] for metrics in found]) for key in found[0]}
+        return accumulate_gradients(self.parameters, gradients, weights, parts, generators)
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -169,10 +162,7 @@ class Learner:
     def finish(self, files: Checkpoints) -> None:
         if self.average:
             self.module.load_state_dict(self.average)
-        if self.rank == 0:
-            files.finish(self.module, self.config.steps)
-        if self.world > 1:
-            dist.barrier()  # nobody looks for the result before it is there
+        files.finish(self.module, self.config.steps)
 
 
 class Window:
@@ -221,15 +211,3 @@ class Window:
 def step_seed(*numbers: int) -> int:
     """A 32-bit seed from several numbers, without the correlations of seeds that lie close together."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def average_gradients(parameters: list[nn.Parameter], stopping: bool = False) -> bool:
-    """Average gradients over processes, in one message; True if any process was asked to stop."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads] + [grads[0].new_tensor([float(stopping)])])
-    dist.all_reduce(flat)
-    offset = 0
-    for grad in grads:
-        grad.copy_(flat[offset : offset + grad.numel()].view_as(grad) / dist.get_world_size())
-        offset += grad.numel()
-    return bool(flat[-1] > 0)

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
 from wmpo.io.machine import memory_mb
+from wmpo.training import ranks
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,17 +63,22 @@ class ProgressBar:
 
 
 class RunLog:
-    """Writes below `folder`: metrics.jsonl, tensorboard/, stages.json. `quiet` silences the terminal only."""
+    """Writes below `folder`: metrics.jsonl, tensorboard/, stages.json. `quiet` silences the terminal only.
+
+    Of several ranks the first one logs, and the others say nothing.
+    """
 
     def __init__(self, folder: Path, quiet: bool = False) -> None:
         self.folder = Path(folder)
-        self.quiet = quiet
+        self.writes = ranks.rank() == 0
+        self.quiet = quiet = quiet or not self.writes
         self.folder.mkdir(parents=True, exist_ok=True)
         self.console = Console(quiet=quiet, file=sys.stdout or open(os.devnull, "w"))  # noqa: SIM115
         self._writer: SummaryWriter | None = None
         self._lock = threading.Lock()
         self._live: Progress | None = None
-        repair_lines(self.folder / "metrics.jsonl")
+        if self.writes:
+            repair_lines(self.folder / "metrics.jsonl")
 
     def info(self, text: str) -> None:
         """One line on the terminal."""
@@ -80,6 +86,8 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named numbers at a step; METRICS says what each name means."""
+        if not self.writes:
+            return
         plain = {name: float(value) for name, value in values.items()}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **plain})
         try:
@@ -118,6 +126,9 @@ class RunLog:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Record wall-clock and peak memory of a stage in stages.json; a resumed stage adds to what it has."""
+        if not self.writes:
+            yield
+            return
         began = time.monotonic()
         before = read_stages(self.folder).get(name, {})
         if torch.cuda.is_available():

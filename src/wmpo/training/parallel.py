@@ -7,15 +7,16 @@ The number of parts, not that of cores, decides what is computed: a machine with
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from wmpo.io.machine import usable_cores
+from wmpo.training import ranks
 
 T = TypeVar("T")
 
@@ -52,32 +53,46 @@ def parallel_map(work: Callable[..., T], *arguments: Iterable[object]) -> list[T
 
 def accumulate_gradients(
     parameters: Sequence[nn.Parameter],
-    work: Callable[..., tuple[Sequence[Tensor | None], T]],
+    work: Callable[..., tuple[Sequence[Tensor | None], Mapping[str, Tensor]]],
     weights: Sequence[float],
     *arguments: Iterable[object],
-) -> list[T]:
+) -> dict[str, Tensor]:
     """Give each parameter the weighted sum of its gradients of all parts; one that none has used gets none.
 
-    `work(*row)`, for each row of `zip(*arguments)`, returns gradients and something else, such as metrics, a list of
-    which is returned. A CPU works on several parts at once, a GPU on one after the other. Gradients are added as they
-    come, always in the same order: no more of them are held than those of the parts in work, and their sum.
+    `work(*row)`, for each row of `zip(*arguments)`, returns gradients and metrics, of which the weighted sums are
+    returned. Ranks share the parts. A CPU works on several of them at once, a GPU on one after the other. Gradients are
+    added as they come, always in the same order: no more of them are held than those of the parts in work, and their
+    sum.
     """
     together = cores() if parameters[0].device.type == "cpu" else 1
     rows = list(zip(weights, *arguments, strict=True))
+    # a rank for which no part is left works on the first one for nothing, and so knows what there is to add up
+    rows = [rows[place] for place in ranks.share(len(rows))] or [(0.0, *rows[0][1:])]
     sums: list[Tensor | None] = [None] * len(parameters)
-    extras = []
+    metrics: dict[str, Tensor] = {}
     for begin in range(0, len(rows), together):
         its, *given = zip(*rows[begin : begin + together], strict=True)
-        for weight, (grads, extra) in zip(its, parallel_map(work, *given), strict=True):
-            extras.append(extra)
+        for weight, (grads, found) in zip(its, parallel_map(work, *given), strict=True):
+            for name, value in found.items():
+                metrics[name] = weight * value if name not in metrics else metrics[name] + weight * value
             for place, (total, grad) in enumerate(zip(sums, grads, strict=True)):
                 if grad is not None:
                     sums[place] = weight * grad if total is None else total.add_(weight * grad)
+    if ranks.world() > 1:
+        sums, metrics = _added_up(parameters, sums, metrics)
     for parameter, total in zip(parameters, sums, strict=True):
         parameter.grad = total
-    return extras
+    return metrics
 
 
-def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Always added in the same order."""
-    return reduce(torch.add, [weight * value for weight, value in zip(weights, values, strict=True)])
+def _added_up(
+    parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], metrics: Mapping[str, Tensor]
+) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+    """Over all ranks. A parameter may have been used by some of them only."""
+    device = parameters[0].device
+    filled = [torch.zeros_like(own) if total is None else total for own, total in zip(parameters, sums, strict=True)]
+    used = torch.tensor([float(total is not None) for total in sums], device=device)
+    values = torch.stack([value.detach().float().to(device) for value in metrics.values()])
+    ranks.add_up([*filled, used, values])
+    found = [total if count else None for total, count in zip(filled, used.tolist(), strict=True)]
+    return found, dict(zip(metrics, values.unbind(), strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor
 from wmpo.errors import UserError
 from wmpo.io.plain import differences, to_plain
 from wmpo.protocols import Trainable
+from wmpo.training import ranks
 from wmpo.training.checkpoint import WEIGHTS, load_tensors, load_weights, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -19,7 +20,8 @@ class Checkpoints:
     """`checkpoint.safetensors` in `folder` while a training goes on, `model.safetensors` once it has ended.
 
     `depends` names all that the weights follow from: settings, seed, digests of inputs. It is stored with both files;
-    where they were made from something else, reading them raises a UserError that says what differs.
+    where they were made from something else, reading them raises a UserError that says what differs. Rank 0 writes;
+    the others read what it has written, however many they were then.
     """
 
     def __init__(self, folder: Path, depends: Mapping[str, object]) -> None:
@@ -29,22 +31,26 @@ class Checkpoints:
 
     def load_result(self, module: Trainable) -> bool:
         """Fill `module` with the finished weights; False where training hasn't ended."""
-        if not self.result.exists():
+        if not ranks.first(self.result.exists):
             return False
         load_weights(module, self._read(self.result)[0], self.result)
         return True
 
     def load(self) -> tuple[dict[str, Tensor], int]:
         """(tensors, steps taken) of the checkpoint; ({}, 0) where there is none."""
-        return self._read(self.checkpoint) if self.checkpoint.exists() else ({}, 0)
+        return self._read(self.checkpoint) if ranks.first(self.checkpoint.exists) else ({}, 0)
 
     def save(self, steps: int, tensors: Mapping[str, Tensor]) -> None:
-        self._write(self.checkpoint, tensors, steps)
+        ranks.first(lambda: self._write(self.checkpoint, tensors, steps))
 
     def finish(self, module: Trainable, steps: int) -> None:
         """Training has ended with these weights."""
-        self._write(self.result, module.state_dict(), steps)
-        self.checkpoint.unlink(missing_ok=True)
+
+        def write() -> None:
+            self._write(self.result, module.state_dict(), steps)
+            self.checkpoint.unlink(missing_ok=True)
+
+        ranks.first(write)
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], steps: int) -> None:
         if not self.folder.parent.is_dir():

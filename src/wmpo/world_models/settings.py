@@ -80,11 +80,12 @@ class VideoDiffusionSettings(WorldModelConfig):
             raise UserError(
                 "world_model.checkpointing is for the transformer: set world_model.backbone transformer too."
             )
-        if self.codec_fit.cpu_shards > 1:
-            raise UserError(
-                f"world_model.codec_fit.cpu_shards is {self.codec_fit.cpu_shards}; it must be 1, since the autoencoder "
-                "measures whole batches."
-            )
+        for name in ("cpu_shards", "accumulate"):
+            if (parts := getattr(self.codec_fit, name)) > 1:
+                raise UserError(
+                    f"world_model.codec_fit.{name} is {parts}; it must be 1, since the autoencoder measures whole "
+                    "batches."
+                )
         if self.codec == "diffusers":
             require_package("world_model.codec is diffusers", "diffusers", "hub")
             if not (Path(self.codec_path) / "config.json").is_file():
