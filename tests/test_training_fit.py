@@ -134,12 +134,12 @@ def test_global_random_numbers_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("cpu_shards", [2, 4])
-def test_shares_take_the_steps_of_the_whole_batch(tmp_path: Path, cpu_shards: int, cores: int) -> None:
+@pytest.mark.parametrize("parts", [{"cpu_shards": 2}, {"cpu_shards": 4}, {"accumulate": 3}])
+def test_parts_take_the_steps_of_the_whole_batch(tmp_path: Path, parts: dict[str, int], cores: int) -> None:
     ends = []
-    for count in (1, cpu_shards):
-        folder = tmp_path / str(count)
-        config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5, cpu_shards=count)
+    for chosen in ({}, parts):
+        folder = tmp_path / str(len(chosen))
+        config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5, **chosen)
         with RunLog(folder, quiet=True) as log:
             module = fit(Line(noise=0.0), sample, config, folder=folder, name="line", log=log)
         logged = read_metrics(folder)
@@ -214,29 +214,6 @@ def test_learning_rate() -> None:
     assert learning_rate(config, 9) == learning_rate(config, 10) == 1.0
     assert learning_rate(config, 60) == pytest.approx(0.55)
     assert learning_rate(config, 110) == pytest.approx(0.1)
-
-
-def _one_of_two(rank: int, folder: str, config: FitConfig) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    with RunLog(Path(folder), quiet=True) as log:
-        fit(Line(noise=0.0), sample, config, folder=Path(folder), name="line", log=log)
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
-    config = FitConfig(steps=5, warmup=2, lr=0.05, ema=0.5)
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path), config), nprocs=2)  # type: ignore[no-untyped-call]
-    two = train(tmp_path, config)  # finished, so this loads what the two processes made
-    with RunLog(tmp_path / "one", quiet=True) as log:
-
-        def both(step: int) -> Tensor:
-            return torch.cat([sample(2 * step), sample(2 * step + 1)])
-
-        one = fit(Line(noise=0.0), both, config, folder=tmp_path / "one", name="line", log=log)
-    for name, tensor in one.state_dict().items():
-        assert torch.allclose(tensor, two[name], atol=1e-6)
-    assert not torch.equal(two["layer.weight"], Line().layer.weight)
 
 
 def test_a_result_is_not_reused_for_other_inputs(tmp_path: Path) -> None:

@@ -99,8 +99,11 @@ def test_gradients_are_weighed_and_added(cores: str, monkeypatch: pytest.MonkeyP
     used, half_used, unused = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 0.0])
     grads = {"a": (one, None, None), "b": (two, two, None), "c": (one, one, None)}
-    told = accumulate_gradients([used, half_used, unused], lambda key: (grads[key], key), [0.25, 0.5, 0.25], grads)
-    assert told == ["a", "b", "c"]
+    number = {"a": torch.tensor(1.0), "b": torch.tensor(2.0), "c": torch.tensor(3.0)}
+    told = accumulate_gradients(
+        [used, half_used, unused], lambda key: (grads[key], {"number": number[key]}), [0.25, 0.5, 0.25], grads
+    )
+    assert told == {"number": 2.0}
     assert used.grad is not None and used.grad.tolist() == [5.5, 1.0]
     assert half_used.grad is not None and half_used.grad.tolist() == [5.25, 0.5]
     assert unused.grad is None and one.tolist() == [1.0, 2.0]  # what was given is not written to
@@ -110,12 +113,12 @@ def test_gradients_of_no_more_parts_are_held_than_are_worked_on(two_cores: None)
     parameter, held = torch.nn.Parameter(torch.zeros(2)), weakref.WeakSet[Tensor]()
     most = 0
 
-    def gradient(part: int) -> tuple[list[Tensor], None]:
+    def gradient(part: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         nonlocal most
         most = max(most, len(held))
         grad = torch.ones(2)
         held.add(grad)
-        return [grad], None
+        return [grad], {}
 
     accumulate_gradients([parameter], gradient, [0.1] * 10, range(10))
     assert most <= 3  # two, and one that is just being let go

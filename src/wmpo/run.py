@@ -59,7 +59,7 @@ def once(work: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P]
     the others wait, and get its result and the episodes that it stored."""
 
     @wraps(work)
-    def by_first(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+    def by_first(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
         result = ranks.first(lambda: work(run, *args, **kwargs))
         if ranks.rank() > 0:
             run.store.refresh()

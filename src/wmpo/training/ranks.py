@@ -32,7 +32,7 @@ MESSAGE = 2**25  # numbers of gradients that are sent at once
 
 
 class _State:
-    store: dist.Store | None = None  # where ranks leave word for one another, even when they end
+    store: dist.distributed_c10d.Store | None = None  # where ranks leave word for one another, even when they end
     gpus: dist.ProcessGroup | None = None
     alone = False  # while rank 0 does what the others wait for
 
@@ -79,7 +79,8 @@ def first(work: Callable[[], T]) -> T:
         return work()
     _meet()
     if rank() > 0:
-        return _from_first(b"")
+        told: T = pickle.loads(_from_first(b""))
+        return told
     _State.alone = True
     try:
         answer = work()
@@ -159,14 +160,13 @@ def _meet() -> None:
     _wait(dist.all_reduce(torch.zeros(1), async_op=True))
 
 
-def _from_first(packed: bytes) -> T:
-    """What rank 0 gives."""
+def _from_first(packed: bytes) -> bytes:
+    """What rank 0 has packed."""
     size = torch.tensor([len(packed)])
     _wait(dist.broadcast(size, 0, async_op=True))
     sent = _bytes(packed) if rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
     _wait(dist.broadcast(sent, 0, async_op=True))
-    found: T = pickle.loads(sent.numpy().data)
-    return found
+    return sent.numpy().tobytes()
 
 
 def _bytes(packed: bytes) -> Tensor:
