@@ -150,14 +150,13 @@ def test_practice_begins_at_every_first_frame_that_was_paid_for(
     ) -> None:  # fmt: skip
         given.update(numbers=numbers, first=first, tried=tried)
 
-    def reset(env: object, numbers: list[int]) -> Observation:
-        n = len(numbers)
+    def reset(run: Run, n: int, turn: int) -> tuple[list[int], Observation]:
         images = {name: torch.full((n, 3, *size), 99, dtype=torch.uint8) for name, size in SPEC.cameras.items()}
-        return Observation(images, torch.zeros(n, 2), ("fresh",) * n)
+        return run.initial_states("practise", n, turn), Observation(images, torch.zeros(n, 2), ("fresh",) * n)
 
     for name, stand_in in {
         "practise_from": practise_from,
-        "first_frames": reset,
+        "fresh_first_frames": reset,
         "save_policy": lambda *_: None,
     }.items():
         monkeypatch.setattr(algorithm, name, stand_in)

@@ -69,7 +69,7 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]
 
         spec, store, evaluation = ranks.first(prepare)
         log = held.enter_context(RunLog(folder, quiet))
-        yield Run(recipe, folder, log, device, real or Unreachable(spec), store, evaluation)
+        yield Run(recipe, folder, log, device, Unreachable(spec) if real is None else real, store, evaluation)
 
 
 @contextmanager
@@ -195,6 +195,7 @@ def pick_device(name: str) -> torch.device:
                 "with --device cuda, or use --device cpu."
             )
         name = f"cuda:{ranks.local_rank()}"
+        torch.cuda.set_device(name)
     try:
         device = torch.device(name)
         if device.type == "cpu" and device.index:
@@ -203,7 +204,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise UserError(f"There is no device {name!r} here: use auto or cpu, and see `wmpo doctor`.") from None
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True  # else gradients of convolutions differ from run to run
         torch.set_float32_matmul_precision("high")  # TF32, in which convolutions are computed anyway
     return device

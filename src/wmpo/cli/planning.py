@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from wmpo.batches import split
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
 from wmpo.errors import UserError
@@ -180,7 +181,9 @@ def world_model_training(recipe: Recipe, world_model: WorldModel, spec: EnvSpec)
 def training(
     stage: str, module: Trainable, batch: object, config: FitConfig, change: str, steps: float | None = None
 ) -> Need:
-    """One step of `training.fit`: forward and backward, then an optimiser with its state. `steps`: as in `Need`."""
+    """One step of `training.fit`, or the part of it that is computed at once: forward and backward, then an optimiser
+    with its state. `steps`: optimiser steps, if not those of `config`."""
+    batch = split(batch, config.accumulate)[-1] if config.accumulate > 1 else batch
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     used: set[nn.Parameter] = set()
 
@@ -194,22 +197,25 @@ def training(
     moments = 1 if config.optimizer == "muon" else 2
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's state
     weights = held(module) * (2 if config.ema > 0 else 1)
-    steps = config.steps if steps is None else steps
-    return Need(stage, count(module), weights, trained * (1 + moments), activations, change, taken.flop, steps)
+    steps = (config.steps if steps is None else steps) * config.accumulate
+    held_gradients = 1 + (config.accumulate > 1)  # those of a part, and the sum of those before
+    kept = trained * (held_gradients + moments)
+    return Need(stage, count(module), weights, kept, activations, change, taken.flop, steps)
 
 
 def imagining(
     recipe: Recipe, policy: Policy, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, practices: int
 ) -> Need:
-    """One chunk of all episodes of an iteration of `practise`."""
+    """One chunk of all episodes that `practise` imagines at once."""
     cfg, chunks = recipe.grpo, -(-spec.horizon // recipe.policy.chunk)
-    rows, stride = cfg.groups * cfg.group_size, recipe.reward.stride
+    shards = min(cfg.shards, cfg.groups)
+    rows, stride = -(-cfg.groups // shards) * cfg.group_size, recipe.reward.stride
     networks: tuple[Network, ...] = (policy, world_model, reward_model)
     taken = go_through(
         torch.no_grad(), lambda: imagine(policy, world_model, reward_model, spec, rows, stride), networks
     )
     weights = sum(map(held, networks))
-    change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks
+    change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks * shards
     return Need("practise: imagine", sum(map(count, networks)), weights, 0, taken.peak, change, taken.flop, steps)
 
 

@@ -41,8 +41,13 @@ def start() -> None:
     """Join the ranks that torchrun has started, by its environment variables; nothing without those."""
     if _State.store is not None or not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) < 2:
         return
-    _State.store, rank, world = next(iter(rendezvous("env://")))
-    dist.init_process_group("gloo", store=_State.store, rank=rank, world_size=world, timeout=PATIENCE)
+    try:
+        store, rank, world = next(iter(rendezvous("env://")))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"The processes don't find one another ({reason}): see docs/cluster.md.") from error
+    _State.store = store
 
 
 def end() -> None:
