@@ -82,8 +82,10 @@ def work() -> dict[str, tuple[float, float]]:
     with tempfile.TemporaryDirectory() as name:
         folder = ranks.first(lambda: Path(name))
         with RunLog(folder, quiet=True) as log:
+            few, many = (replace(smoke.reward.fit, steps=steps) for steps in (1, 60))
+            fit(judge, lambda step: batch, few, folder=folder, name="few", log=log)  # torch imports much at first
             with measuring("training", found):
-                fit(judge, lambda step: batch, replace(smoke.reward.fit, steps=60), folder=folder, name="fit", log=log)
+                fit(judge, lambda step: batch, many, folder=folder, name="many", log=log)
 
             def dream(judge: RewardModel) -> ImaginedEnv:
                 return ImaginedEnv(
