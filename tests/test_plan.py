@@ -104,7 +104,8 @@ def test_steps_of_a_run_by_hand() -> None:
     worlds = (3 * world.kinematics_fit.steps, world.fit.steps + 2 * 30 * 2)
     assert [need.stage for need in needs[1:3]] == ["world: kinematics", "world: denoiser"]
     fits = (recipe.policy.fit.steps, *worlds, 2 * recipe.reward.fit.steps)
-    assert [need.steps for need in needs] == [*fits, 3 * 5 * 6, 3 * 5 * 24 / 3]
+    chunks = 3 * 5 * 6 * recipe.grpo.shards
+    assert [need.steps for need in needs] == [*fits, chunks, 3 * 5 * 24 / 3]
     cross_fitted = plan(replace(recipe, reward=replace(recipe.reward, threshold="calibrated")), SPEC)
     assert cross_fitted[3].steps == 3 * needs[3].steps  # one that sees all episodes, and two that see half
     thrice = plan(replace(recipe, grpo=replace(recipe.grpo, epochs=3)), SPEC)
