@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wmpo import families
 from wmpo.cli import main
+from wmpo.opening import keep_recipe
+from wmpo.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = {"own_env": "reach_env", "own_policy": "linear_policy", "own_world_model": "next_frame",
@@ -85,6 +89,30 @@ def test_no_file_lets_a_class_in(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "saved" / "config.json").write_text(f'{{"family": "{POLICY}"}}')
     assert main(["check", "policy", "saved"]) == 2
     assert "add --allow" in capsys.readouterr().err and "linear_policy" not in sys.modules
+
+
+def test_no_file_starts_a_program(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interpreter in a recipe is started where a person has named it: in --allow, --env.python or Python."""
+    monkeypatch.setattr(families, "_allowed", set())
+    program, other, run = tmp_path / "other python", tmp_path / "moved", tmp_path / "run"
+    for path in (program, other):
+        path.write_text(f"#!/bin/sh\ntouch {shlex.quote(str(path))}.ran\n")
+        path.chmod(0o755)
+    begin = ["run", "smoke", "--out", str(run), "--env.python"]
+    recipe = replace(RECIPES["smoke"], env=replace(RECIPES["smoke"].env, python=str(program)))
+    keep_recipe(recipe, run)
+    for command in ("evaluate", "play", "report"):
+        assert main([command, str(run)]) == 2
+        assert f"a program, which no file may start by itself: add --allow '{program}'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.ran"))
+    for started, command in ((program, ["evaluate", str(run), "--allow", str(program)]), (other, [*begin, str(other)])):
+        families._allowed.clear()
+        assert main(command) == 2
+        assert f"({started}) ended with exit code 0 while it started" in capsys.readouterr().err
+        assert Path(f"{started}.ran").exists()
+    keep_recipe(replace(recipe, env=replace(recipe.env, python="")), run)  # the run goes on without, too
 
 
 @pytest.mark.usefixtures("folder")

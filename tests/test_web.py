@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import torch
 
 from tests import browser
 from tests.coin import Hand
+from tests.recordings import Recording, record
 from tests.test_imagination import TrueDynamics
 from wmpo.cli import main
 from wmpo.config import RewardConfig
@@ -129,13 +131,61 @@ def test_rows_are_scored_one_by_one(played: tuple[Play, View]) -> None:
     np.testing.assert_allclose(np.array(found["scores"]["real"][1:], float), found["scores"]["dream"][1:], atol=1e-5)
     with pytest.raises(UserError, match="no episode 7"):
         view.episode({"index": 7})
-    if not hasattr(EpisodeStore, "relabel"):
-        with pytest.raises(UserError, match="can't label"):
-            view.label({"index": 0, "success": True, "frame": 3})
-        return
-    for success, frames in ((True, 30), (False, 0)):
-        view.label({"index": 0, "success": success, "frame": 3})
-        assert EpisodeStore.open(view.store.root).episode(0).success.sum() == frames
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> View:
+    """Three imported episodes of 4 frames, of which nobody has said whether they succeed."""
+    assert main(["data", "import", str(record(tmp_path / "theirs", Recording(codec="", lengths=(4, 4, 4)))),
+                 str(tmp_path / "ours")]) == 0  # fmt: skip
+    return View(EpisodeStore.open(tmp_path / "ours"), None, CPU)
+
+
+def labels_of(view: View) -> list[bool | None]:
+    rows: Any = view.episodes({})
+    return [row["success"] for row in rows["rows"]]
+
+
+def test_labels_by_hand(unlabelled: View, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view, root = unlabelled, unlabelled.store.root
+    assert labels_of(view) == [None, None, None]
+    view.label({"index": 0, "success": True, "frame": 2})
+    assert main(["data", "label", str(root), "--success", "none"]) == 0  # by another process, meanwhile
+    view.label({"index": 1, "success": True, "frame": 2})
+    view.label({"index": 2, "success": False, "frame": 0})
+    assert labels_of(view) == labels_of(View(EpisodeStore.open(root), None, CPU)) == [False, True, False]
+    assert EpisodeStore.open(root).episode(1).success.tolist() == [False, False, True, True]
+    for wrong in ({"index": 3}, {"index": -1}, {"index": 0.5}, {"index": True}, {"frame": -1}, {"frame": None},
+                  {"success": "no"}, {"success": None}):  # fmt: skip
+        with pytest.raises(UserError):
+            view.label({"index": 0, "success": True, "frame": 0} | wrong)
+    assert labels_of(view) == [False, True, False]
+    (tmp_path / "recipe.json").write_text("{}")  # now it is the store of a run
+    assert main(["data", "label", str(root), "--success", "all"]) == 2
+    assert "belongs to a run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="belong to a run"):
+        replace(view, labels=False).label({"index": 0, "success": True, "frame": 0})
+    assert labels_of(View(EpisodeStore.open(root), None, CPU)) == [False, True, False]
+
+
+@needs_browser
+def test_keys_label_in_a_browser(unlabelled: View) -> None:
+    calls: dict[str, Call] = {
+        "episodes": unlabelled.episodes, "episode": unlabelled.episode, "label": unlabelled.label
+    }  # fmt: skip
+    with served("view.html", calls) as address, surfing(address) as page:
+        page.until("return state.shown && state.rows.length == 3")
+        page.run("const f = document.getElementById('filter'); f.value = 'unlabelled'; f.onchange()")
+        page.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'f', ctrlKey: true}))")  # to find a word
+        page.run("for (const n of [1, 2, 3]) dispatchEvent(new KeyboardEvent('keydown', {key: 's', repeat: n > 1}))")
+        page.until("return state.shown && state.index == 1")
+        page.press("f")
+        page.until("return state.shown && state.index == 2")
+        assert labels_of(unlabelled) == [True, False, None]
+        page.press("s")
+        page.until("return state.shown && state.rows.every(row => row.success !== null)")
+        page.run("location.reload()")
+        page.until("return state.shown && state.rows.map(row => row.success).join() == 'true,false,true'")
 
 
 @needs_browser

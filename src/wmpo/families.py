@@ -1,13 +1,15 @@
 """Which class stands behind a family's name: of an environment, a policy, a world model or a reward model.
 
 A name is a family of this package, an entry point of an installed package, or module:Class. The last is imported only
-where a person has named it, in Python or on the command line (`allow`): what a file says is never imported by itself.
+where a person has named it, in Python or on the command line (`allow`): what a file says is never imported, nor started
+(`env.python`), by itself.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
@@ -73,6 +75,9 @@ RENAMED = {  # settings of version 0.1, or parts of their names
 GONE = {  # likewise, of settings that have no successor -> why
     "held_out": "thresholds are cross-fitted now, on episodes that a classifier has not seen, so none is held out",
 }
+CLASS = "a class of yours, which no file may name"
+MODULE = "a module, which no file may import"
+PROGRAM = "a program, which no file may start"
 _allowed: set[str] = set()
 
 
@@ -90,8 +95,16 @@ def why_gone(setting: str) -> str:
 
 
 def allow(name: str) -> None:
-    """Let files name this module:Class, or module to import, from now on, in this process."""
+    """Let files name this module:Class, module to import or Python interpreter from now on, in this process."""
     _allowed.add(name)
+
+
+def code_in(part: JsonObject) -> dict[str, str]:
+    """What runs code in the settings of a family, given as plain values: name -> what it is."""
+    classes, modules = [str(part.get(name) or "") for name in ("family", "robot")], part.get("imports")
+    code = {name: CLASS for name in classes if ":" in name}
+    code |= {str(name): MODULE for name in modules} if isinstance(modules, list) else {}
+    return code | ({str(part["python"]): PROGRAM} if part.get("python") else {})
 
 
 def family_class(kind: str, family: str) -> Any:
@@ -114,25 +127,28 @@ def settings_class(kind: str, family: str) -> Any:
 def _names(kind: str, family: str) -> tuple[str, str]:
     plug = PLUGS[kind]
     if ":" in family:
-        if not all(part.isidentifier() for part in family.replace(":", ".", 1).split(".")):
+        if not is_dotted(family):
             raise UserError(
                 f"{family!r} is no name of a class: give it as module:Class, as Python imports it from where you are, "
                 "without a path."
             )
-        require_allowed([family])
+        require_allowed({family: CLASS})
         return family, ""
     installed = {entry.name: (entry.value, "") for entry in entry_points(group=plug.group)}
     return named(f"{plug.words} family", family, {**installed, **plug.builtin})
 
 
-def require_allowed(code: Sequence[str]) -> None:
-    """Raise UserError that names all of these, module:Class or module, that a person hasn't named."""
-    if names := [name for name in dict.fromkeys(code) if name not in _allowed]:
-        each, options = ", ".join(map(repr, names)), " ".join(f"--allow {name}" for name in names)
+def require_allowed(code: Mapping[str, str]) -> None:
+    """Raise UserError that names all of these, as of `code_in`, that a person hasn't named."""
+    if names := [name for name in code if name not in _allowed]:
+        each, options = ", ".join(map(repr, names)), " ".join(f"--allow {shlex.quote(name)}" for name in names)
         each, them = (f"Each of {each}", "them") if len(names) > 1 else (each, "it")
-        what = f"{each} is a class of yours, which no file may name by itself"
-        what = what if ":" in names[0] else f"{each} is a module, which no file may import by itself"
-        raise UserError(f"{what}: add {options} if you trust {them}.")
+        raise UserError(f"{each} is {code[names[0]]} by itself: add {options} if you trust {them}.")
+
+
+def is_dotted(name: str) -> bool:
+    """Whether Python could import this, module or module:Class."""
+    return all(part.isidentifier() for part in name.replace(":", ".", 1).split("."))
 
 
 def _import(kind: str, path: str) -> Any:
@@ -235,10 +251,7 @@ def recipe_from_plain(data: object, where: str) -> Recipe:
     parts: JsonObject = {}
     rest = dict(data)
     described = [part for kind in PLUGS if isinstance(part := rest.get(kind), dict)]
-    classes = [str(part.get(name, "")) for part in described for name in ("family", "robot")]
-    imports = [part["imports"] for part in described if isinstance(part.get("imports"), list)]
-    modules = [str(module) for several in imports for module in several]
-    require_allowed([*(name for name in classes if ":" in name), *modules])
+    require_allowed({name: what for part in described for name, what in code_in(part).items()})
     for kind, plug in PLUGS.items():
         part = rest.pop(kind, {})
         if not isinstance(part, dict):

@@ -17,7 +17,7 @@ from wmpo.data.layout import INFO
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.errors import UserError
-from wmpo.families import PLUGS, allow, completed, recipe_from_plain
+from wmpo.families import PLUGS, allow, code_in, completed, recipe_from_plain
 from wmpo.grpo import trained_parameters
 from wmpo.io.files import file_lock, read_json, write_json
 from wmpo.io.plain import differences, to_plain
@@ -85,17 +85,20 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
     device = pick_device(recipe.device)
     if env is not None:
         check_tasks(recipe, env)
-        places = (data / "stages.json", *(place / RECIPE for place in (data.absolute(), *data.absolute().parents)))
-        if taken := next((path for path in places if path.exists()), None):
-            raise UserError(
-                f"{data} can't be filled: {taken.parent} belongs to a run or a stage; choose another --data."
-            )
+        if owner := owner_of(data):
+            raise UserError(f"{data} can't be filled: {owner} belongs to a run or a stage; choose another --data.")
     store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
     with ExitStack() as held:
         ranks.first(lambda: held.enter_context(locked(folder)))
         log = held.enter_context(RunLog(folder, quiet))
         tell_size(log, store)
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
+
+
+def owner_of(data: Path) -> Path | None:
+    """The folder of the run or stage that a store belongs to, whose results follow from it as it is."""
+    places = (data / "stages.json", *(place / RECIPE for place in (data.absolute(), *data.absolute().parents)))
+    return next((path.parent for path in places if path.exists()), None)
 
 
 def tell_size(log: RunLog, store: EpisodeStore) -> None:
@@ -108,12 +111,11 @@ def tell_size(log: RunLog, store: EpisodeStore) -> None:
 
 
 def trusted(recipe: Recipe) -> Recipe:
-    """The recipe, whose families may be imported from now on: a person has named them, not a file, which `load_recipe`
-    would have refused."""
+    """The recipe, whose code may run from now on: a person has named it, not a file, which `load_recipe` would have
+    refused."""
     for kind in PLUGS:
-        for name in ("family", "robot"):
-            if ":" in (named := getattr(getattr(recipe, kind), name, "")):
-                allow(named)
+        for name in code_in(to_plain(getattr(recipe, kind))):
+            allow(name)
     return recipe
 
 
@@ -142,13 +144,20 @@ class Unreachable:
         """Nothing to close."""
 
 
-def load_recipe(folder: Path) -> Recipe:
-    """The recipe of the run in `folder`."""
+def load_recipe(folder: Path, without: Sequence[str] = ()) -> Recipe:
+    """The recipe of the run in `folder`. `without`: settings, by dotted names, or parts, that the caller doesn't take
+    from the file, and which therefore may name what they like there; they get their defaults."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: give that of a run, such as runs/place-seed0.")
     if not (folder / RECIPE).exists():
         raise UserError(f"{folder} holds no run, since it has no {RECIPE}: give the folder that `wmpo run` made.")
-    return recipe_from_plain(read_json(folder / RECIPE), str(folder / RECIPE))
+    data = read_json(folder / RECIPE)
+    for name in without:
+        part, _, own = name.rpartition(".")
+        holder = data.get(part) if part and isinstance(data, dict) else data
+        if isinstance(holder, dict):
+            holder.pop(own, None)
+    return recipe_from_plain(data, str(folder / RECIPE))
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
@@ -156,7 +165,8 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
     if not (folder / RECIPE).exists():
         write_json(folder / RECIPE, to_plain(recipe))
         return
-    for name, (was, now) in differences(to_plain(load_recipe(folder)), to_plain(recipe)).items():
+    kept = load_recipe(folder, without=CHANGES_NO_NUMBER)
+    for name, (was, now) in differences(to_plain(kept), to_plain(recipe)).items():
         if name not in CHANGES_NO_NUMBER:
             raise UserError(
                 f"{folder} holds a run with {was}, not {now}: give the same settings to continue it, or another folder "

@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -163,7 +164,7 @@ def dispatch(args: list[str]) -> int:
 
 
 def allowing(args: list[str]) -> list[str]:
-    """The arguments less each --allow module:Class, or module, which files may name from now on."""
+    """The arguments less each --allow module:Class, module or interpreter, which files may name from now on."""
     left = []
     given = iter(args)
     for arg in given:
@@ -172,10 +173,13 @@ def allowing(args: list[str]) -> list[str]:
             left.append(arg)
             continue
         name = name if equals else next(given, "")
-        if not all(part.isidentifier() for part in name.replace(":", ".", 1).split(".")):
-            raise UserError(f"--allow needs the name of a class of yours, as module:Class, or a module, not {name!r}.")
-        from wmpo.families import allow
+        from wmpo.families import allow, is_dotted
 
+        if not (is_dotted(name) or os.sep in name or (name and shutil.which(name))):
+            raise UserError(
+                "--allow needs the name of a class of yours, as module:Class, a module, or a Python interpreter, not "
+                f"{name!r}."
+            )
         allow(name)
     return left
 
@@ -191,7 +195,8 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "  --allow module:Class               let the files of a run name this class of yours; for any command",
+            "  --allow module:Class               let the files of a run name this class or module of yours, or",
+            "                                     another Python, by its path; for any command",
             "",
             "  wmpo run place                     the main job on a laptop's CPU",
             "  wmpo run place --seed 1 --grpo.iterations 5",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from wmpo.errors import require_between
+from wmpo.errors import UserError, require_between
 from wmpo.importing.conversion import Choices
 
 
@@ -87,9 +87,15 @@ class DataLabelCommand:
     def execute(self) -> None:
         from wmpo.data.store import EpisodeStore
         from wmpo.importing.success import by_rule, relabel
+        from wmpo.opening import owner_of
 
         require_between("--success-frames", self.success_frames, 1, 1_000_000)
         store = EpisodeStore.open(self.store)
+        if owner := owner_of(self.store):
+            raise UserError(
+                f"{self.store} can't be labelled anew: {owner} belongs to a run, whose results follow from it; label a "
+                "copy."
+            )
         relabel(store, by_rule(self.success, len(store)), self.success_frames)
         for line in store.summary().lines():
             print(f"{self.store}: {line}")

@@ -64,7 +64,7 @@ class EvaluateCommand:
         there = (self.folder / RECIPE).exists()
         if not there and not self.policy:
             raise UserError(f"{self.folder} holds no run: name the folders of policies with --policy.")
-        recipe = load_recipe(self.folder) if there else Recipe(name=self.folder.name)
+        recipe = load_recipe(self.folder, without=["env"]) if there else Recipe(name=self.folder.name)
         return completed(replace(recipe, env=self.env))
 
     def execute(self) -> None:

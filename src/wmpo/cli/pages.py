@@ -78,7 +78,7 @@ class ViewCommand:
     def execute(self) -> None:
         from wmpo.cli.models import last_models
         from wmpo.data.store import EpisodeStore
-        from wmpo.opening import RECIPE, pick_device
+        from wmpo.opening import RECIPE, owner_of, pick_device
         from wmpo.training.parallel import use_one_thread
         from wmpo.web.server import serve
         from wmpo.web.view import View
@@ -92,6 +92,6 @@ class ViewCommand:
         models = last_models(run, store.spec, device)
         if self.run and models is None:
             raise UserError(f"{run} holds no world model with a reward model.")
-        view = View(store, models, device)
+        view = View(store, models, device, labels=owner_of(store.root) is None)
         calls = {"episodes": view.episodes, "episode": view.episode, "label": view.label}
         serve("view.html", calls, self.host, self.port)

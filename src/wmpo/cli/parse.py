@@ -119,6 +119,8 @@ def _settings(kind: str, config: Any, args: Sequence[str]) -> Any:
         allow(robot)
     for module in _values_of(f"{kind}.imports", args):
         allow(module)  # likewise
+    if python := value_of(f"{kind}.python", args):
+        allow(python)
     return of_family(kind, config, family) if family else complete(kind, config)
 
 

@@ -28,6 +28,8 @@ class View:
     store: EpisodeStore
     models: tuple[WorldModel, RewardModel] | None
     device: torch.device
+    labels: bool = True
+    """Whether success may be said anew: not of a store that the results of a run follow from."""
     best: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Episode -> the highest probability of success of its real video, and of its dream."""
 
@@ -40,16 +42,19 @@ class View:
         rows = []
         for record in self.store.records():
             row: JsonObject = {
-                "index": record.index, "source": record.source, "task": record.task, "success": record.succeeded,
-                "length": record.length, "instruction": record.instruction, "initial_state": record.initial_state,
+                "index": record.index, "source": record.source, "task": record.task, "length": record.length,
+                "instruction": record.instruction, "initial_state": record.initial_state,
+                "success": None if record.unlabelled else record.succeeded,
             }  # fmt: skip
             if found := self.best.get(record.index):
                 threshold = probability(self.models[1].threshold) if self.models else 0.5
                 row |= {"real": found[0], "dream": found[1]}
                 row["doubtful"] = any(abs(score - threshold) < DOUBT for score in found)
-                row["disagrees"] = any((score > threshold) != record.succeeded for score in found)
+                row["disagrees"] = not record.unlabelled and any(
+                    (score > threshold) != record.succeeded for score in found
+                )
             rows.append(row)
-        return {"rows": rows, "models": self.models is not None, "labels": hasattr(self.store, "relabel")}
+        return {"rows": rows, "models": self.models is not None, "labels": self.labels}
 
     def episode(self, asked: JsonObject) -> Json:
         """Frames, states of success and scores of episode number `index`."""
@@ -63,12 +68,14 @@ class View:
 
     def label(self, asked: JsonObject) -> Json:
         """Say by hand whether an episode succeeded: then from frame `frame` on, or else nowhere."""
-        relabel = getattr(self.store, "relabel", None)
-        if relabel is None:
-            raise UserError("This version can't label stored episodes.")
-        index, frame = int(asked["index"]), int(asked["frame"])
+        if not self.labels:
+            raise UserError("These episodes belong to a run, whose results follow from their labels: label a copy.")
+        index, frame, success = (asked.get(name) for name in ("index", "frame", "success"))
+        if type(index) is not int or type(frame) is not int or frame < 0 or type(success) is not bool:
+            raise UserError("A label takes an index, a frame, and whether the episode succeeds from there on.")
+        self.store = EpisodeStore.open(self.store.root)  # somebody else may have labelled or appended meanwhile
         frames = self.store.episodes([index])[0].length + 1
-        relabel({index: (np.arange(frames) >= min(frame, frames - 1)) & bool(asked["success"])})
+        self.store.relabel({index: (np.arange(frames) >= min(frame, frames - 1)) & success})
         return {}
 
     def _look(self, index: int) -> tuple[Episode, Episode | None, dict[str, np.ndarray]]:

@@ -23,7 +23,7 @@ from wmpo.envs.robot import driver
 from wmpo.envs.robot.settings import RobotSettings
 from wmpo.envs.vector import module_paths
 from wmpo.errors import UserError
-from wmpo.families import family_class, require_allowed, saved_family
+from wmpo.families import CLASS, family_class, require_allowed, saved_family
 from wmpo.protocols import RewardModel
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec, Observation, Outcome
@@ -40,7 +40,7 @@ class RobotFamily:
     def build(cls, settings: RobotSettings, disruption: str = "none") -> RobotEnv:
         """Connects to the robot. Raises UserError where that can't be done."""
         settings.check()
-        require_allowed([settings.robot] if ":" in settings.robot else [])
+        require_allowed({settings.robot: CLASS} if ":" in settings.robot else {})
         judge = Judge(Path(settings.reward_model)) if settings.reward_model else None
         return RobotEnv(settings, judge)
 
