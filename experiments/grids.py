@@ -117,8 +117,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "Does practising in imagination make more of P real rollouts than other methods do, and of P than of "
             "none? The paper gains +13.5 points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a "
-            "larger policy. All methods begin with the same base policy and initial states. How they were set is in "
-            "`tuning`. At P = 0 dream and reward model have seen successful demonstrations only. DPO tries each "
+            "larger policy. All methods begin with the same base policy and initial states. Their settings are "
+            "searched in `tuning`; as long as that page is missing they are those that suited earlier tasks. At P = 0 dream and reward model have seen successful demonstrations only. DPO tries each "
             "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
             "place of the policy's own tries. Unlimited GRPO practises as WMPO does, in the real environment, for as "
