@@ -113,7 +113,7 @@ def test_pictures_states_actions_and_ends(walk: GymSettings) -> None:
         ({"id": ""}, "give the id of a Gymnasium environment"),
         ({"id": "Wolk-v0"}, "check env.id, install the package"),
         ({"id": "walks:Walk-v0"}, "belongs into env.imports"),
-        ({"imports": ("no_such_module",)}, "no_such_module"),
+        ({"imports": ("no_such_module",)}, "no_such_module, which is no module here"),
         ({"imports": ("os; ls",)}, "no name of a module"),
         ({"kwargs": "{"}, "env.kwargs is no JSON"),
         ({"kwargs": "[1]"}, "must be a JSON object"),

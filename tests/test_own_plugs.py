@@ -107,11 +107,13 @@ def test_no_file_starts_a_program(
         assert main([command, str(run)]) == 2
         assert f"a program, which no file may start by itself: add --allow '{program}'" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.ran"))
-    for started, command in ((program, ["evaluate", str(run), "--allow", str(program)]), (other, [*begin, str(other)])):
+    for leave in (["--allow", str(program)], ["--env.python", str(other)]):
+        assert main(["evaluate", str(run), *leave]) == 2
+        assert "has no policy yet" in capsys.readouterr().err
         families._allowed.clear()
-        assert main(command) == 2
-        assert f"({started}) ended with exit code 0 while it started" in capsys.readouterr().err
-        assert Path(f"{started}.ran").exists()
+    assert main([*begin, str(other)]) == 2
+    assert f"({other}) ended with exit code 0 while it started" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*.ran")] == ["moved.ran"]
     keep_recipe(replace(recipe, env=replace(recipe.env, python="")), run)  # the run goes on without, too
 
 

@@ -267,7 +267,7 @@ def test_real_lerobot_features() -> None:
     ("change", "said"),
     [
         ({"options": ("speed",)}, "each must be name=value"),
-        ({"options": ("nonsense=1",)}, "unexpected keyword"),
+        ({"options": ("nonsense=1",)}, "can't be used: env.options don't fit it: got an unexpected keyword"),
         ({"options": ("speed=-1",)}, "max_speed above 0"),
         ({"options": ('speed="fast"',)}, "fast"),
         ({"robot": "nobody"}, "there is no robot 'nobody'"),

@@ -90,7 +90,7 @@ def check_ranges(settings: object, prefix: str = "", others: Between | None = AN
     value that is none of its Literal. `others` are the bounds of numbers without any."""
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for name, value in vars(settings).items():
-        field, hint = f"{prefix}{name}", hints[name]
+        field, hint = prefix + (name.replace("_", "-") if prefix.startswith("--") else name), hints[name]
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{field}.", others)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):

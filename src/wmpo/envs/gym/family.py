@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from wmpo.envs.gym.settings import GymSettings, least_reward, make_arguments
 from wmpo.envs.tabletop import display
 from wmpo.envs.vector import VectorEnv
-from wmpo.errors import require_package
+from wmpo.errors import UserError
 
 
 class Gym:
@@ -20,7 +21,11 @@ class Gym:
         """Raises UserError where the environment is not there, or lacks what the settings name."""
         settings.check()
         for module in () if settings.python else settings.imports:
-            require_package(f"env.imports names {module}", module, "gym")
+            if find_spec(module.partition(".")[0]) is None:
+                raise UserError(
+                    f"env.imports names {module}, which is no module here: check the name, or install what has it "
+                    "(gym-pusht and Gymnasium-Robotics: pip install 'wmpo[gym]')."
+                )
         arguments = {
             "id": settings.id,
             "imports": list(settings.imports),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import json
 import os
 import queue
@@ -297,6 +298,10 @@ def make(name: str, path: Sequence[str], folders: Sequence[str], options: Mappin
         place = found[name]
     module, _, cls = place.partition(":")
     made: Any = functools.reduce(getattr, cls.split("."), importlib.import_module(module))
+    try:
+        inspect.signature(made).bind(**options)
+    except TypeError as error:
+        raise StopError(f"env.options don't fit it: {error}") from None
     return made(**options)
 
 
@@ -356,13 +361,12 @@ def main() -> None:
     try:
         drive(connection, mine)
     except Exception as error:  # before there is anything to stop
-        if not isinstance(error, StopError):
+        why = str(error)
+        if type(error).__name__ not in ("StopError", "UserError"):  # by its name: wmpo needn't be here
             traceback.print_exc()
+            why = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
-            send(
-                connection,
-                {"stopped": str(error) if isinstance(error, StopError) else f"{type(error).__name__}: {error}"},
-            )
+            send(connection, {"refused": why})
     os._exit(0)  # drivers' threads and libraries may hang in the interpreter's clean-up
 
 

@@ -146,6 +146,8 @@ class RobotEnv:
                 why = f"its driver gave no answer for {timeout:.1f} s"
             else:
                 answer, arrays = driver.receive(self._connection)
+                if "refused" in answer:
+                    raise UserError(f"The robot {self.name} can't be used: {answer['refused'].rstrip('.')}.")
                 if "stopped" not in answer:
                     return answer, arrays
                 why = str(answer["stopped"])
