@@ -75,9 +75,9 @@ RENAMED = {  # settings of version 0.1, or parts of their names
 GONE = {  # likewise, of settings that have no successor -> why
     "held_out": "thresholds are cross-fitted now, on episodes that a classifier has not seen, so none is held out",
 }
-CLASS = "a class of yours, which no file may name"
-MODULE = "a module, which no file may import"
-PROGRAM = "a program, which no file may start"
+CLASS = "a class of yours, which no file may name by itself"
+MODULE = "a module, which no file may import by itself"
+PROGRAM = "a program, which no file may start by itself"
 _allowed: set[str] = set()
 
 
@@ -143,7 +143,7 @@ def require_allowed(code: Mapping[str, str]) -> None:
     if names := [name for name in code if name not in _allowed]:
         each, options = ", ".join(map(repr, names)), " ".join(f"--allow {shlex.quote(name)}" for name in names)
         each, them = (f"Each of {each}", "them") if len(names) > 1 else (each, "it")
-        raise UserError(f"{each} is {code[names[0]]} by itself: add {options} if you trust {them}.")
+        raise UserError(f"{each} is {code[names[0]]}: add {options} if you trust {them}.")
 
 
 def is_dotted(name: str) -> bool:
