@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from contextlib import closing
@@ -26,6 +27,7 @@ def settings(log: Path, *options: str, **more: object) -> RobotSettings:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
     folder, fault = Path(sys.argv[1]), sys.argv[2]
     more = {"reset": "person", "success": "person"} if fault == "person" else {}
     with closing(make_env(settings(folder / "log", "speed=4", **more))) as env:
