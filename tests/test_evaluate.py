@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from episodes_by_hand import make_episode, make_store
-from wmpo import evaluate as module
 from wmpo.algorithm import collect, evaluate_policy
 from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, Recipe
 from wmpo.data.store import EpisodeStore
@@ -89,7 +88,7 @@ def test_success_counts_within_the_horizon_and_is_seen_beyond_it() -> None:
 
 
 def test_events_of_every_batch_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(Late, "spec", replace(Late.spec, max_batch=2))
     found = judged(2.0)
     assert [counted["frames"] for counted in found.events] == [12, 6, 8, 10, 12, 12]
     assert [counted["hits"] for counted in found.events] == [0, 4, 3, 4, 1, 0]

@@ -314,7 +314,7 @@ def test_what_is_damaged_is_told_in_one_sentence(
         ("--image-size 0 5", "0x5 pixels"),
         ("--horizon 3", "--horizon is 3, but there are episodes of 8 actions"),
         ("--rollouts-of expert", "leave it out for demonstrations"),
-        ("--success-frames 0", "success_frames is 0"),
+        ("--success-frames 0", "--success-frames is 0"),
         ("--image-size 33 21 --codec lossy", "even sides"),
     ],
 )

@@ -109,13 +109,14 @@ def test_steps_of_a_run_by_hand() -> None:
     cross_fitted = plan(replace(recipe, reward=replace(recipe.reward, threshold="calibrated")), SPEC)
     assert cross_fitted[3].steps == 3 * needs[3].steps  # one that sees all episodes, and two that see half
     thrice = plan(replace(recipe, grpo=replace(recipe.grpo, epochs=3)), SPEC)
-    assert [need.steps for need in thrice[-2:]] == [3 * 5 * 6, 3 * 3 * 5 * 24 / 3]
+    assert [need.steps for need in thrice[-2:]] == [chunks, 3 * 3 * 5 * 24 / 3]
     once = plan(replace(recipe, reward=replace(recipe.reward, stride=4)), SPEC)[-2].flop  # one clip a chunk, not two
     double = plan(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[-2].flop
     assert double == pytest.approx(2 * needs[-2].flop, rel=1e-3)  # but for sentences, each read once
     judge = build_reward_model(recipe.reward, SPEC).to(META)
     with Alive() as alive:
-        judge.score(images((32, 32), 24, recipe.reward.clip_length), ("",) * 24)
+        rows = 24 // recipe.grpo.shards  # of those that are imagined at once
+        judge.score(images((32, 32), rows, recipe.reward.clip_length), ("",) * rows)
     assert needs[-2].flop - once == alive.flop > 0
     slow = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=3)), SPEC)[-2].flop
     slower = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=5)), SPEC)[-2].flop
