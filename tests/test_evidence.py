@@ -21,13 +21,11 @@ def table1() -> Plain:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_base_fails_of_skill_and_not_of_time(table1: Plain, task: str) -> None:
-    if task not in table1["base"]:
-        pytest.skip(f"no result on {task} is stored yet")
     base = table1["base"][task]
     assert base["horizon"] >= 2 * base["median steps"]
     now, later = (base["success at horizons"][times][0] for times in ("1", "2"))
     assert 0.2 <= now <= 0.5
-    assert (later - now) / (1 - now) <= 0.2  # of its failures, those that twice the time mends
+    assert later - now <= 0.08  # twice the time would help it little
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -36,8 +34,8 @@ def test_the_task_can_be_learned(table1: Plain, task: str) -> None:
     found = [
         method["tasks"][task]["success"][0]
         for method in table1["methods"]
-        if method["method"].startswith("Unlimited GRPO") and task in method["tasks"]
+        if method["method"] == "Unlimited GRPO" and task in method["tasks"]
     ]
     if not found:
         pytest.skip(f"unlimited practice on {task} is not stored yet")
-    assert max(found) > 0.9
+    assert found[0] > 0.9
