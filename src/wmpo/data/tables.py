@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +27,30 @@ def damaged(path: Path, what: str) -> UserError:
     return UserError(f"The file {path} {what}: restore it from a copy of the store.")
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None, rows: int | None = None) -> pa.Table:
-    """A parquet file, all of it or some columns, with `rows` rows. Raises UserError where it is anything else."""
-    if path.exists() and not path.is_file():
-        raise damaged(path, "is a folder or a device")
+@contextmanager
+def reading(path: Path, damaged: Callable[[Path, str], UserError] = damaged) -> Iterator[None]:
+    """What goes wrong while the parquet file is read is a UserError; `damaged` says what may have happened to it."""
     try:
-        with pq.ParquetFile(path) as file:
-            found = file.metadata.num_rows
-            if rows is not None and found != rows:
-                raise damaged(path, f"has {found} rows in place of {rows}")
-            if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
-                raise damaged(path, f"lacks the column {missing[0]!r}")
-            return file.read(columns=None if columns is None else list(columns))
+        yield
     except FileNotFoundError:
         raise damaged(path, "is missing") from None
     except PermissionError:
         raise UserError(f"The file {path} can't be read: look for its permissions.") from None
     except (pa.ArrowException, OSError, ValueError):
         raise damaged(path, "is damaged or truncated") from None
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, rows: int | None = None) -> pa.Table:
+    """A parquet file, all of it or some columns, with `rows` rows. Raises UserError where it is anything else."""
+    if path.exists() and not path.is_file():
+        raise damaged(path, "is a folder or a device")
+    with reading(path), pq.ParquetFile(path) as file:
+        found = file.metadata.num_rows
+        if rows is not None and found != rows:
+            raise damaged(path, f"has {found} rows in place of {rows}")
+        if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+            raise damaged(path, f"lacks the column {missing[0]!r}")
+        return file.read(columns=None if columns is None else list(columns))
 
 
 def column(table: pa.Table, name: str, kind: str, path: Path) -> pa.Array:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
-from wmpo.data.tables import LISTS
+from wmpo.data.tables import LISTS, reading
 from wmpo.errors import UserError
 from wmpo.importing.lerobot_meta import OLD, Place, read_places
 from wmpo.importing.source import About, Column, Facts, check_facts, damaged, inside
@@ -106,26 +106,19 @@ class LeRobot:
     def _rows(self, place: Place, names: list[str]) -> pa.Table:
         """The episode's rows; of the file, only the row groups that hold them are read."""
         path = place.data
-        try:
-            with pq.ParquetFile(path) as file:
-                if missing := [name for name in names if name not in file.schema_arrow.names]:
-                    raise damaged(path, f"lacks the column {missing[0]!r}")
-                counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                ends = np.cumsum([0, *counts])
-                begin, end = place.first_row, place.first_row + place.length
-                if end > ends[-1]:
-                    raise damaged(path, f"has {ends[-1]} rows where its data set says {end} or more")
-                groups = [g for g in range(len(counts)) if ends[g] < end and ends[g + 1] > begin]
-                known = (str(path), groups)
-                if self._cached.get(tuple(names), (None,))[0] != known:
-                    self._cached[tuple(names)] = known, file.read_row_groups(groups, columns=names)
-                return self._cached[tuple(names)][1].slice(begin - ends[groups[0]], place.length)
-        except FileNotFoundError:
-            raise damaged(path, "is missing") from None
-        except PermissionError:
-            raise UserError(f"The file {path} can't be read: look for its permissions.") from None
-        except (pa.ArrowException, OSError, ValueError):
-            raise damaged(path, "is damaged or truncated") from None
+        with reading(path, damaged), pq.ParquetFile(path) as file:
+            if missing := [name for name in names if name not in file.schema_arrow.names]:
+                raise damaged(path, f"lacks the column {missing[0]!r}")
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = np.cumsum([0, *counts])
+            begin, end = place.first_row, place.first_row + place.length
+            if end > ends[-1]:
+                raise damaged(path, f"has {ends[-1]} rows where its data set says {end} or more")
+            groups = [g for g in range(len(counts)) if ends[g] < end and ends[g + 1] > begin]
+            known = (str(path), groups)
+            if self._cached.get(tuple(names), (None,))[0] != known:
+                self._cached[tuple(names)] = known, file.read_row_groups(groups, columns=names)
+            return self._cached[tuple(names)][1].slice(begin - ends[groups[0]], place.length)
 
     def _size(self, key: str) -> tuple[tuple[int, int] | None, str]:
         """((height, width), a note) of a feature that shows pictures; none where they have no colours."""
