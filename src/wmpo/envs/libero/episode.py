@@ -21,6 +21,7 @@ from wmpo.envs.libero.settings import (
     STATE_DIM,
     SUITES,
 )
+from wmpo.envs.recorded import recorded
 from wmpo.envs.tabletop.render import EglRenderer
 from wmpo.errors import UserError
 
@@ -128,14 +129,7 @@ class LiberoEpisode:
             actions.append(np.clip(labels[-1] + spread * disturbance, -1, 1).astype(np.float32))
             success.append(self.step(actions[-1]))
             seen.append(self.observe())
-        return {
-            "images": {camera: np.stack([frame["images"][camera] for frame in seen]) for camera in self.cameras},
-            "state": np.stack([frame["state"] for frame in seen]),
-            "actions": np.stack(actions),
-            "labels": np.stack(labels),
-            "success": np.array(success),
-            "meta": {"renderer": "egl"},
-        }
+        return recorded(seen, actions, labels, success, {"renderer": "egl"})
 
 
 @lru_cache(maxsize=16)

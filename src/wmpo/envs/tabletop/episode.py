@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from wmpo.envs.recorded import recorded
 from wmpo.envs.tabletop.env import Snapshot, TabletopEnv, Values
 from wmpo.envs.tabletop.experts import Noise, act
 from wmpo.envs.tabletop.settings import ACTION_DIM, FPS, STATE_DIM
@@ -70,11 +71,4 @@ class TabletopEpisode:
             actions.append(disturbance.disturb(labels[-1]))
             success.append(env.advance(actions[-1]))
             seen.append(self.observe())
-        return {
-            "images": {camera: np.stack([frame["images"][camera] for frame in seen]) for camera in self.cameras},
-            "state": np.stack([frame["state"] for frame in seen]),
-            "actions": np.stack(actions),
-            "labels": np.stack(labels),
-            "success": np.array(success),
-            "meta": {"renderer": env.renderer.name, **self.events()},
-        }
+        return recorded(seen, actions, labels, success, {"renderer": env.renderer.name, **self.events()})
