@@ -40,7 +40,9 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
 
     Beyond this machine the address holds a token, which every call needs.
     """
-    content = files("wmpo.web").joinpath(page).read_bytes()
+    folder = files("wmpo.web")  # one script serves both pages, as a part of each
+    shared = folder.joinpath("shared.js").read_bytes()
+    content = folder.joinpath(page).read_bytes().replace(b"/* shared.js */", shared)
     token = "" if host in HERE else secrets.token_urlsafe(16)
     busy = threading.Lock()
 
