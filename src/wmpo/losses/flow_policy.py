@@ -1,7 +1,7 @@
 """Flow-matching policies: how they are sampled with exact log-probabilities, so that policy gradients can train them.
 
 Time t in [0, 1] runs from noise to data, as in `wmpo.losses.flow`. A policy is a field (x, t_B) -> (v, r): the velocity
-(B, K, D), and a spread (B, K, D) in [-1, 1] or None. N steps of length dt = 1/N lead along a path from noise x_0 to the
+(B, K, D), and a spread (B, K, own) in [-1, 1] or None. N steps of length dt = 1/N lead along a path from noise x_0 to the
 actions x_1. With a noise level a > 0 each step is Gaussian:
 
 Flow-SDE (no spread; Flow-GRPO, arXiv 2505.05470, eq. 9; pi_RL, arXiv 2510.25889)
@@ -47,44 +47,56 @@ def log_density(x: Tensor, mean: Tensor, std: Tensor | float, unit: float) -> Te
     return -((x - mean) / std).square() / 2 - (std / unit).log() - math.log(2 * math.pi) / 2
 
 
-def sample_path(field: Field, noise: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """A path from noise to data (B, N+1, K, D), and its log-probabilities (B, K, N*D) as in `path_log_prob`.
+def sample_path(field: Field, noise: Tensor, level: float, own: int | None = None) -> tuple[Tensor, Tensor]:
+    """A path from noise to data (B, N+1, K, D), and its log-probabilities (B, K, N*own) as in `path_log_prob`.
 
-    `noise` (B, N+1, K, D) is standard normal: where the path begins, and what is added in each of the N steps.
+    `noise` (B, N+1, K, D) is standard normal: where the path begins, and what is added in each of the N steps to the
+    first `own` dimensions, to all without it; the others only follow their velocity.
     """
+    own = noise.shape[-1] if own is None else own
     path = [noise[:, 0]]
     log_probs = []
     steps = noise.shape[1] - 1
     for n in range(steps):
-        mean, std, unit = _transition(field, path[-1], n, steps, level)
-        path.append(mean + std * noise[:, n + 1])
-        log_probs.append(log_density(path[-1], mean, std, unit) if level else torch.zeros_like(mean))
+        mean, std, unit, rest = _transition(field, path[-1], n, steps, level, own)
+        x = mean + std * noise[:, n + 1, :, :own]
+        log_probs.append(log_density(x, mean, std, unit) if level else torch.zeros_like(mean))
+        path.append(torch.cat([x, rest], -1))
     return torch.stack(path, 1), torch.cat(log_probs, -1)
 
 
-def path_log_prob(field: Field, path: Tensor, level: float) -> Tensor:
-    """(B, K, N*D) log-probability of each step in each dimension of a path (B, N+1, K, D), given the point before.
+def path_log_prob(field: Field, path: Tensor, level: float, own: int | None = None) -> Tensor:
+    """(B, K, N*own) log-probability of each step in each of the first `own` dimensions of a path (B, N+1, K, D), given
+    the points before; of the other dimensions, which follow from these and from where they begin, only that is read.
 
     It is in bins as wide as the smallest std that the step can have: never above 0, and ratios are those of the
     densities. 0 where level = 0 and nothing is left to chance.
     """
+    own = path.shape[-1] if own is None else own
+    rest = path[:, 0, :, own:]
     steps = path.shape[1] - 1
     log_probs = []
     for n in range(steps):
-        mean, std, unit = _transition(field, path[:, n], n, steps, level)
-        log_probs.append(log_density(path[:, n + 1], mean, std, unit) if level else torch.zeros_like(mean))
+        x = torch.cat([path[:, n, :, :own], rest], -1)
+        mean, std, unit, rest = _transition(field, x, n, steps, level, own)
+        log_probs.append(log_density(path[:, n + 1, :, :own], mean, std, unit) if level else torch.zeros_like(mean))
     return torch.cat(log_probs, -1)
 
 
-def _transition(field: Field, x: Tensor, n: int, steps: int, level: float) -> tuple[Tensor, Tensor | float, float]:
-    """(mean, std, smallest possible std) of the step n of `steps`, counted from 0."""
+def _transition(
+    field: Field, x: Tensor, n: int, steps: int, level: float, own: int
+) -> tuple[Tensor, Tensor | float, float, Tensor]:
+    """(mean, std, smallest possible std) of the step n of `steps`, counted from 0, in the first `own` dimensions, and
+    where the others are after it."""
     t, dt = n / steps, 1 / steps
     velocity, spread = field(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
+    rest = x[..., own:] + dt * velocity[..., own:]
+    x, velocity = x[..., :own], velocity[..., :own]
     if spread is None:
         mean, std = sde_step(x, velocity, t, dt, level)
-        return mean, std, std
+        return mean, std, std, rest
     mean, spreads = noise_step(x, velocity, spread, dt, level)
-    return mean, spreads, level * dt / 2
+    return mean, spreads, level * dt / 2, rest
 
 
 def flow_matching_loss(field: Field, data: Tensor, noise: Tensor, t_B: Tensor, mask_BK: Tensor) -> Tensor:

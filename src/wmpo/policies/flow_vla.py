@@ -3,17 +3,20 @@
 A network has a prefix, computed once per decision from pictures, sentence and state, and an action expert that is asked
 for the velocity at every denoising step. The vision-language model stays frozen: imitation and practice train the rest.
 
-Departures from both, so that log-probabilities hold all that is random:
+Both networks have more action dimensions than a robot, filled with zeros in training. They are denoised with the
+others, but without noise on the way: they follow from where they begin and from the robot's own, so that
+log-probabilities of the latter hold all that is random.
+
+Departures from both:
 1. A chunk is as long as what is executed, without a tail that is thrown away.
-2. Both networks have more action dimensions than a robot, filled with zeros. There the flow is taken as known: noise
-   that fades.
+2. Actions are kept within what was demonstrated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +24,13 @@ from torch import Tensor, nn
 
 from wmpo.config import PolicyConfig
 from wmpo.data.normalizer import Normalizer
-from wmpo.errors import UserError, optional
+from wmpo.errors import UserError, named, optional
 from wmpo.io.files import atomic_write, read_json
 from wmpo.losses.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
 from wmpo.nn.layers import zero_init
 from wmpo.nn.text import refuse_longer
 from wmpo.policies.published import FlowNetwork, Published
-from wmpo.policies.settings import FlowConfig, FlowVLASettings, MiniVLASettings
+from wmpo.policies.settings import FlowConfig, FlowVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
 from wmpo.types import Decision, Observation
 
@@ -51,11 +54,28 @@ class FlowVLAConfig:
     state_dim: int
     action_dim: int
     flow: FlowConfig = field(default_factory=lambda: FlowConfig(steps=10))
+    features: tuple[str, ...] = ()
+    """Its own names of its cameras, where it was published with any."""
+    cameras: tuple[str, ...] = ()
+    """What it sees, by the environment's names; (): all that is shown, in that order."""
+    origin: str = ""
+    """The folder that it was published in, to which `wmpo export` goes back."""
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """It resizes whatever it sees, and asks for no camera by name."""
-        return ()
+    camera_setting: ClassVar[str] = "policy.cameras"
+    """What maps one to the other, for complaints."""
+
+    def seeing(self, chosen: tuple[str, ...]) -> FlowVLAConfig:
+        """With the cameras of `chosen`, a setting of `FlowVLASettings`."""
+        if not self.features:
+            if strange := [entry for entry in chosen if "=" in entry]:
+                raise UserError(f"policy.cameras has {strange[0]!r}, but this policy has no names of its own for cameras.")
+            return replace(self, cameras=chosen)
+        pairs = [(own, camera or own) for own, _, camera in (entry.partition("=") for entry in chosen)]
+        for own, _ in pairs:
+            named("camera of this policy for policy.cameras", own, dict.fromkeys(self.features))
+        if len(dict(pairs)) < len(pairs):
+            raise UserError("policy.cameras names a camera of the policy twice.")
+        return replace(self, cameras=tuple(dict(pairs)[own] for own in self.features if own in dict(pairs)))
 
 
 class FlowVLA(nn.Module):
@@ -84,9 +104,23 @@ class FlowVLA(nn.Module):
 
     def prepare(self, config: PolicyConfig) -> None:
         """Take the chunk and the noise of a recipe; no weight depends on the length of a chunk."""
-        flow = config.flow if isinstance(config, (FlowVLASettings, MiniVLASettings)) else self.config.flow
-        self.config = replace(self.config, chunk=config.chunk, flow=flow)
+        self.config = replace(self.config, chunk=config.chunk)
+        if isinstance(config, FlowVLASettings):
+            flow = replace(config.flow, steps=config.flow.steps or self.config.flow.steps)
+            self.config = replace(self.config, flow=flow)
+            if config.cameras:
+                self.config = self.config.seeing(config.cameras)
+            if config.patch_positions != "auto":
+                self._number_patches(config.patch_positions)
         self.spread = self._noise_network()
+
+    def _number_patches(self, positions: Literal["exact", "shifted"]) -> None:
+        from wmpo.policies.smolvla import SmolVLANetwork
+
+        if not isinstance(self.network, SmolVLANetwork):
+            raise UserError("policy.patch_positions is a setting of SmolVLA: a pi0 numbers its patches in one way.")
+        self.network.sizes = replace(self.network.sizes, patch_positions=positions)
+        self.config = replace(self.config, settings={**self.config.settings, "patch_positions": positions})
 
     def action_range(self) -> tuple[Tensor, Tensor]:
         """Between these nearly all actions lay that it was trained on, (D,) each."""
@@ -97,10 +131,11 @@ class FlowVLA(nn.Module):
         """Take over what actions and states mean."""
         self.normalizer.load_state_dict(normalizer.state_dict())
 
-    def field(self, observation: Observation, idle: Tensor) -> Field:
-        """`idle` (B, K, rest): the noise in dimensions that the robot lacks."""
+    def field(self, observation: Observation) -> Field:
+        """Of actions (B, K, action_width), in the robot's dimensions and those that it lacks; a spread has the former
+        alone."""
         cfg = self.config
-        images = [self._pixels(image) for image in observation.images.values()]
+        images = [self.network.pixels(observation.images[name]) for name in cfg.cameras or observation.images]
         tokens, mask = self._tokens(observation.instruction)
         state = self.normalizer.normalize_state(observation.state)
         prefix = self.network.prefix(
@@ -108,27 +143,15 @@ class FlowVLA(nn.Module):
         )
 
         def flow(x: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor | None]:
-            whole = torch.cat([x, (1 - t_B)[:, None, None] * idle], -1)
-            # Their time runs from data to noise.
-            velocity, h = self.network.velocity(prefix, whole, 1 - t_B)
-            return -velocity[..., : cfg.action_dim], self.spread(h).tanh() if self.spread is not None else None
+            velocity, h = self.network.velocity(prefix, x, 1 - t_B)  # their time runs from data to noise
+            return -velocity, self.spread(h).tanh() if self.spread is not None else None
 
         return flow
 
-    def _pixels(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 to [-1, 1] in the size of the network, black above and left where it isn't square."""
-        size = self.network.image_size
-        height, width = image.shape[-2:]
-        scale = size / max(height, width)
-        image = image.float() / 255
-        if scale != 1:
-            shape = (int(height * scale), int(width * scale))
-            image = F.interpolate(image, size=shape, mode="bilinear", align_corners=False)
-        return 2 * F.pad(image, (size - image.shape[-1], 0, size - image.shape[-2], 0)) - 1
-
     def _tokens(self, instruction: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """(B, L) token numbers, and where they are no padding."""
-        found = {s: self.tokenizer.encode(f"{s}\n", add_special_tokens=False).ids for s in set(instruction)}
+        lines = {s: s if s.endswith("\n") else f"{s}\n" for s in set(instruction)}
+        found = {s: self.tokenizer.encode(line, add_special_tokens=False).ids for s, line in lines.items()}
         for sentence, tokens in found.items():
             refuse_longer(sentence, len(tokens), LONGEST, "tokens")
         rows = [[*self.network.begin, *found[sentence]] for sentence in instruction]
@@ -141,37 +164,32 @@ class FlowVLA(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> Decision:
-        """The trace is the path from noise to normalised actions, (B, steps + 1, K, width of the network): first the
-        robot's D dimensions, then the noise of the others. U = steps * D."""
+        """The trace is the path from noise to normalised actions, (B, steps + 1, K, width of the network), of which the
+        robot's D dimensions come first. U = steps * D."""
         cfg, there = self.config, observation.state.device
         size = (len(observation), cfg.flow.steps + 1, cfg.chunk, self.network.action_width)
         noise = torch.randn(size, generator=generator, device=there).to(self.normalizer.action_low.device)
-        own, idle = noise[..., : cfg.action_dim], noise[:, :1, :, cfg.action_dim :]
-        path, log_prob = sample_path(
-            self.field(observation.to(noise.device), idle[:, 0]), own, temperature * cfg.flow.level
-        )
-        trace = torch.cat([path, idle.expand(-1, cfg.flow.steps + 1, -1, -1)], -1)
-        chunk = self.normalizer.limit_action(self.normalizer.unnormalize_action(path[:, -1]))
-        return Decision(chunk.to(there), trace.to(there), log_prob.to(there))
+        field = self.field(observation.to(noise.device))
+        trace, log_prob = sample_path(field, noise, temperature * cfg.flow.level, cfg.action_dim)
+        own = self.normalizer.unnormalize_action(trace[:, -1, :, : cfg.action_dim])
+        return Decision(self.normalizer.limit_action(own).to(there), trace.to(there), log_prob.to(there))
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
-        D = self.config.action_dim
-        flow = self.field(observation, trace[:, 0, :, D:])
-        return path_log_prob(flow, trace[..., :D], temperature * self.config.flow.level)
+        cfg = self.config
+        return path_log_prob(self.field(observation), trace, temperature * cfg.flow.level, cfg.action_dim)
 
     # Imitation
 
     def forward(
         self, batch: ImitationBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow matching at pi0's times."""
-        D, device = self.config.action_dim, batch.action.device
-        data = self.normalizer.normalize_action(batch.action)
-        size = (*data.shape[:2], self.network.action_width)
-        noise = torch.randn(size, generator=generator, device=device)
+        """Flow matching at pi0's times, with zeros in the dimensions that the robot lacks."""
+        device = batch.action.device
+        own = self.normalizer.normalize_action(batch.action)
+        data = F.pad(own, (0, self.network.action_width - own.shape[-1]))
+        noise = torch.randn(data.shape, generator=generator, device=device)
         t_B = beta_times(torch.rand(len(data), generator=generator, device=device))
-        flow = self.field(batch.observation, noise[..., D:])
-        loss = flow_matching_loss(flow, data, noise[..., :D], t_B, batch.mask.float())
+        loss = flow_matching_loss(self.field(batch.observation), data, noise, t_B, batch.mask.float())
         return loss, {"loss": loss.detach()}
 
     # Files
@@ -186,9 +204,9 @@ class FlowVLA(nn.Module):
         folder = Path(folder)
         described = read_json(folder / CONFIG)
         if isinstance(described, dict) and described.get("type") == "smolvla":
-            from wmpo.policies import smolvla
+            from wmpo.policies import lerobot
 
-            return cls._from_published(smolvla.published(folder), folder)
+            return cls._from_published(lerobot.published(folder), folder)
         if isinstance(described, dict) and described.get("model_type") == "pi0":
             from wmpo.policies import pi0
 
@@ -200,7 +218,17 @@ class FlowVLA(nn.Module):
     @classmethod
     def _from_published(cls, found: Published, folder: Path) -> FlowVLA:
         own = found.normalizer
-        config = FlowVLAConfig(found.network, found.settings, found.chunk, len(own.state_mean), len(own.action_low))
+        config = FlowVLAConfig(
+            network=found.network,
+            settings=found.settings,
+            chunk=found.chunk,
+            state_dim=len(own.state_mean),
+            action_dim=len(own.action_low),
+            flow=FlowConfig(steps=found.steps),
+            features=found.features,
+            cameras=found.cameras,
+            origin=str(folder.resolve()),
+        )
         policy = cls(config, _text(found.tokenizer))
         if config.action_dim > policy.network.action_width or config.state_dim > policy.network.state_width:
             raise UserError(

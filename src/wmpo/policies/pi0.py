@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.policies.published import Prefix, Published, standardizer, statistics, transformers, weight_files
+from wmpo.policies.published import (
+    Prefix,
+    Published,
+    resized_to,
+    standardizer,
+    statistics,
+    transformers,
+    weight_files,
+)
 
 
 class PI0Network(nn.Module):
@@ -31,6 +40,14 @@ class PI0Network(nn.Module):
         self.state_width: int = config.max_state_dim
         self.action_width: int = config.max_action_dim
         self.width: int = config.dit_config.hidden_size
+
+    def pixels(self, image_BCHW: Tensor) -> Tensor:
+        """As transformers' processor makes them: bicubic, black below and right where a picture isn't square."""
+        size = self.image_size
+        image = image_BCHW.float()
+        if (shape := resized_to(*image.shape[-2:], size)) != image.shape[-2:]:
+            image = F.interpolate(image, size=shape, mode="bicubic", antialias=True).round().clamp(0, 255)
+        return F.pad(image, (0, size - image.shape[-1], 0, size - image.shape[-2])) / 127.5 - 1
 
     def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
         """What the expert attends to: keys and values of pictures and words, and which of them are no padding."""
@@ -94,4 +111,14 @@ def published(folder: Path) -> Published:
     )
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if "dit.embed_tokens" not in name}
     normalizer = standardizer(state, action)
-    return Published("pi0", settings, int(model.config.chunk_size), tensors, normalizer, folder / "tokenizer.json")
+    return Published(
+        network="pi0",
+        settings=settings,
+        features=(),
+        cameras=(),
+        chunk=int(model.config.chunk_size),
+        steps=int(model.config.num_inference_steps),
+        tensors=tensors,
+        normalizer=normalizer,
+        tokenizer=folder / "tokenizer.json",
+    )

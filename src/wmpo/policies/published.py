@@ -28,12 +28,14 @@ class FlowNetwork(Protocol):
 
     begin: tuple[int, ...]
     """Tokens before every sentence."""
-    image_size: int
-    """Height and width of its pictures, in pixels."""
     state_width: int
     action_width: int
     width: int
     """Of the features that `velocity` gives."""
+
+    def pixels(self, image_BCHW: Tensor) -> Tensor:
+        """uint8 pictures of any size to what `prefix` takes: (B, 3, size, size) in [-1, 1]."""
+        ...
 
     def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
         """Of V pictures in [-1, 1], words and padded states (B, state_width)."""
@@ -50,10 +52,22 @@ class Published:
 
     network: Literal["pi0", "smolvla"]
     settings: dict[str, object]
+    features: tuple[str, ...]
+    """Its own names of its cameras, in the order of the network; () where it has none."""
+    cameras: tuple[str, ...]
+    """What these are called where it acts."""
     chunk: int
+    steps: int
+    """Of denoising."""
     tensors: Mapping[str, Tensor]
     normalizer: Normalizer
     tokenizer: Path
+
+
+def resized_to(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of a picture whose longer side has become `size` pixels, rounded as by LeRobot."""
+    ratio = max(width / size, height / size)
+    return int(height / ratio), int(width / ratio)
 
 
 def weight_files(folder: Path) -> list[Path]:

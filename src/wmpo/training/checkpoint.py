@@ -207,8 +207,10 @@ def check_fits(model: object, spec: EnvSpec, where: str | Path) -> None:
     config: object = getattr(model, "config", None)
     cameras = getattr(config, "cameras", tuple(spec.cameras)[:1])
     if missing := [name for name in cameras if name not in spec.cameras]:
+        setting = getattr(config, "camera_setting", "")  # by which a family maps its own names to others
+        hint = f": set {setting} to {missing[0]}=CAMERA, and so for each camera of the policy" if setting else ""
         raise UserError(
-            f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}."
+            f"{where} looks through the camera {missing[0]!r}, but there is only {', '.join(spec.cameras)}{hint}."
         )
     for name in cameras:
         size = cameras[name] if isinstance(cameras, Mapping) else getattr(config, "image_size", spec.cameras[name])

@@ -1,0 +1,118 @@
+"""What LeRobot itself does with a SmolVLA, as a program for LeRobot's own Python, whose packages clash with ours.
+
+    make FOLDER CONFIG     a tiny random one, as LeRobot saves it, with its SmolVLM in FOLDER/vlm
+    act FOLDER SEEN OUT    from_pretrained and its processors; actions for the observations and noise in SEEN
+    train STORE            batches of an episode store, as LeRobot's trainer draws them, and whether they teach
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+SIZE = 64  # of pictures inside the network
+WORDS = ["[pad]", "[unknown]", "push", "the", "red", "blue", "cube", "\n"]
+SPECIAL = {"image_token": "<image>", "fake_image_token": "<fake>", "global_image_token": "<global-img>",
+           "end_of_utterance_token": "<end>"}  # fmt: skip
+
+
+def make_vlm(folder: Path) -> None:
+    """A SmolVLM of the usual build, small: its config, its processor, and random weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor,
+        SmolVLMProcessor, SmolVLMVideoProcessor,
+    )  # fmt: skip
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[unknown]"))
+    words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[unknown]", pad_token="[pad]", extra_special_tokens=SPECIAL
+    )
+    SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor()).save_pretrained(folder)
+    text = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": SIZE, "patch_size": 8}  # fmt: skip
+    config = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=63)
+    model = SmolVLMForConditionalGeneration(config)
+    shake(model)
+    model.save_pretrained(folder)
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Weights so large that every part matters."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / max(1, parameter.shape[-1]) ** 0.5)
+
+
+def make(folder: Path, chosen: dict[str, Any]) -> None:
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    torch.manual_seed(0)
+    cameras, state, action = chosen.pop("cameras"), chosen.pop("state"), chosen.pop("action")
+    make_vlm(folder / "vlm")
+    seen = {name: PolicyFeature(FeatureType.VISUAL, (3, *size)) for name, size in cameras.items()}
+    seen["observation.state"] = PolicyFeature(FeatureType.STATE, (state,))
+    config = SmolVLAConfig(
+        input_features=seen, output_features={"action": PolicyFeature(FeatureType.ACTION, (action,))},
+        resize_imgs_with_padding=(SIZE, SIZE), vlm_model_name=str(folder / "vlm"), num_vlm_layers=2, max_state_dim=6,
+        max_action_dim=9, device="cpu", push_to_hub=False, **chosen,
+    )  # fmt: skip
+    policy = SmolVLAPolicy(config)
+    for part in policy.model.children():
+        if not isinstance(part, torch.nn.Linear):
+            shake(part.lm_expert)
+        else:
+            shake(part)
+    statistics = {
+        name: {"mean": torch.randn(size), "std": torch.rand(size) + 0.5, "min": torch.full((size,), -99.0),
+               "max": torch.full((size,), 99.0)}
+        for name, size in (("observation.state", state), ("action", action))
+    }  # fmt: skip
+    before, after = make_pre_post_processors(config, dataset_stats=statistics)
+    for part in (policy, before, after):
+        part.save_pretrained(folder)
+
+
+def act(folder: Path, seen: Path, out: Path) -> None:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    config = PreTrainedConfig.from_pretrained(folder)
+    policy = SmolVLAPolicy.from_pretrained(folder, config=config, strict=True)
+    before, after = make_pre_post_processors(config, pretrained_path=str(folder))
+    with safe_open(seen, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sentences = json.loads(file.metadata()["sentences"])
+    noise = tensors.pop("noise")
+    batch: dict[str, Any] = {
+        name: tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor for name, tensor in tensors.items()
+    }
+    chunk = after(policy.predict_action_chunk(before({**batch, "task": sentences}), noise=noise))
+    save_file({"actions": chunk.contiguous()}, out)
+
+
+def main(command: str, *args: str) -> None:
+    paths = [Path(arg) for arg in args]
+    if command == "make":
+        make(paths[0], json.loads(args[1]))
+    elif command == "act":
+        act(*paths)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
