@@ -36,7 +36,7 @@ from wmpo.evaluate import evaluate, time_limit
 from wmpo.families import check_free, family_of
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
-from wmpo.policies import build_policy, check_actions, load_policy
+from wmpo.policies import build_policy, load_policy, match_actions
 from wmpo.protocols import Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcome_of
 from wmpo.report.results import BASE, RunResult
@@ -119,7 +119,7 @@ def imitate(run: Run) -> Policy:
         if not shown:
             raise UserError(f"{run.store.root} holds no successful demonstrations to imitate: see wmpo demonstrate.")
         if cfg.pretrained:  # it keeps the statistics that it was trained with
-            check_actions(policy, cache.labels_of(shown), cfg.pretrained, run.store.root)
+            match_actions(policy, cache.labels_of(shown), cfg.pretrained, run.store.root)
         else:
             policy.set_normalizer(Normalizer.from_cache(cache, shown))
         frames = ImitationFrames(cache, shown, policy.chunk, shift=cfg.shift)

@@ -144,6 +144,15 @@ class HasActionRange(Protocol):
 
 
 @runtime_checkable
+class Widens(Protocol):
+    """Optional, of a policy from a folder: its actions may go beyond what was demonstrated where it was trained."""
+
+    def widen(self, action_ND: Tensor) -> None:
+        """Let all of these be in its reach, in the units of the data."""
+        ...
+
+
+@runtime_checkable
 class TakesSettings(Protocol):
     """Optional, of a policy from a folder: settings of the run that it is not built from."""
 

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
         "dreaming", "RewardModelCommand", "stage: a success classifier from the episodes of a store"
     ),
     "practise": Command("dreaming", "PractiseCommand", "stage: improve a policy in imagination"),
+    "export": Command("export", "ExportCommand", "a policy for the program that it came from: LeRobot, transformers"),
 }
 SHARED = ("run", "imitate", "world-model", "reward-model", "practise")  # by the processes that torchrun starts
 NO_FAULT_OF_OURS = (

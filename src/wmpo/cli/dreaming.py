@@ -147,7 +147,7 @@ class PractiseCommand:
         from wmpo.data.cache import FrameCache
         from wmpo.families import check_free, saved_family
         from wmpo.opening import open_stage
-        from wmpo.policies import check_actions, load_policy
+        from wmpo.policies import load_policy, match_actions
         from wmpo.rewards import load_reward_model
         from wmpo.world_models import load_world_model
 
@@ -162,7 +162,7 @@ class PractiseCommand:
             check_chunk(world_model, policy)
             reward_model = fitting(load_reward_model, self.reward_model, spec, device)
             cache = FrameCache(run.store)  # once all that is given is found to fit, since it may take long
-            check_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
+            match_actions(policy, cache.labels_of(range(len(cache))), self.policy, self.data)
             tried = [record.index for record in run.store.records() if record.source != "expert"]
             if self.grpo.keyframes and not tried:
                 raise UserError(f"{self.data} holds no rollouts to take grpo.keyframes from: set it to 0.")

@@ -1,8 +1,8 @@
 """Flow-matching policies: how they are sampled with exact log-probabilities, so that policy gradients can train them.
 
 Time t in [0, 1] runs from noise to data, as in `wmpo.losses.flow`. A policy is a field (x, t_B) -> (v, r): the velocity
-(B, K, D), and a spread (B, K, own) in [-1, 1] or None. N steps of length dt = 1/N lead along a path from noise x_0 to the
-actions x_1. With a noise level a > 0 each step is Gaussian:
+(B, K, D), and a spread (B, K, D) in [-1, 1], of fewer dimensions where only these are left to chance, or None. N steps
+of length dt = 1/N lead along a path from noise x_0 to the actions x_1. With a noise level a > 0 each step is Gaussian:
 
 Flow-SDE (no spread; Flow-GRPO, arXiv 2505.05470, eq. 9; pi_RL, arXiv 2510.25889)
     mean = x + (v - s^2 e / (2 (1 - t))) dt    std = s sqrt(dt)    s = a sqrt((1 - t) / t)

@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
 from wmpo.families import build, family_class, saved_family
-from wmpo.protocols import HasActionRange, Policy, TakesSettings
+from wmpo.protocols import HasActionRange, Policy, TakesSettings, Widens
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec
 
@@ -41,16 +42,22 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Policy:
     return built
 
 
-def check_actions(policy: Policy, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
-    """Complain where `policy` (from `where`) has the action statistics of another robot or other units than `data`.
+def match_actions(policy: Policy, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
+    """Let `policy` (from `where`) reach all actions of `data`, where it can; complain where these are of another robot
+    or in other units than its statistics.
 
     In some dimension, more than the share OFTEN of the actions lies outside its `action_range()` by more than FAR times
     the width of that range, or times NARROW where it is narrower. Of the data that a range was taken from, 2 % lie
     outside quantiles of 1 % and 99 % at all, and at most a 36th that far outside of mean +- 3 standard deviations.
     A policy without `action_range` is not checked.
     """
-    if not isinstance(policy, HasActionRange):
-        return
+    if isinstance(policy, HasActionRange):
+        _check_range(policy, action_ND, where, data)
+    if isinstance(policy, Widens):
+        policy.widen(torch.from_numpy(action_ND))
+
+
+def _check_range(policy: HasActionRange, action_ND: np.ndarray, where: str | Path, data: str | Path) -> None:
     low_D, high_D = (bound.cpu().numpy() for bound in policy.action_range())
     slack_D = FAR * np.maximum(high_D - low_D, NARROW)
     share_D = ((action_ND < low_D - slack_D) | (action_ND > high_D + slack_D)).mean(0)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from wmpo.io.files import atomic_write, read_json
 from wmpo.losses.flow_policy import Field, beta_times, flow_matching_loss, path_log_prob, sample_path
 from wmpo.nn.layers import zero_init
 from wmpo.nn.text import refuse_longer
-from wmpo.policies.published import FlowNetwork, Published
+from wmpo.policies.published import FlowNetwork, Published, Republished, check_statistics
 from wmpo.policies.settings import FlowConfig, FlowVLASettings
 from wmpo.training.checkpoint import CONFIG, load_config, load_module, load_weights, save_module
 from wmpo.types import Decision, Observation
@@ -68,7 +68,9 @@ class FlowVLAConfig:
         """With the cameras of `chosen`, a setting of `FlowVLASettings`."""
         if not self.features:
             if strange := [entry for entry in chosen if "=" in entry]:
-                raise UserError(f"policy.cameras has {strange[0]!r}, but this policy has no names of its own for cameras.")
+                raise UserError(
+                    f"policy.cameras has {strange[0]!r}, but this policy has no names of its own for cameras."
+                )
             return replace(self, cameras=chosen)
         pairs = [(own, camera or own) for own, _, camera in (entry.partition("=") for entry in chosen)]
         for own, _ in pairs:
@@ -126,6 +128,12 @@ class FlowVLA(nn.Module):
         """Between these nearly all actions lay that it was trained on, (D,) each."""
         low, high = self.normalizer.action_low, self.normalizer.action_high  # a standard deviation off the mean
         return 2 * low - high, 2 * high - low
+
+    def widen(self, action_ND: Tensor) -> None:
+        """Let actions reach what was demonstrated here, beyond what the published statistics say or don't."""
+        own, action_ND = self.normalizer, action_ND.to(self.normalizer.action_min)
+        own.action_min = torch.minimum(own.action_min, action_ND.amin(0))
+        own.action_max = torch.maximum(own.action_max, action_ND.amax(0))
 
     def set_normalizer(self, normalizer: Normalizer) -> None:
         """Take over what actions and states mean."""
@@ -214,6 +222,22 @@ class FlowVLA(nn.Module):
         policy = cls(load_config(folder, FlowVLAConfig), _text(folder / TOKENIZER))
         load_module(folder, policy)
         return policy.eval()
+
+    @property
+    def origin(self) -> str:
+        return self.config.origin
+
+    def republished(self, folder: Path, scratch: Path) -> Republished:
+        """See `wmpo.policies.published.Republishes`. Flow-Noise's network is for practice alone, and stays here."""
+        from wmpo.policies import lerobot, pi0
+
+        cfg = self.config
+        network: Any = self.network
+        if cfg.network == "pi0":
+            check_statistics(self.normalizer, pi0.normalizer(folder), folder)
+            return pi0.republished(network, cfg.chunk, cfg.flow.steps, scratch)
+        check_statistics(self.normalizer, lerobot.normalizer(folder), folder)
+        return lerobot.republished(network, cfg.chunk, cfg.flow.steps)
 
     @classmethod
     def _from_published(cls, found: Published, folder: Path) -> FlowVLA:

@@ -9,12 +9,13 @@ from typing import cast
 
 from torch import Tensor
 
+from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
 from wmpo.io.plain import JsonObject, to_plain
-from wmpo.policies.published import Published, read_weights, standardizer, statistics
-from wmpo.policies.smolvla import Sizes
-from wmpo.training.checkpoint import load_tensors
+from wmpo.policies.published import Published, Republished, read_weights, standardizer, statistics
+from wmpo.policies.smolvla import Sizes, SmolVLANetwork
+from wmpo.training.checkpoint import CONFIG, load_tensors
 
 BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
 PREFIX = "model."  # of the names of all its weights
@@ -24,19 +25,35 @@ EMPTY = "empty_camera_"  # of a camera that LeRobot makes up, all black and atte
 
 def published(folder: Path) -> Published:
     """A folder as LeRobot saves a SmolVLA; config.json and tokenizer.json of its SmolVLM lie in FOLDER/vlm."""
-    described = read_json(folder / "config.json")
+    described = read_json(folder / CONFIG)
     vlm = folder / "vlm"
-    if not (vlm / "config.json").is_file():
+    if not (vlm / CONFIG).is_file():
         name = described.get("vlm_model_name", "its SmolVLM")
         raise UserError(f"{vlm} needs config.json and tokenizer.json of {name}: LeRobot does not save them.")
     cameras, renamed = _cameras(described), _renamed(folder)
-    settings = Sizes.of(described, str(folder / "config.json"))
+    settings = Sizes.of(described, str(folder / CONFIG))
     settings = replace(settings, patch_positions=settings.positions_in_lerobot)
     _check(settings, folder)
     tensors = read_weights(folder)
     tensors.pop(UNUSED, None)
     if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
         raise UserError(f"{folder} has {len(strange)} weights that SmolVLA lacks, first {strange[0]!r}.")
+    return Published(
+        network="smolvla",
+        settings={**to_plain(settings), "vlm": read_json(vlm / CONFIG)},
+        features=tuple(_short(name) for name in cameras),
+        cameras=tuple(_short(renamed.get(name, name)) for name in cameras),
+        chunk=settings.chunk_size,
+        steps=settings.num_steps,
+        tensors={name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()},
+        normalizer=normalizer(folder),
+        tokenizer=vlm / "tokenizer.json",
+    )
+
+
+def normalizer(folder: Path) -> Normalizer:
+    """The statistics that its pipelines keep."""
+    described = read_json(folder / CONFIG)
     before = _stored(folder, BEFORE, "normalizer_processor")
     after = _stored(folder, AFTER, "unnormalizer_processor")
     sizes = [
@@ -48,16 +65,18 @@ def published(folder: Path) -> Published:
     action = statistics(after.get("action.mean"), after.get("action.std"), sizes[1], "action", folder)
     limits = after.get("action.min"), after.get("action.max")
     known = all(bound is not None and bound.shape == action[0].shape and bound.isfinite().all() for bound in limits)
-    return Published(
-        network="smolvla",
-        settings={**to_plain(settings), "vlm": read_json(vlm / "config.json")},
-        features=tuple(_short(name) for name in cameras),
-        cameras=tuple(_short(renamed.get(name, name)) for name in cameras),
-        chunk=settings.chunk_size,
-        steps=settings.num_steps,
-        tensors={name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()},
-        normalizer=standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None),
-        tokenizer=vlm / "tokenizer.json",
+    return standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None)
+
+
+def republished(network: SmolVLANetwork, chunk: int, steps: int) -> Republished:
+    """Under LeRobot's names, so that it decides as here: `chunk` actions in so many steps, and executes them all."""
+    here, there = network.sizes.patch_positions, network.sizes.positions_in_lerobot
+    other = f"Patches are numbered {here} here, but {there} in LeRobot with transformers 4: expect other actions there."
+    return Republished(
+        weights={f"{PREFIX}{name}": tensor for name, tensor in network.state_dict().items()},
+        frozen=f"{PREFIX}vlm_with_expert.vlm.",
+        settings={CONFIG: {"chunk_size": chunk, "n_action_steps": chunk, "num_steps": steps}},
+        remark="" if here == there else other,
     )
 
 

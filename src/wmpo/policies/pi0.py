@@ -9,17 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
 from wmpo.policies.published import (
     Prefix,
     Published,
+    Republished,
     resized_to,
     standardizer,
     statistics,
     transformers,
     weight_files,
 )
+from wmpo.training.checkpoint import CONFIG, WEIGHTS, load_tensors
+
+PROCESSOR = "processor_config.json"
 
 
 class PI0Network(nn.Module):
@@ -45,7 +50,7 @@ class PI0Network(nn.Module):
         """As transformers' processor makes them: bicubic, black below and right where a picture isn't square."""
         size = self.image_size
         image = image_BCHW.float()
-        if (shape := resized_to(*image.shape[-2:], size)) != image.shape[-2:]:
+        if (shape := resized_to(image, size)) != image.shape[-2:]:
             image = F.interpolate(image, size=shape, mode="bicubic", antialias=True).round().clamp(0, 255)
         return F.pad(image, (0, size - image.shape[-1], 0, size - image.shape[-2])) / 127.5 - 1
 
@@ -77,9 +82,20 @@ class PI0Network(nn.Module):
         return self.model.action_out_proj(hidden), hidden
 
 
+def normalizer(folder: Path) -> Normalizer:
+    """The statistics that the processor keeps."""
+    processor = folder / PROCESSOR
+    said = read_json(processor) if processor.is_file() else {}
+    state, action = (
+        statistics(said.get(f"{name}_mean"), said.get(f"{name}_std"), len(said.get(f"{name}_mean") or ()), what, folder)
+        for name, what in (("state", "state"), ("actions", "action"))
+    )
+    return standardizer(state, action)
+
+
 def published(folder: Path) -> Published:
     """A folder as transformers saves model, processor and tokenizer of pi0."""
-    settings = read_json(folder / "config.json")
+    settings = read_json(folder / CONFIG)
     weight_files(folder)  # refuses pickles
     try:
         model, found = transformers().PI0ForConditionalGeneration.from_pretrained(
@@ -103,14 +119,7 @@ def published(folder: Path) -> Published:
     ):
         if names:
             raise UserError(f"{folder} {fault} {len(names)} weights, first {sorted(names)[0]!r}.")
-    processor = folder / "processor_config.json"
-    said = read_json(processor) if processor.is_file() else {}
-    state, action = (
-        statistics(said.get(f"{name}_mean"), said.get(f"{name}_std"), len(said.get(f"{name}_mean") or ()), what, folder)
-        for name, what in (("state", "state"), ("actions", "action"))
-    )
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if "dit.embed_tokens" not in name}
-    normalizer = standardizer(state, action)
     return Published(
         network="pi0",
         settings=settings,
@@ -119,6 +128,16 @@ def published(folder: Path) -> Published:
         chunk=int(model.config.chunk_size),
         steps=int(model.config.num_inference_steps),
         tensors=tensors,
-        normalizer=normalizer,
+        normalizer=normalizer(folder),
         tokenizer=folder / "tokenizer.json",
+    )
+
+
+def republished(network: PI0Network, chunk: int, steps: int, scratch: Path) -> Republished:
+    """As transformers saves it, under names that it chooses; the words of the expert, which it never meets, stay."""
+    network.model.save_pretrained(scratch, max_shard_size="1000GB")
+    return Republished(
+        weights=load_tensors(scratch / WEIGHTS)[0],
+        frozen="paligemma_with_expert.paligemma.",
+        settings={CONFIG: {"chunk_size": chunk, "num_inference_steps": steps}, PROCESSOR: {"chunk_size": chunk}},
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,8 +64,49 @@ class Published:
     tokenizer: Path
 
 
-def resized_to(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of a picture whose longer side has become `size` pixels, rounded as by LeRobot."""
+@dataclass(frozen=True)
+class Republished:
+    """What changes in a published folder when a policy that began there goes back to it."""
+
+    weights: Mapping[str, Tensor]
+    """Name there -> tensor; what isn't named stays, as far as it is used by nobody here."""
+    frozen: str = ""
+    """How the names begin of what was never trained; "" where nothing is left as it was."""
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """File of JSON -> entries that change."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """File -> another to take in its place."""
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """What is stored apart: name without ending -> tensors."""
+    remark: str = ""
+    """What a person should know."""
+
+
+@runtime_checkable
+class Republishes(Protocol):
+    """A policy that knows the layout that it was published in."""
+
+    @property
+    def origin(self) -> str:
+        """The folder that it began from; "" where nobody knows."""
+        ...
+
+    def republished(self, folder: Path, scratch: Path) -> Republished:
+        """For the published `folder`; a folder `scratch` is there to write in. Raises UserError where they differ."""
+        ...
+
+
+def check_statistics(own: Normalizer, found: Normalizer, folder: Path) -> None:
+    """A policy keeps the statistics that it was published with, but for the limits of its actions."""
+    for name, row in found.state_dict().items():
+        kept = name in ("action_min", "action_max") or torch.equal(row, own.state_dict()[name].cpu())
+        if not kept:
+            raise UserError(f"{folder} has other statistics than the policy: give the folder that it began from.")
+
+
+def resized_to(image_BCHW: Tensor, size: int) -> tuple[int, int]:
+    """Height and width of pictures whose longer side has become `size` pixels, rounded as by LeRobot."""
+    height, width = image_BCHW.shape[-2:]
     ratio = max(width / size, height / size)
     return int(height / ratio), int(width / ratio)
 

@@ -104,7 +104,7 @@ class SmolVLANetwork(nn.Module):
         size = self.image_size
         image = F.interpolate(
             image_BCHW.float() / 255,
-            size=resized_to(*image_BCHW.shape[-2:], size),
+            size=resized_to(image_BCHW, size),
             mode="bilinear",
             align_corners=False,
         )

@@ -86,3 +86,7 @@ class OpenVLAOFTConfig:
     third slower."""
     lora_rank: int = 0
     """Rank of the changes to linear layers that are trained in place of the weights (LoRA); 0: all weights are."""
+    origin: str = ""
+    """The folder of the checkpoint that it began from, to which `wmpo export` goes back."""
+    tuned: str = ""
+    """The folder that its statistics lay in, where that is another: beside an adapter."""

@@ -37,6 +37,7 @@ from wmpo.types import Decision, Observation
 
 if TYPE_CHECKING:
     from wmpo.data.clips import ImitationBatch
+    from wmpo.policies.published import Republished
 
 ADAPTED = ("dino", "siglip", "projector", "language_model.model")  # what low-rank changes are made to
 
@@ -234,6 +235,16 @@ class OpenVLAOFT(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         save_module(folder, self, self.config)
         self.prompt.save(folder)
+
+    @property
+    def origin(self) -> str:
+        return self.config.origin
+
+    def republished(self, folder: Path, scratch: Path) -> Republished:
+        """See `wmpo.policies.published.Republishes`; low-rank changes are folded in."""
+        from wmpo.policies.openvla_oft.published import republished
+
+        return republished(self.merged() if self.config.lora_rank else self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> OpenVLAOFT:

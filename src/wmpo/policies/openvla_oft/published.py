@@ -34,6 +34,7 @@ from wmpo.policies.openvla_oft import lora, statistics
 from wmpo.policies.openvla_oft.config import BINS, LanguageConfig, OpenVLAOFTConfig, TowerConfig
 from wmpo.policies.openvla_oft.prompt import Prompt
 from wmpo.policies.openvla_oft.shards import PARTS, Shards, part, refuse_pickles
+from wmpo.policies.published import Republished
 from wmpo.training.checkpoint import CONFIG
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def load(
         siglip=_tower(shards, "siglip", *siglip),
         language=_language(described, folder / CONFIG),
         head="l1" if parts["action_head"] else "tokens",
+        origin=str(folder.resolve()),
+        tuned="" if tuned == folder else str(tuned.resolve()),
         **settings,
     )
     policy = cls(config, Prompt.load(folder))
@@ -125,6 +128,46 @@ def published_name(own: str) -> tuple[str, int | None]:
     if not fused:
         return f"{TOWERS[tower]}.{rest}", None
     return f"{TOWERS[tower]}.{before}.qkv.{after[2:]}", "qkv".index(after[0])
+
+
+@torch.no_grad()
+def republished(policy: OpenVLAOFT, folder: Path) -> Republished:
+    """The weights of a policy without low-rank changes, by the names of the checkpoint in `folder`."""
+    described = _described(folder)
+    tuned = Path(policy.config.tuned or folder)
+    _check_statistics(policy, tuned, {} if policy.config.tuned else described)
+    weights: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    for own, parameter in policy.named_parameters():
+        name, third = published_name(own)
+        tensor = parameter.detach()
+        if third is not None:
+            thirds.setdefault(name, {})[third] = tensor
+        elif name.endswith("pos_embed"):
+            weights[name] = tensor[:, 1:] if tensor.ndim == 3 else tensor.unsqueeze(0)
+        else:
+            weights[name] = tensor
+    weights |= {name: torch.cat([parts[third] for third in range(3)]) for name, parts in thirds.items()}
+    # There the class token has no position to be added to it.
+    first, at = f"{TOWERS['dino']}.cls_token", policy.get_parameter("dino.embeddings.position_embeddings")
+    weights[first] = weights[first] + at[:, :1]
+    apart: dict[str, dict[str, Tensor]] = {}
+    for name in list(weights):
+        part, _, key = name.partition(".")
+        if part in PARTS:
+            apart.setdefault(part, {})[key] = weights.pop(name)
+    files = {statistics.STATISTICS: tuned / statistics.STATISTICS} if policy.config.tuned else {}
+    return Republished(weights, files=files, parts=apart)
+
+
+def _check_statistics(policy: OpenVLAOFT, folder: Path, described: Mapping[str, object]) -> None:
+    """A policy keeps the statistics of one of the data sets that its checkpoint knows."""
+    sees_state = policy.proprio_projector is not None
+    for name in statistics.names(folder, described):
+        found = statistics.normalizer(folder, described, name, sees_state)
+        if all(torch.equal(row, policy.normalizer.state_dict()[key].cpu()) for key, row in found.state_dict().items()):
+            return
+    raise UserError(f"{folder} has other statistics than the policy: give the folder that it began from.")
 
 
 @torch.no_grad()

@@ -27,10 +27,7 @@ def normalizer(folder: Path, described: Mapping[str, object], chosen: str | None
 
     `described`: the checkpoint's config.json, which may hold them too; `chosen`: which data set's.
     """
-    path = folder / STATISTICS
-    sets = read_json(path) if path.is_file() else described.get("norm_stats")
-    if not isinstance(sets, dict) or not sets:
-        raise UserError(f"{path} does not exist: without it nobody knows what the policy's actions mean.")
+    path, sets = folder / STATISTICS, _sets(folder, described)
     if chosen is None and len(sets) > 1:
         raise UserError(f"{path} knows several data sets: choose one with statistics=, of {', '.join(sets)}.")
     name = chosen if chosen is not None else next(iter(sets))
@@ -52,6 +49,19 @@ def normalizer(folder: Path, described: Mapping[str, object], chosen: str | None
         rows |= {"state_mean": state.low + half, "state_std": half}
     found.load_state_dict(rows, strict=False)
     return found
+
+
+def names(folder: Path, described: Mapping[str, object]) -> list[str]:
+    """The data sets whose statistics a checkpoint holds."""
+    return list(_sets(folder, described))
+
+
+def _sets(folder: Path, described: Mapping[str, object]) -> dict[str, object]:
+    path = folder / STATISTICS
+    sets = read_json(path) if path.is_file() else described.get("norm_stats")
+    if not isinstance(sets, dict) or not sets:
+        raise UserError(f"{path} does not exist: without it nobody knows what the policy's actions mean.")
+    return sets
 
 
 class Range(NamedTuple):

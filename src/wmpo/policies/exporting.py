@@ -1,0 +1,120 @@
+"""A policy back in the layout that it was published in, for the programs that it came from.
+
+The published folder is copied, whatever else it holds; only what has been learned takes the place of what was there. So
+what wmpo has no use for (an lm_head, the last layer of a vision tower, pipelines, code, a licence) comes along.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wmpo.errors import UserError
+from wmpo.io.files import read_json, write_json
+from wmpo.policies.published import PICKLES, Republished, Republishes, weight_files
+from wmpo.protocols import Policy
+from wmpo.training.checkpoint import CONFIG, WEIGHTS, load_tensors
+
+INDEX = f"{WEIGHTS}.index.json"
+
+
+def export(policy: Policy, published: Path | None, out: Path) -> str:
+    """Write the policy to `out`, a folder that isn't there yet, as the one in `published` is laid out; without that, as
+    the one that it began from. Returns what a person should know.
+
+    Raises UserError where the policy has no other layout, or began elsewhere.
+    """
+    if not isinstance(policy, Republishes):
+        raise UserError(
+            "Only a SmolVLA, a pi0 or an OpenVLA-OFT has another program to go back to; this policy is wmpo's own."
+        )
+    origin = published or Path(policy.origin or "nowhere")
+    if not (origin / CONFIG).is_file():
+        raise UserError(f"The policy began from {origin}, where no policy is now: give its place by --published.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already: choose another folder, or remove it.")
+    if out.resolve().is_relative_to(origin.resolve()):
+        raise UserError(f"{out} lies in the published folder itself: choose another.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        made, scratch = Path(temporary) / "made", Path(temporary) / "scratch"
+        made.mkdir()
+        scratch.mkdir()
+        back = policy.republished(origin, scratch)
+        _copy(origin, made)
+        _write_weights(back, origin, made)
+        for name, path in back.files.items():
+            shutil.copyfile(path, made / name)
+        for name, changes in back.settings.items():
+            described = read_json(made / name) if (made / name).is_file() else {}
+            write_json(made / name, {**described, **changes})
+        for name, tensors in back.parts.items():
+            _write_part(name, tensors, origin, made)
+        os.replace(made, out)
+    return back.remark
+
+
+def _copy(origin: Path, made: Path) -> None:
+    """All but weights, pickles, and what is hidden."""
+    weights = set(weight_files(origin))
+    for path in _files(origin):
+        if path not in weights and path.suffix not in PICKLES:
+            target = made / path.relative_to(origin)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        elif path.is_file():
+            yield path
+
+
+def _write_weights(back: Republished, origin: Path, made: Path) -> None:
+    """The files of the weights with the learned ones, in float32; what is as it was stays so to the bit."""
+    left, total = set(back.weights), 0
+    for path in weight_files(origin):
+        tensors, _ = load_tensors(path)
+        for name in tensors.keys() & back.weights.keys():
+            tensors[name] = _newer(name, tensors[name], back, origin)
+        left -= tensors.keys()
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {"format": "pt"}
+        save_file(tensors, made / path.name, metadata=about)
+    if left:
+        raise UserError(f"{origin} lacks {len(left)} weights of the policy, first {min(left)!r}: it began elsewhere.")
+    if (made / INDEX).is_file():
+        index = read_json(made / INDEX)
+        write_json(made / INDEX, {**index, "metadata": {**index.get("metadata", {}), "total_size": total}})
+
+
+def _newer(name: str, stored: Tensor, back: Republished, origin: Path) -> Tensor:
+    learned = back.weights[name].detach().cpu().float()
+    if learned.shape != stored.shape:
+        raise UserError(f"{origin} has {name!r} in another shape: the policy began elsewhere.")
+    if torch.equal(learned, stored.float()):
+        return stored
+    if back.frozen and name.startswith(back.frozen):
+        raise UserError(f"{origin} has another {name!r}, which was never trained: the policy began elsewhere.")
+    return learned.contiguous()
+
+
+def _write_part(name: str, tensors: Mapping[str, Tensor], origin: Path, made: Path) -> None:
+    """Stored apart: as tensors, which wmpo reads, and as its authors do, who look for a pickle of this name."""
+    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(own, made / f"{name}.safetensors")
+    before = sorted(path.name for path in origin.glob(f"{name}*checkpoint*.pt"))
+    torch.save(own, made / (before[0] if before else f"{name}--wmpo_checkpoint.pt"))
