@@ -1,8 +1,7 @@
 """What LeRobot itself does with a SmolVLA, as a program for LeRobot's own Python, whose packages clash with ours.
 
-    make FOLDER CONFIG     a tiny random one, as LeRobot saves it, with its SmolVLM in FOLDER/vlm
-    act FOLDER SEEN OUT    from_pretrained and its processors; actions for the observations and noise in SEEN
-    train STORE            batches of an episode store, as LeRobot's trainer draws them, and whether they teach
+make JOBS: tiny random ones, as LeRobot saves them, each with its SmolVLM in FOLDER/vlm; JOBS are [FOLDER, settings].
+act JOBS: actions of from_pretrained and its processors, for stored observations and noise; JOBS: [FOLDER, SEEN, OUT].
 """
 
 from __future__ import annotations
@@ -26,8 +25,12 @@ def make_vlm(folder: Path) -> None:
     """A SmolVLM of the usual build, small: its config, its processor, and random weights."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
-        PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor,
-        SmolVLMProcessor, SmolVLMVideoProcessor,
+        PreTrainedTokenizerFast,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
     )  # fmt: skip
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[unknown]"))
@@ -73,10 +76,7 @@ def make(folder: Path, chosen: dict[str, Any]) -> None:
     )  # fmt: skip
     policy = SmolVLAPolicy(config)
     for part in policy.model.children():
-        if not isinstance(part, torch.nn.Linear):
-            shake(part.lm_expert)
-        else:
-            shake(part)
+        shake(part if isinstance(part, torch.nn.Linear) else part.lm_expert)
     statistics = {
         name: {"mean": torch.randn(size), "std": torch.rand(size) + 0.5, "min": torch.full((size,), -99.0),
                "max": torch.full((size,), 99.0)}
@@ -106,13 +106,9 @@ def act(folder: Path, seen: Path, out: Path) -> None:
     save_file({"actions": chunk.contiguous()}, out)
 
 
-def main(command: str, *args: str) -> None:
-    paths = [Path(arg) for arg in args]
-    if command == "make":
-        make(paths[0], json.loads(args[1]))
-    elif command == "act":
-        act(*paths)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for job in json.loads(sys.argv[2]):
+        if sys.argv[1] == "make":
+            make(Path(job[0]), job[1])
+        else:
+            act(*map(Path, job))

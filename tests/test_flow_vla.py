@@ -116,7 +116,11 @@ def tiny_smolvla(folder: Path) -> Path:
     }
     for pipeline, step in (("pre", "normalizer_processor"), ("post", "unnormalizer_processor")):
         state_file = f"policy_{pipeline}processor_step_5_{step}.safetensors"
-        found = {"registry_name": step, "config": {"norm_map": {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}}, "state_file": state_file}
+        found = {
+            "registry_name": step,
+            "config": {"norm_map": {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}},
+            "state_file": state_file,
+        }
         (folder / f"policy_{pipeline}processor.json").write_text(json.dumps({"steps": [{}, found]}))
         save_file(numbers, folder / state_file)
     return folder

@@ -13,6 +13,7 @@ import pytest
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo.cli import main
+from wmpo.data.plain import export_plain
 from wmpo.data.stats import image_stats, merge_stats, vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
@@ -134,6 +135,67 @@ def test_lerobot_opens_it(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) 
             assert np.array_equal(item["observation.state"], episode.state[frame])
             assert item["task"] == episode.instruction
             place += 1
+
+
+@pytest.fixture(scope="module")
+def plain(store: EpisodeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "set"
+    export_plain(store, [1, 2], out)
+    return out
+
+
+def test_a_plain_data_set_has_a_row_per_action(store: EpisodeStore, plain: Path) -> None:
+    files = [pq.read_table(plain / f"data/chunk-000/file-00{number}.parquet") for number in (0, 1)]
+    rows = {name: [value for file in files for value in file[name].to_pylist()] for name in files[0].column_names}
+    assert rows.keys() == set(json.loads((plain / "meta/info.json").read_text())["features"]) - {
+        f"observation.images.{camera}" for camera in SPEC.cameras
+    }
+    assert "next.is_pad" not in rows and [name for name in rows if "action" in name] == ["action"]
+    assert rows["index"] == list(range(9)) and rows["episode_index"] == [0] * 5 + [1] * 4
+    assert rows["frame_index"] == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert rows["next.done"] == [False] * 4 + [True] + [False] * 3 + [True]
+    meant = np.concatenate([store.episode(1).actions, -store.episode(2).actions])  # the labels of the last
+    assert np.array_equal(rows["action"], meant)
+    stats = json.loads((plain / "meta/stats.json").read_text())
+    assert np.allclose(stats["action"]["mean"], meant.mean(0)) and stats["observation.state"]["count"] == [9]
+    info = json.loads((plain / "meta/info.json").read_text())
+    assert (info["total_episodes"], info["total_frames"], "wmpo" in info) == (2, 9, False)
+
+
+def test_lerobot_trains_on_a_plain_data_set(store: EpisodeStore, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    ahead = {"action": [0, 0.1, 0.2]}
+    dataset = module.LeRobotDataset("local/plain", root=plain, video_backend="pyav", delta_timestamps=ahead)
+    assert (len(dataset), dataset.meta.total_episodes) == (9, 2)
+    place = 0
+    for episode in (store.episode(1), store.episode(2)):
+        meant = episode.actions if episode.labels is None else episode.labels
+        for frame in range(episode.length):
+            item = dataset[place]
+            for camera in SPEC.cameras:
+                image = (item[f"observation.images.{camera}"] * 255).round().byte().permute(1, 2, 0).numpy()
+                assert np.array_equal(image, episode.images[camera][frame])
+            assert np.array_equal(item["action"][0], meant[frame]) and item["task"] == episode.instruction
+            assert item["action_is_pad"].tolist() == [frame + n >= episode.length for n in range(3)]
+            place += 1
+
+
+def test_a_plain_data_set_from_the_command_line(
+    store: EpisodeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "export", str(store.root), str(tmp_path / "out"), "--episodes"]
+    assert main([*command, "successes"]) == 0
+    assert "1 episodes, 5 frames" in capsys.readouterr().out
+    for arguments, said in (
+        ([*command, "all"], "is there already"),
+        ([*command[:3], str(tmp_path / "other"), "--episodes", "expert"], "has no such episodes"),
+        ([*command[:3], str(store.root / "plain")], "lies in the store itself"),
+    ):
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert main(["data", "check", str(tmp_path / "out")]) == 0
 
 
 def written_by_lerobot(root: Path, video: bool) -> Path:

@@ -21,7 +21,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.families import saved_family
 from wmpo.imagination import ImaginedEnv
-from wmpo.policies import match_actions, load_policy
+from wmpo.policies import load_policy, match_actions
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.rewards import build_reward_model

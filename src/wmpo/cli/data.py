@@ -1,4 +1,4 @@
-"""`wmpo data check`, `import` and `label`: episodes that others have recorded."""
+"""`wmpo data check`, `import`, `label` and `export`: episodes that others have recorded, or will train on."""
 
 from __future__ import annotations
 
@@ -99,3 +99,29 @@ class DataLabelCommand:
         relabel(store, by_rule(self.success, len(store)), self.success_frames)
         for line in store.summary().lines():
             print(f"{self.store}: {line}")
+
+
+@dataclass(frozen=True)
+class DataExportCommand:
+    """A plain LeRobot data set from an episode store, for LeRobot's trainers: without the row of each last frame,
+    which has no action, and with what an imitator should do as the action. Videos are shared, not copied."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of the episode store."""
+    out: tyro.conf.Positional[Path]
+    """The folder to make."""
+    episodes: Literal["all", "successes", "expert"] = "all"
+    """Which: all, those that succeed, or those of the demonstrator that succeed."""
+
+    def execute(self) -> None:
+        from wmpo.data.plain import export_plain
+        from wmpo.data.store import EpisodeStore
+
+        store = EpisodeStore.open(self.store)
+        chosen = [
+            record
+            for record in store.records()
+            if self.episodes == "all" or (record.succeeded and self.episodes in ("successes", record.source))
+        ]
+        export_plain(store, [record.index for record in chosen], self.out)
+        print(f"{self.out}: {len(chosen)} episodes, {sum(record.length for record in chosen)} frames")
