@@ -19,10 +19,11 @@ from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.families import saved_family
 from wmpo.grpo import advantages, play_groups, update
-from wmpo.policies import build_policy, load_policy
+from wmpo.policies import build_policy, load_policy, match_actions
 from wmpo.policies.flow_vla import FlowVLA
 from wmpo.policies.published import standardizer
 from wmpo.policies.settings import FlowConfig, FlowVLASettings
+from wmpo.policies.smolvla import patch_places
 from wmpo.types import EnvSpec, Observation, Outcome
 
 transformers = pytest.importorskip("transformers")
@@ -476,3 +477,126 @@ def test_a_sentence_that_is_too_long_is_named(folders: dict[str, Path], family: 
     seen = replace(seen, instruction=("push cube", "push the red cube " * 13))
     with pytest.raises(UserError, match=r"'push the red cube .*\.\.\.' has \d+ tokens, and at most 48 can be read"):
         policy.act(seen, temperature=0.0, generator=torch.Generator())
+
+
+# What LeRobot's folder says
+
+
+def reading(folder: Path, cameras: tuple[str, ...] = (), shown: tuple[str, ...] = ("front", "wrist")) -> FlowVLA:
+    spec = EnvSpec(dict.fromkeys(shown, (SIZE, SIZE)), S, D, K, 5)
+    policy: FlowVLA = build_policy(FlowVLASettings(pretrained=str(folder), chunk=K, cameras=cameras), spec)
+    return policy
+
+
+def shown(**levels: int) -> Observation:
+    """Pictures of one grey each."""
+    images = {name: torch.full((1, 3, SIZE, SIZE), level, dtype=torch.uint8) for name, level in levels.items()}
+    return Observation(images, torch.zeros(1, S), ("push cube",))
+
+
+def acts(policy: FlowVLA, seen: Observation) -> Tensor:
+    return policy.act(seen, temperature=0.0, generator=torch.Generator().manual_seed(0)).trace[:, -1]
+
+
+def test_cameras_go_by_name_and_not_by_order(folders: dict[str, Path]) -> None:
+    policy = reading(folders["smolvla"], shown=("wrist", "other", "front"))
+    base = acts(policy, shown(front=10, wrist=200))
+    assert torch.equal(acts(policy, shown(wrist=200, other=90, front=10)), base)
+    assert not torch.allclose(acts(policy, shown(front=200, wrist=10)), base, atol=1e-3)
+    mapped = reading(folders["smolvla"], ("wrist=hand", "front=top"), ("hand", "top"))
+    assert mapped.config.cameras == ("top", "hand")
+    assert torch.equal(acts(mapped, shown(hand=200, top=10)), base)
+    alone = reading(folders["smolvla"], ("front=top",), ("hand", "top"))
+    assert torch.equal(acts(alone, shown(hand=7, top=10)), acts(alone, shown(hand=70, top=10)))
+    nameless = reading(folders["pi0"], ("top", "hand"), ("hand", "top"))
+    assert torch.equal(acts(nameless, shown(hand=200, top=10)), acts(reading(folders["pi0"]), shown(a=10, b=200)))
+
+
+@pytest.mark.parametrize(
+    ("family", "cameras", "there", "said"),
+    [
+        ("smolvla", (), ("front", "hand"), "camera 'wrist', but there is only front, hand: set policy.cameras to wrist=CAMERA"),
+        ("smolvla", (), ("front",), "looks through the camera 'wrist'"),
+        ("smolvla", ("hand=wrist", "front"), ("front", "wrist"), "no camera of this policy for policy.cameras 'hand'"),
+        ("smolvla", ("front", "wrist=away"), ("front", "wrist"), "looks through the camera 'away'"),
+        ("smolvla", ("front", "front=wrist"), ("front", "wrist"), "names a camera of the policy twice"),
+        ("pi0", ("a=front",), ("front", "wrist"), "names no cameras|no names of its own"),
+        ("pi0", ("away",), ("front", "wrist"), "looks through the camera 'away'"),
+    ],
+)  # fmt: skip
+def test_cameras_that_do_not_match_are_told(
+    folders: dict[str, Path], family: str, cameras: tuple[str, ...], there: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        reading(folders[family], cameras, there)
+
+
+def test_cameras_that_training_renamed_and_those_that_lerobot_makes_up(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy(folders["smolvla"], tmp_path / "it")
+    config = json.loads((folder / "config.json").read_text())
+    config["input_features"]["observation.images.empty_camera_0"] = {"type": "VISUAL", "shape": [3, 480, 640]}
+    (folder / "config.json").write_text(json.dumps(config))
+    pipeline = json.loads((folder / "policy_preprocessor.json").read_text())
+    names = {"observation.images.top": "observation.images.front"}
+    pipeline["steps"][0] = {"registry_name": "rename_observations_processor", "config": {"rename_map": names}}
+    (folder / "policy_preprocessor.json").write_text(json.dumps(pipeline))
+    policy = reading(folder, shown=("wrist", "top"))
+    assert (policy.config.features, policy.config.cameras) == (("front", "wrist"), ("top", "wrist"))
+
+
+def test_denoising_steps_are_its_own_unless_chosen(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["smolvla"], tmp_path / "it")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_steps": 7}))
+    assert load_policy(folder).config.flow.steps == reading(folder).config.flow.steps == 7
+    assert opened(folder).config.flow.steps == 2
+    assert load_policy(folders["pi0"]).config.flow.steps == 10
+
+
+def test_patches_as_both_ways_number_them() -> None:
+    assert patch_places(6, 6, "exact").tolist() == [0, 1, 2, 3, 4, 5]
+    assert patch_places(6, 6, "shifted").tolist() == [0, 0, 1, 2, 3, 4]
+    exact, shifted = (patch_places(32, 32, one) for one in ("exact", "shifted"))
+    places = [(32 * at[:, None] + at).flatten() for at in (exact, shifted)]
+    assert (places[0] != places[1]).sum() == 1023
+
+
+def test_a_smolvlm_in_half_precision_is_one_with_exact_positions(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["smolvla"], tmp_path / "it")
+    assert load_policy(folder).config.settings["patch_positions"] == "shifted"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "load_vlm_weights": True}))
+    policy = load_policy(folder)
+    assert policy.config.settings["patch_positions"] == "exact"
+    chosen = opened(folder, patch_positions="shifted")
+    assert not torch.equal(acts(policy, observation(1))[:, :K], acts(chosen, observation(1)))
+    chosen.save_pretrained(tmp_path / "saved")
+    assert load_policy(tmp_path / "saved").config.settings["patch_positions"] == "shifted"
+    with pytest.raises(UserError, match="a setting of SmolVLA"):
+        opened(folders["pi0"], patch_positions="exact")
+
+
+def test_demonstrated_actions_are_in_reach(folders: dict[str, Path]) -> None:
+    """In radians, whose mean and deviation alone look like those of actions between -1 and 1."""
+    policy = opened(folders["pi0"])
+    far = torch.tensor([[1.7, -2.4], [-0.3, 0.2]])
+    assert not torch.equal(policy.normalizer.limit_action(far), far)
+    match_actions(policy, far.repeat(5, 1)[1:].numpy(), "it", "data")
+    assert torch.equal(policy.normalizer.limit_action(far), far)
+    assert policy.normalizer.limit_action(2 * far)[0].tolist() == pytest.approx([1.7, -2.4])
+
+
+def test_dimensions_that_the_robot_lacks_are_denoised_too(folders: dict[str, Path]) -> None:
+    """They are no choice, but choices depend on them: a path says how likely it is, whatever led to it."""
+    policy, seen = opened(folders["smolvla"]), observation(2)
+    decision = policy.act(seen, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    idle = decision.trace[..., D:]
+    assert (idle[:, -1] - idle[:, 0]).abs().min() > 0
+    forged = decision.trace.clone()
+    forged[:, 1:, :, D:] = 0  # it is not read: where they begin decides
+    log_prob = policy.log_prob(seen, forged, temperature=1.0)
+    torch.testing.assert_close(log_prob, decision.log_prob, rtol=1e-4, atol=1e-4)
+    forged[:, 0, :, D:] += 1
+    assert (policy.log_prob(seen, forged, temperature=1.0) - decision.log_prob).abs().max() > 1e-3

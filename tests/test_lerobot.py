@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo.cli import main
@@ -119,9 +121,25 @@ def test_stats_of_unions() -> None:
         assert np.isclose(stats["q50"][channel, 0, 0], np.quantile(values, 0.5, method="inverted_cdf"))
 
 
-def test_lerobot_opens_it(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """LeRobot's data sets, with a decoder in place of torchvision's where that has none any more."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    if not hasattr(pytest.importorskip("torchvision").io, "VideoReader"):
+        monkeypatch.setattr(module, "decode_video_frames", frames_at)
+    return module
+
+
+def frames_at(path: Path, times: list[float], tolerance: float, backend: str) -> torch.Tensor:
+    """(N, C, H, W) in [0, 1]."""
+    with av.open(str(path)) as container:
+        frames = {frame.time: frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
+    found = [next(frame for at, frame in frames.items() if abs(at - time) < tolerance) for time in times]
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) / 255
+
+
+def test_lerobot_opens_it(store: EpisodeStore, module: Any) -> None:
     dataset = module.LeRobotDataset("local/store", root=store.root, video_backend="pyav")
     assert (len(dataset), dataset.meta.total_episodes) == (15, 3)
     episodes = [make_episode(0, 3), make_episode(1, 5), make_episode(2, 4)]
@@ -162,9 +180,7 @@ def test_a_plain_data_set_has_a_row_per_action(store: EpisodeStore, plain: Path)
     assert (info["total_episodes"], info["total_frames"], "wmpo" in info) == (2, 9, False)
 
 
-def test_lerobot_trains_on_a_plain_data_set(store: EpisodeStore, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+def test_lerobot_trains_on_a_plain_data_set(store: EpisodeStore, plain: Path, module: Any) -> None:
     ahead = {"action": [0, 0.1, 0.2]}
     dataset = module.LeRobotDataset("local/plain", root=plain, video_backend="pyav", delta_timestamps=ahead)
     assert (len(dataset), dataset.meta.total_episodes) == (9, 2)
