@@ -502,7 +502,7 @@ def test_cameras_go_by_name_and_not_by_order(folders: dict[str, Path]) -> None:
     policy = reading(folders["smolvla"], shown=("wrist", "other", "front"))
     base = acts(policy, shown(front=10, wrist=200))
     assert torch.equal(acts(policy, shown(wrist=200, other=90, front=10)), base)
-    assert not torch.allclose(acts(policy, shown(front=200, wrist=10)), base, atol=1e-3)
+    assert not torch.allclose(acts(policy, shown(front=200, wrist=10)), base, rtol=0, atol=1e-6)
     mapped = reading(folders["smolvla"], ("wrist=hand", "front=top"), ("hand", "top"))
     assert mapped.config.cameras == ("top", "hand")
     assert torch.equal(acts(mapped, shown(hand=200, top=10)), base)
@@ -515,7 +515,7 @@ def test_cameras_go_by_name_and_not_by_order(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("family", "cameras", "there", "said"),
     [
-        ("smolvla", (), ("front", "hand"), "camera 'wrist', but there is only front, hand: set policy.cameras to wrist=CAMERA"),
+        ("smolvla", (), ("front", "hand"), "only front, hand: set policy.cameras to wrist=CAMERA"),
         ("smolvla", (), ("front",), "looks through the camera 'wrist'"),
         ("smolvla", ("hand=wrist", "front"), ("front", "wrist"), "no camera of this policy for policy.cameras 'hand'"),
         ("smolvla", ("front", "wrist=away"), ("front", "wrist"), "looks through the camera 'away'"),
@@ -583,7 +583,7 @@ def test_demonstrated_actions_are_in_reach(folders: dict[str, Path]) -> None:
     policy = opened(folders["pi0"])
     far = torch.tensor([[1.7, -2.4], [-0.3, 0.2]])
     assert not torch.equal(policy.normalizer.limit_action(far), far)
-    match_actions(policy, far.repeat(5, 1)[1:].numpy(), "it", "data")
+    match_actions(policy, far[[0] + [1] * 7].numpy(), "it", "data")
     assert torch.equal(policy.normalizer.limit_action(far), far)
     assert policy.normalizer.limit_action(2 * far)[0].tolist() == pytest.approx([1.7, -2.4])
 

@@ -236,7 +236,8 @@ def test_flow_policies_from_folders(family: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from test_flow_vla import MAKERS
 
-    policy = FlowVLASettings(pretrained=str(MAKERS[family](tmp_path)), fit=FitConfig(batch_size=2))
+    start, fit = str(MAKERS[family](tmp_path)), FitConfig(batch_size=2)
+    policy = FlowVLASettings(pretrained=start, cameras=("front",), fit=fit)
     recipe, spec = replace(RECIPES["smoke"], policy=policy), EnvSpec({"front": (16, 16)}, 3, 2, 8, 5)
     imitate, *_, imagine, update = plan(recipe, spec)
     trained = sum(p.numel() for p in load_policy(tmp_path).parameters() if p.requires_grad)

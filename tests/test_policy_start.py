@@ -100,11 +100,21 @@ def test_a_published_flow_policy_imitates_from_the_command_line(
     start = MAKERS[family](tmp_path / "start")
     episodes = [make_episode(number, 5, (5,), SPEC, "expert") for number in (0, 1)]
     make_store(tmp_path / "store", episodes, SPEC)
-    command = ["imitate", "--policy.pretrained", str(start), "--policy.chunk", "3", "--policy.flow.steps", "2", *DEVICE]
+    command = [
+        "imitate",
+        "--policy.pretrained",
+        str(start),
+        "--policy.chunk",
+        "3",
+        "--policy.cameras",
+        "front",
+        *DEVICE,
+    ]
     command += ["--policy.fit.optimizer", "adamw", "--policy.fit.steps", "2", "--policy.fit.batch-size", "2"]
     assert main([*command, "--data", str(tmp_path / "store"), "--out", str(tmp_path / "out")]) == 0
     base = tmp_path / "out" / "policies" / "base"
     assert saved_family("policy", base, "") == family and load_policy(base).chunk == 3
+    assert load_policy(base).config.cameras == ("front",)
     make_store(tmp_path / "far", [make_episode(number, 5, (5,), SPEC, "expert") for number in (8, 9)], SPEC)
     capsys.readouterr()
     assert main([*command, "--data", str(tmp_path / "far"), "--out", str(tmp_path / "other")]) == 2
@@ -147,6 +157,7 @@ def test_a_published_flow_policy_practises_from_the_command_line(family: str, tm
     opened = EpisodeStore.open(data)
     of_robot(start, family, Normalizer.from_cache(FrameCache(opened), range(len(opened))))
     tiny = ["--policy.chunk", "2", "--policy.flow.steps", "2", "--policy.fit.optimizer", "adamw"]
+    tiny += ["--policy.cameras", "front"]
     fit = ["--policy.fit.steps", "1", "--policy.fit.batch-size", "2"]
     assert main(["imitate", *store, "--out", str(out), "--policy.pretrained", str(start), *tiny, *fit, *DEVICE]) == 0
     collect = ["--collect.episodes", "4", "--collect.temperature", "1"]
