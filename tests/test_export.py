@@ -181,7 +181,7 @@ def edited(name_ends: str, edit: Callable[[Tensor], Tensor | None]) -> Callable[
         (edited("embed_tokens.weight", lambda t: t + 1), "which was never trained: the policy began elsewhere"),
         (edited("action_out_proj.weight", lambda t: t[1:]), "in another shape: the policy began elsewhere"),
         (edited("action_out_proj.weight", lambda t: None), "lacks 1 weights of the policy"),
-        (lambda folder: (folder / "config.json").unlink(), "where no policy is now"),
+        (lambda folder: (folder / "config.json").unlink(), r"is not in .* any more: give it by --published"),
     ],
     ids=["statistics", "frozen", "shape", "missing", "gone"],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
 from wmpo.policies.published import PICKLES, Republished, Republishes, weight_files
 from wmpo.protocols import Policy
-from wmpo.training.checkpoint import CONFIG, WEIGHTS, load_tensors
+from wmpo.training.checkpoint import CONFIG, WEIGHTS, load_tensors, opening
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -36,9 +36,10 @@ def export(policy: Policy, published: Path | None, out: Path) -> str:
         raise UserError(
             "Only a SmolVLA, a pi0 or an OpenVLA-OFT has another program to go back to; this policy is wmpo's own."
         )
-    origin = published or Path(policy.origin or "nowhere")
-    if not (origin / CONFIG).is_file():
-        raise UserError(f"The policy began from {origin}, where no policy is now: give its place by --published.")
+    origin = published or (Path(policy.origin) if policy.origin else None)
+    if origin is None or not (origin / CONFIG).is_file():
+        place = f"in {origin} any more" if origin else "known to it"
+        raise UserError(f"The folder that the policy began from is not {place}: give it by --published.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: choose another folder, or remove it.")
     if out.resolve().is_relative_to(origin.resolve()):
@@ -48,7 +49,8 @@ def export(policy: Policy, published: Path | None, out: Path) -> str:
         made, scratch = Path(temporary) / "made", Path(temporary) / "scratch"
         made.mkdir()
         scratch.mkdir()
-        back = policy.republished(origin, scratch)
+        with opening(origin):
+            back = policy.republished(origin, scratch)
         _copy(origin, made)
         _write_weights(back, origin, made)
         for name, path in back.files.items():
@@ -96,9 +98,11 @@ def _write_weights(back: Republished, origin: Path, made: Path) -> None:
         save_file(tensors, made / path.name, metadata=about)
     if left:
         raise UserError(f"{origin} lacks {len(left)} weights of the policy, first {min(left)!r}: it began elsewhere.")
-    if (made / INDEX).is_file():
-        index = read_json(made / INDEX)
-        write_json(made / INDEX, {**index, "metadata": {**index.get("metadata", {}), "total_size": total}})
+    if (made / INDEX).is_file() and isinstance(index := read_json(made / INDEX), dict):
+        about = index.get("metadata")
+        write_json(
+            made / INDEX, {**index, "metadata": {**(about if isinstance(about, dict) else {}), "total_size": total}}
+        )
 
 
 def _newer(name: str, stored: Tensor, back: Republished, origin: Path) -> Tensor:
