@@ -68,9 +68,7 @@ class FlowVLAConfig:
         """With the cameras of `chosen`, a setting of `FlowVLASettings`."""
         if not self.features:
             if strange := [entry for entry in chosen if "=" in entry]:
-                raise UserError(
-                    f"policy.cameras has {strange[0]!r}, but this policy has no names of its own for cameras."
-                )
+                raise UserError(f"policy.cameras has {strange[0]!r}, but this policy names no cameras of its own.")
             return replace(self, cameras=chosen)
         pairs = [(own, camera or own) for own, _, camera in (entry.partition("=") for entry in chosen)]
         for own, _ in pairs:
@@ -242,6 +240,8 @@ class FlowVLA(nn.Module):
     @classmethod
     def _from_published(cls, found: Published, folder: Path) -> FlowVLA:
         own = found.normalizer
+        if not 1 <= found.steps <= 1000:
+            raise UserError(f"{folder / CONFIG} asks for {found.steps} denoising steps; there must be 1 to 1000.")
         config = FlowVLAConfig(
             network=found.network,
             settings=found.settings,

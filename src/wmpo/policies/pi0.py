@@ -16,7 +16,6 @@ from wmpo.policies.published import (
     Prefix,
     Published,
     Republished,
-    resized_to,
     standardizer,
     statistics,
     transformers,
@@ -47,12 +46,13 @@ class PI0Network(nn.Module):
         self.width: int = config.dit_config.hidden_size
 
     def pixels(self, image_BCHW: Tensor) -> Tensor:
-        """As transformers' processor makes them: bicubic, black below and right where a picture isn't square."""
-        size = self.image_size
-        image = image_BCHW.float()
-        if (shape := resized_to(image, size)) != image.shape[-2:]:
+        """As transformers' processor makes them: bicubic, grey below and right where a picture isn't square."""
+        size, (height, width), image = self.image_size, image_BCHW.shape[-2:], image_BCHW.float()
+        if height != size or width != size:
+            scale = min(size / height, size / width)
+            shape = int(height * scale), int(width * scale)  # rounded as there
             image = F.interpolate(image, size=shape, mode="bicubic", antialias=True).round().clamp(0, 255)
-        return F.pad(image, (0, size - image.shape[-1], 0, size - image.shape[-2])) / 127.5 - 1
+        return F.pad(image / 127.5 - 1, (0, size - image.shape[-1], 0, size - image.shape[-2]))
 
     def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
         """What the expert attends to: keys and values of pictures and words, and which of them are no padding."""

@@ -104,13 +104,6 @@ def check_statistics(own: Normalizer, found: Normalizer, folder: Path) -> None:
             raise UserError(f"{folder} has other statistics than the policy: give the folder that it began from.")
 
 
-def resized_to(image_BCHW: Tensor, size: int) -> tuple[int, int]:
-    """Height and width of pictures whose longer side has become `size` pixels, rounded as by LeRobot."""
-    height, width = image_BCHW.shape[-2:]
-    ratio = max(width / size, height / size)
-    return int(height / ratio), int(width / ratio)
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors that hold the weights of a folder, in one piece or several."""
     files = sorted(Path(folder).glob("model*.safetensors"))

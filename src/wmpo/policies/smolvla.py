@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo.io.plain import from_plain
-from wmpo.policies.published import Prefix, resized_to, transformers
+from wmpo.policies.published import Prefix, transformers
 
 ROPE_BASE = 10_000.0  # LeRobot's, whatever the language model's own
 
@@ -101,13 +101,10 @@ class SmolVLANetwork(nn.Module):
 
     def pixels(self, image_BCHW: Tensor) -> Tensor:
         """Black above and left where a picture isn't square."""
-        size = self.image_size
-        image = F.interpolate(
-            image_BCHW.float() / 255,
-            size=resized_to(image_BCHW, size),
-            mode="bilinear",
-            align_corners=False,
-        )
+        size, (height, width) = self.image_size, image_BCHW.shape[-2:]
+        ratio = max(width / size, height / size)
+        shape = int(height / ratio), int(width / ratio)  # rounded as by LeRobot
+        image = F.interpolate(image_BCHW.float() / 255, size=shape, mode="bilinear", align_corners=False)
         return 2 * F.pad(image, (size - image.shape[-1], 0, size - image.shape[-2], 0)) - 1
 
     def prefix(self, images_BVCHW: Tensor, tokens_BL: Tensor, mask_BL: Tensor, state: Tensor) -> Prefix:
