@@ -104,7 +104,7 @@ class DataLabelCommand:
 @dataclass(frozen=True)
 class DataExportCommand:
     """A plain LeRobot data set from an episode store, for LeRobot's trainers: without the row of each last frame,
-    which has no action, and with what an imitator should do as the action. Videos are shared, not copied."""
+    which has no action, and with what an imitator should do as the action. Videos are not encoded again."""
 
     store: tyro.conf.Positional[Path]
     """Folder of the episode store."""

@@ -2,7 +2,7 @@
 
 A store has a row for the last frame too, which has no action and repeats the one before; LeRobot knows no mark for that
 and would teach it. Here that row is left out, and `action` is what an imitator should do (`label.action`). Videos are
-shared with the store: an episode ends a frame before its pictures do.
+copied as they are: an episode ends a frame before its pictures do.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def _write(store: EpisodeStore, episodes: Sequence[int], made: Path) -> None:
         _put(layout.data_path(made, file), _frames(table, own, number - len(own), begin))
         _put(layout.episodes_path(made, file), pa.Table.from_pylist(rows))
         for camera in store.spec.cameras:
-            _share(layout.video_path(store.root, file, camera), layout.video_path(made, file, camera))
+            _copy(layout.video_path(store.root, file, camera), layout.video_path(made, file, camera))
     stats = {name: vector_stats(np.concatenate(rows)) for name, rows in every.items()}
     stats |= {key: merge_stats([row[key] for row in pictures]) for key in images}
     write_json(made / layout.STATS, to_plain(stats))
-    _share(store.root / layout.TASKS, made / layout.TASKS)
+    _copy(store.root / layout.TASKS, made / layout.TASKS)
     write_json(made / layout.INFO, _info(read_json(store.root / layout.INFO), number, frame))
 
 
@@ -124,10 +124,7 @@ def _put(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path)
 
 
-def _share(old: Path, new: Path) -> None:
-    """A link, since a store never changes its files; a copy where the disk knows none."""
+def _copy(old: Path, new: Path) -> None:
+    """No link: LeRobot's tools may write into files of a data set, which would reach the store."""
     new.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copy2(old, new)
+    shutil.copyfile(old, new)
