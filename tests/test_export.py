@@ -181,9 +181,10 @@ def edited(name_ends: str, edit: Callable[[Tensor], Tensor | None]) -> Callable[
         (edited("embed_tokens.weight", lambda t: t + 1), "which was never trained: the policy began elsewhere"),
         (edited("action_out_proj.weight", lambda t: t[1:]), "in another shape: the policy began elsewhere"),
         (edited("action_out_proj.weight", lambda t: None), "lacks 1 weights of the policy"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no"),
         (lambda folder: (folder / "config.json").unlink(), r"is not in .* any more: give it by --published"),
     ],
-    ids=["statistics", "frozen", "shape", "missing", "gone"],
+    ids=["statistics", "frozen", "shape", "missing", "foreign", "gone"],
 )  # fmt: skip
 def test_another_folder_than_the_one_it_began_from_is_refused(
     folders: dict[str, Path], family: str, spoil: Callable[[Path], None], said: str, tmp_path: Path

@@ -229,7 +229,9 @@ class FlowVLA(nn.Module):
         """See `wmpo.policies.published.Republishes`. Flow-Noise's network is for practice alone, and stays here."""
         from wmpo.policies import lerobot, pi0
 
-        cfg = self.config
+        cfg, told = self.config, read_json(folder / CONFIG)
+        if not isinstance(told, dict) or cfg.network not in (told.get("type"), told.get("model_type")):
+            raise UserError(f"{folder} holds no {cfg.network}: give the folder that the policy began from.")
         network: Any = self.network
         if cfg.network == "pi0":
             check_statistics(self.normalizer, pi0.normalizer(folder), folder)
