@@ -99,10 +99,7 @@ def _write_weights(back: Republished, origin: Path, made: Path) -> None:
     if left:
         raise UserError(f"{origin} lacks {len(left)} weights of the policy, first {min(left)!r}: it began elsewhere.")
     if (made / INDEX).is_file() and isinstance(index := read_json(made / INDEX), dict):
-        about = index.get("metadata")
-        write_json(
-            made / INDEX, {**index, "metadata": {**(about if isinstance(about, dict) else {}), "total_size": total}}
-        )
+        write_json(made / INDEX, {**index, "metadata": {"total_size": total}})
 
 
 def _newer(name: str, stored: Tensor, back: Republished, origin: Path) -> Tensor:
@@ -113,7 +110,7 @@ def _newer(name: str, stored: Tensor, back: Republished, origin: Path) -> Tensor
         return stored
     if back.frozen and name.startswith(back.frozen):
         raise UserError(f"{origin} has another {name!r}, which was never trained: the policy began elsewhere.")
-    return learned.contiguous()
+    return learned.clone(memory_format=torch.contiguous_format)  # two names may share it
 
 
 def _write_part(name: str, tensors: Mapping[str, Tensor], origin: Path, made: Path) -> None:
