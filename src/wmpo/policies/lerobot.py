@@ -71,7 +71,7 @@ def normalizer(folder: Path) -> Normalizer:
 def republished(network: SmolVLANetwork, chunk: int, steps: int) -> Republished:
     """Under LeRobot's names, so that it decides as here: `chunk` actions in so many steps, and executes them all."""
     here, there = network.sizes.patch_positions, network.sizes.positions_in_lerobot
-    other = f"Patches are numbered {here} here, but {there} in LeRobot with transformers 4: expect other actions there."
+    other = f"Patches are numbered {here} here, but {there} in LeRobot 0.4: expect other actions there."
     return Republished(
         weights={f"{PREFIX}{name}": tensor for name, tensor in network.state_dict().items()},
         frozen=f"{PREFIX}vlm_with_expert.vlm.",
