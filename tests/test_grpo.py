@@ -90,8 +90,8 @@ def test_distance_is_that_of_the_two_distributions() -> None:
     assert len(groups.rollout) > 1000
     p = 1 / (1 + math.exp(-1.0))
     known = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
-    assert distance(start, groups, many) == pytest.approx(known, rel=0.15)
-    assert distance(policy, groups, many) == pytest.approx(0.0, abs=1e-6)
+    assert distance(start, groups.rollout, many) == pytest.approx(known, rel=0.15)
+    assert distance(policy, groups.rollout, many) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_practice_ends_where_trust_does(tmp_path: Path) -> None:

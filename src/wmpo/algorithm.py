@@ -28,7 +28,7 @@ from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, VideoBatch, VideoClips
 from wmpo.data.normalizer import Normalizer
-from wmpo.data.records import EpisodeRecord, initial_states_of
+from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
@@ -42,7 +42,7 @@ from wmpo.report.measure import measure_run, outcome_of
 from wmpo.report.results import BASE, RunResult
 from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_rollout, is_shown, once, round_of
+from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_shown, once, tried_until
 from wmpo.success import SuccessData, learn_success, to_judge
 from wmpo.training.checkpoint import digest_of
 from wmpo.types import Episode, Observation
@@ -196,7 +196,7 @@ def fell(run: Run, turn: int) -> bool:
     p_value = fisher_exact(table)
     if p_value < 0.05:
         rates = [f"{hits / (hits + misses):.1%}" for hits, misses in table]
-        run.log.info(f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice ends")
+        run.log.info(f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice fails")
     return p_value < 0.05
 
 
@@ -208,11 +208,7 @@ def model_the_world(run: Run, turn: int) -> WorldModel:
         general = video_clips(run, cache, run.episodes(lambda record: is_shown(run, record)), model)
         pretrain_world_model(run, model, general)
         for past in range(1, turn + 1):  # what earlier rounds have learned is only loaded
-
-            def tried(record: EpisodeRecord, past: int = past) -> bool:
-                return is_rollout(record) and round_of(record) <= past
-
-            if own := run.episodes(tried):
+            if own := run.episodes(tried_until(past)):
                 align_world_model(run, model, general, video_clips(run, cache, own, model), past)
         run.save("world_model", run.recipe.world_model.family, model, run.folder / f"world_model-{turn}")
     return model
@@ -261,7 +257,7 @@ def fit_stage(
 
 def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:
     """Train the classifier on real clips and on imagined ones, then choose its threshold."""
-    shown, tried = run.episodes(lambda record: is_shown(run, record)), run.episodes(is_rollout)
+    shown, tried = run.episodes(lambda record: is_shown(run, record)), run.episodes(tried_until(turn))
     data = SuccessData(
         seen=shown + tried,
         replayed=tried + (shown[: len(tried)] if tried else shown),
@@ -287,7 +283,7 @@ def practise_in_dream(
         cache, chosen = FrameCache(run.store), run.recipe.collect.task.split("+")
         paid = run.episodes(
             lambda record: (
-                (is_rollout(record) or is_demonstration(record)) and (chosen == [""] or record.task in chosen)
+                (tried_until(turn)(record) or is_demonstration(record)) and (chosen == [""] or record.task in chosen)
             )
         )
         numbers, first = stored_first_frames(cache, paid)
@@ -350,13 +346,14 @@ def stored_first_frames(cache: FrameCache, episodes: Sequence[int]) -> tuple[lis
 
 
 def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observation:
-    """Real frames from the middle of stored episodes, before any success."""
+    """Real frames from the middle of stored episodes, before any success; the first one where there is none."""
     cache = FrameCache(run.store)
     rng = np.random.default_rng(run.seed(Purpose.KEYFRAMES, turn))
     rows = []
     for episode in rng.choice(episodes, n):
         frames = cache.first[episode] + np.arange(1, cache.length[episode])
-        rows.append(rng.choice(frames[~cache.success[frames]]))
+        quiet = frames[~cache.success[frames]]
+        rows.append(rng.choice(quiet) if len(quiet) else cache.first[episode])
     return cache.observation(np.array(rows))
 
 

@@ -47,6 +47,7 @@ PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
         "gym": ("wmpo.envs.gym.family:Gym", "wmpo.envs.gym.settings:GymSettings"),
         "libero": ("wmpo.envs.libero.family:Libero", "wmpo.envs.libero.settings:LiberoSettings"),
         "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
+        "recorded": ("wmpo.envs.unreachable:Recorded", "wmpo.config:EnvConfig"),
         "robot": ("wmpo.envs.robot.env:RobotFamily", "wmpo.envs.robot.settings:RobotSettings"),
     }),
     "policy": Plug("policy", "wmpo.policies", PolicyConfig, {

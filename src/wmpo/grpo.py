@@ -226,9 +226,9 @@ def log_prob_under(reference: Policy, batch: Rollout, cfg: GRPOConfig, device: t
     return found
 
 
-def distance(begin: Policy, groups: Groups, cfg: GRPOConfig) -> float:
-    """KL(policy || begin) in nats per chunk, estimated on the policy's own choices in the informative groups."""
-    batch, device = groups.rollout, next(begin.parameters()).device
+def distance(begin: Policy, batch: Rollout, cfg: GRPOConfig) -> float:
+    """KL(policy || begin) in nats per chunk, estimated on the policy's own choices, sampled at `cfg.temperature`."""
+    device = next(begin.parameters()).device
     apart = batch.log_prob.to(device) - log_prob_under(begin, batch, cfg, device)
     return float(apart.flatten(2).sum(2)[batch.mask.any(-1).to(device)].mean())
 
@@ -270,7 +270,7 @@ def practise(
             generator.manual_seed(step_seed(seed, iteration))
             groups = play_groups(env, policy, initial_states, cfg, generator=generator, temperature=cfg.temperature)
             played = time.monotonic()
-            far = distance(begin, groups, cfg) if begin is not None and groups.kept else None
+            far = distance(begin, groups.rollout, cfg) if begin is not None and groups.kept else None
             if far is not None and 0 < cfg.target_kl < far:
                 log.info(f"{name}: ends after {iteration} iterations, {far:.2f} nats per chunk away from its beginning")
                 break

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from wmpo.config import Recipe
 from wmpo.data.cache import cache_folder, decoded_bytes
 from wmpo.data.layout import INFO
 from wmpo.data.store import EpisodeStore
-from wmpo.envs import make_env
+from wmpo.envs import RECORDED, make_env
+from wmpo.envs.unreachable import Unreachable
 from wmpo.errors import UserError
 from wmpo.families import PLUGS, allow, code_in, completed, recipe_from_plain
 from wmpo.grpo import trained_parameters
@@ -28,11 +27,12 @@ from wmpo.run import Run, check_horizon
 from wmpo.training import ranks
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
-from wmpo.types import EnvSpec, Observation, Outcome
+from wmpo.types import EnvSpec
 
 RECIPE = "recipe.json"
+DONE = "dream.png"  # which a run writes last
 LARGE = 10**9  # bytes of decoded frames that are told of before they are written
-OWN_FILES = (RECIPE, "result.json", "report.html", "dream.png", "stages.json", "metrics.jsonl")
+OWN_FILES = (RECIPE, "result.json", "report.html", DONE, "stages.json", "metrics.jsonl")
 OWN_FOLDERS = re.compile(
     "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|model|policy|"
     "(world_model|reward_model|practice|dreams)[a-z0-9_-]*"
@@ -41,8 +41,9 @@ CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go
 
 
 @contextmanager
-def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]:
-    """A new run in `folder`, or the one that is there, if it is of the same recipe.
+def open_run(recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None = None) -> Iterator[Run]:
+    """A new run in `folder`, or the one that is there, if it is of the same recipe; its environment, too, is that of the
+    recipe unless `env` is given.
 
     Classes of yours that `recipe` names, as module:Class, are imported; those that files in `folder` name are not.
     Of several ranks the first one has the environment and the lock.
@@ -57,7 +58,7 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False) -> Iterator[Run]
 
         def prepare() -> tuple[EnvSpec, EpisodeStore, EpisodeStore]:
             nonlocal real
-            real = held.enter_context(closing(make_env(recipe.env)))
+            real = held.enter_context(closing(make_env(recipe.env) if env is None else env))
             held.enter_context(locked(folder))
             check_horizon(recipe.policy.chunk, real.spec)
             check_tasks(recipe, real)
@@ -128,22 +129,6 @@ def check_tasks(recipe: Recipe, env: Env) -> None:
             raise UserError(f"collect.task names {task!r}, which is none of the environment's tasks: {names}.")
 
 
-@dataclass
-class Unreachable:
-    """Stands for the real environment where only its shape is needed."""
-
-    spec: EnvSpec
-
-    def reset(self, initial_states: Sequence[int]) -> Observation:
-        raise UserError("This stage has no real environment.")
-
-    def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
-        raise UserError("This stage has no real environment.")
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
 def load_recipe(folder: Path, without: Sequence[str] = ()) -> Recipe:
     """The recipe of the run in `folder`. `without`: settings, by dotted names, or parts, that the caller doesn't take
     from the file, and which therefore may name what they like there; they get their defaults."""
@@ -161,17 +146,21 @@ def load_recipe(folder: Path, without: Sequence[str] = ()) -> Recipe:
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Write recipe.json, or make sure that it says the same."""
+    """Write recipe.json, or make sure that it says the same; a run on recorded episodes may get further rounds."""
     if not (folder / RECIPE).exists():
         write_json(folder / RECIPE, to_plain(recipe))
         return
     kept = load_recipe(folder, without=CHANGES_NO_NUMBER)
+    grows = recipe.env.family == RECORDED and kept.rounds < recipe.rounds
     for name, (was, now) in differences(to_plain(kept), to_plain(recipe)).items():
-        if name not in CHANGES_NO_NUMBER:
+        if name not in CHANGES_NO_NUMBER and not (grows and name == "rounds"):
             raise UserError(
                 f"{folder} holds a run with {was}, not {now}: give the same settings to continue it, or another folder "
                 "with --out."
             )
+    if grows:
+        (folder / DONE).unlink(missing_ok=True)
+        write_json(folder / RECIPE, to_plain(recipe))
 
 
 @contextmanager

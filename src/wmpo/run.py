@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     KEYFRAMES = 13
     REPLAY = 14
     THRESHOLD = 16
+    HELD_OUT = 17
     DPO = 21
     FILTERED_BC = 22
     ONLINE_GRPO = 23
@@ -160,6 +161,12 @@ def is_demonstration(record: EpisodeRecord) -> bool:
 
 def is_rollout(record: EpisodeRecord) -> bool:
     return record.source.startswith("round-")
+
+
+def tried_until(turn: int) -> Callable[[EpisodeRecord], bool]:
+    """Whether a record is that of a rollout which this round may learn from: none of a later one, so that a round ends
+    as it did when it is gone through again."""
+    return lambda record: is_rollout(record) and round_of(record) <= turn
 
 
 def round_of(record: EpisodeRecord) -> int:

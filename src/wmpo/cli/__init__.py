@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "run": Command("run", "RunCommand", "the whole loop, from nothing to a report; continues where it was stopped"),
+    "run data": Command("run_data", "RunDataCommand", "the loop on recorded episodes alone, without an environment"),
     "evaluate": Command("evaluate", "EvaluateCommand", "measure policies of a run in the real environment"),
     "report": Command("run", "ReportCommand", "rewrite the report of a finished run"),
     "play": Command("pages", "PlayCommand", "drive the dream of a run by hand, in a web page"),
@@ -50,7 +51,14 @@ COMMANDS: dict[str, Command] = {
     "practise": Command("dreaming", "PractiseCommand", "stage: improve a policy in imagination"),
     "export": Command("export", "ExportCommand", "a policy for the program that it came from: LeRobot, transformers"),
 }
-SHARED = ("run", "imitate", "world-model", "reward-model", "practise")  # by the processes that torchrun starts
+SHARED = (
+    "run",
+    "run data",
+    "imitate",
+    "world-model",
+    "reward-model",
+    "practise",
+)  # by processes of torchrun
 NO_FAULT_OF_OURS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG, errno.ENOTEMPTY,

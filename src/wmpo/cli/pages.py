@@ -24,7 +24,7 @@ class PlayCommand:
     policy: str = ""
     """The policy that takes over: its name or folder; the last one that practised without it."""
     real: bool = True
-    """Show the real environment beside the dream; of a robot never."""
+    """Show the real environment beside the dream; of a robot, or of recorded episodes, never."""
     host: str = "127.0.0.1"
     """Where to listen: only this machine, or 0.0.0.0 for all that reach it, who then need the token that is printed."""
     port: int = 8011
@@ -35,7 +35,7 @@ class PlayCommand:
     def execute(self) -> None:
         from wmpo.cli.models import find_policy, fitting, last_models, latest
         from wmpo.data.store import EpisodeStore
-        from wmpo.envs import make_env
+        from wmpo.envs import RECORDED, make_env
         from wmpo.opening import load_recipe, pick_device
         from wmpo.policies import load_policy
         from wmpo.training.parallel import use_one_thread
@@ -50,7 +50,7 @@ class PlayCommand:
             raise UserError(f"The run in {self.folder} has no world model with a reward model yet: continue it first.")
         _, place = find_policy(self.folder, self.policy or latest(recipe, self.folder)[-1])
         policy = fitting(load_policy, place, store.spec, device)
-        shows = self.real and recipe.env.family != "robot"
+        shows = self.real and recipe.env.family not in ("robot", RECORDED)
         beside = replace(
             recipe.env, workers=1
         )  # a process of its own: OpenGL bears one thread, and each call has its own

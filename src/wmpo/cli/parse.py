@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from wmpo.config import Recipe
+from wmpo.envs import RECORDED
 from wmpo.errors import UserError
 from wmpo.families import PLUGS, allow, complete, new_name, of_family, saved_family, why_gone
 from wmpo.io.plain import flat, to_plain
@@ -81,6 +82,8 @@ def with_families(options: type[Options], args: Sequence[str]) -> type[Options]:
 
 def continuing(recipe: Recipe, folder: Path) -> str:
     """The command that goes on with the run of a recipe in a folder."""
+    if recipe.env.family == RECORDED:
+        return f"the wmpo run data command that began it, with --out {folder}"
     if recipe.name not in RECIPES:
         return f"open_run in Python, as it was begun, or wmpo run with its settings and --out {folder}"
     families = {kind: getattr(recipe, kind).family for kind in PLUGS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import tyro
 
@@ -13,6 +13,10 @@ from wmpo.cli.parse import continuing, parse, recipe_with_families
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.recipes import RECIPES, recipe_named
+
+if TYPE_CHECKING:
+    from wmpo.report.results import RunResult
+    from wmpo.run import Run
 
 Options = TypeVar("Options", bound="WithRecipe")
 
@@ -48,22 +52,28 @@ class RunCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import optimise
-        from wmpo.opening import open_run
+        from wmpo.opening import DONE, open_run
         from wmpo.report.results import RunResult
-        from wmpo.report.tables import terminal_table
-        from wmpo.report.words import headline
 
         folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
         with open_run(self.recipe, folder) as run:
-            if (folder / "dream.png").exists():  # which is written last
+            if (folder / DONE).exists():  # which is written last
                 run.log.info(f"{folder} is finished; wmpo report makes what is missing, and measures its dream again")
                 result = RunResult.load(folder / "result.json")
             else:
                 run.log.info(f"{folder}: on {run.device}")
                 result = optimise(run)
-            run.log.console.print(terminal_table(result))
-            run.log.info(headline(result))
-            run.log.info(f"Report: {folder / 'report.html'}")
+            tell_result(run, result)
+
+
+def tell_result(run: Run, result: RunResult) -> None:
+    """What a finished run is worth, in the terminal."""
+    from wmpo.report.tables import terminal_table
+    from wmpo.report.words import headline
+
+    run.log.console.print(terminal_table(result))
+    run.log.info(headline(result))
+    run.log.info(f"Report: {run.folder / 'report.html'}")
 
 
 @dataclass(frozen=True)
@@ -78,17 +88,18 @@ class ReportCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import optimise
+        from wmpo.data.store import EpisodeStore
+        from wmpo.envs import RECORDED
+        from wmpo.envs.unreachable import Unreachable
         from wmpo.opening import load_recipe, open_run
-        from wmpo.report.tables import terminal_table
-        from wmpo.report.words import headline
+        from wmpo.recordings import practise_recorded
 
         recipe = load_recipe(self.folder)
         if not (self.folder / "result.json").exists():
             raise UserError(
                 f"The run in {self.folder} is not finished: continue it with {continuing(recipe, self.folder)}"
             )
-        with open_run(recipe, self.folder) as run:
-            result = optimise(run)  # every stage is there, so that only the report is made
-            run.log.console.print(terminal_table(result))
-            run.log.info(headline(result))
-            run.log.info(f"Report: {self.folder / 'report.html'}")
+        recorded = recipe.env.family == RECORDED
+        env = Unreachable(EpisodeStore.open(self.folder / "episodes").spec) if recorded else None
+        with open_run(recipe, self.folder, env=env) as run:
+            tell_result(run, practise_recorded(run) if recorded else optimise(run))  # only the report is made

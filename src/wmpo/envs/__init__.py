@@ -14,6 +14,9 @@ from wmpo.errors import UserError
 if TYPE_CHECKING:
     from wmpo.protocols import Demonstrates, Env
 
+RECORDED = "recorded"
+"""The family of the environment of a run that has recorded episodes alone."""
+
 
 def make_env(config: EnvConfig, disruption: str = "none") -> Env:
     """The real (or simulated) environment of a recipe. Raises UserError for a disruption that it doesn't have."""

@@ -189,14 +189,12 @@ def gap(imagined: Sequence[bool], episodes: Sequence[Episode]) -> Gap:
     )
 
 
-def pictures_of(
-    reward_model: RewardModel, base: Sequence[Episode], final: Sequence[Episode], replayed: Replay, fps: int
-) -> Media:
-    """Videos and score curves for the report. `replayed` are the dreams of `base`; episodes pair up by place."""
-    camera = next(iter(base[0].images))
+def dream_pictures(reward_model: RewardModel, episodes: Sequence[Episode], replayed: Replay, fps: int) -> Media:
+    """Videos of real episodes beside their dreams, and curves of their scores."""
+    camera = next(iter(episodes[0].images))
     result = Media(fps=fps)
-    for i in _mixture([episode.succeeded for episode in base]):
-        episode = base[i]
+    for i in _mixture([episode.succeeded for episode in episodes]):
+        episode = episodes[i]
         scores = replayed.scores[i]
         hits = np.flatnonzero(scores > reward_model.threshold)  # NaN compares False
         verdict = "success" if len(hits) else "failure"
@@ -213,9 +211,17 @@ def pictures_of(
             ScoreCurve(
                 [probability(x) for x in score_video(reward_model, episode.images[camera], episode.instruction)],
                 episode.finish_step if episode.succeeded else None,
-                f"initial state {episode.initial_state}",
+                f"initial state {episode.initial_state}" if episode.initial_state >= 0 else "",
             )
         )
+    return result
+
+
+def pictures_of(
+    reward_model: RewardModel, base: Sequence[Episode], final: Sequence[Episode], replayed: Replay, fps: int
+) -> Media:
+    """Videos and score curves for the report. `replayed` are the dreams of `base`; episodes pair up by place."""
+    result = dream_pictures(reward_model, base, replayed, fps)
     order = {(False, True): 0, (True, False): 1, (True, True): 2, (False, False): 3}
     kinds: dict[int, list[int]] = {}
     for i, (before, after) in enumerate(zip(base, final, strict=True)):
@@ -276,7 +282,7 @@ def outcomes(run: Run) -> tuple[RunResult, dict[str, list[Episode]]]:
 
 @once
 def measure_run(run: Run, policy: Policy, world_model: WorldModel, reward_model: RewardModel) -> RunResult:
-    """Measure the dream, then write result.json, report.html and dream.png: real film strips above imagined ones."""
+    """Measure the dream, then write what came of it, see `publish`."""
     recipe = run.recipe
     spec = run.env.spec
     with run.log.stage("report"):
@@ -305,9 +311,14 @@ def measure_run(run: Run, policy: Policy, world_model: WorldModel, reward_model:
         resets = Interactions(recipe.grpo.n_initial_states * recipe.rounds, 0)
         result.interactions |= {"practice_resets": resets, **measured}  # in the order in which they took place
         pictures = pictures_of(reward_model, base, final, replayed[0], spec.fps)
+    publish(run, result, pictures)
+    return result
+
+
+def publish(run: Run, result: RunResult, pictures: Media) -> None:
+    """Write result.json, report.html and, last, dream.png: real film strips above imagined ones."""
     result.read_logs(run.folder)
     result.save(run.folder / "result.json")
     write_report(result, pictures, run.folder / "report.html")
     strips = [clip.frames for pair in pictures.dreams[:STRIPS] for clip in (pair.left, pair.right)]
-    atomic_write(run.folder / "dream.png", encode_png(filmstrip(strips, max(2, PICTURES // len(spec.cameras)))))
-    return result
+    atomic_write(run.folder / "dream.png", encode_png(filmstrip(strips, max(2, PICTURES // len(run.env.spec.cameras)))))

@@ -23,6 +23,7 @@ def write_report(result: RunResult, media: Media, out: Path) -> Path:
         f'<p class="headline">{escape(headline(result))}</p>',
         sections.tiles(result),
         sections.success(result),
+        sections.recorded(result),
         sections.pace(result),
         sections.events(result),
         sections.learning(result),

@@ -200,6 +200,33 @@ class Gap:
         return sum(rate * (1 - rate) / episodes for rate, episodes in worlds)
 
 
+@dataclass(frozen=True)
+class Imagined:
+    """One policy in the dream, from the first frames of held-out episodes. Nothing in it was tried for real."""
+
+    success: list[int]
+    """0 or 1 per first frame, as the reward model judges; the policy takes its most likely action."""
+    beyond: list[int]
+    """0 or 1 likewise: the dream disagrees with another of the same actions more than replays of real episodes do, or
+    is further from what was recorded than these."""
+    kl: float
+    """How far it is from the base policy: nats per chunk, on its own choices at the temperature of practice."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run on recorded episodes alone."""
+
+    learned: dict[str, list[int]]
+    """Source (expert, round-1, ...) -> [episodes, those labelled a success] that were learned from."""
+    held_out: dict[str, list[int]]
+    """The same of those that were held out."""
+    replays_beyond: list[int]
+    """0 or 1 per held-out episode: its own replay is beyond a limit that 95 % of them keep, see `Imagined.beyond`."""
+    imagined: dict[str, Imagined] = field(default_factory=dict)
+    """base, wmpo-1, ... -> what became of it in the dream."""
+
+
 Curve = list[tuple[int, float]]
 Result = TypeVar("Result", bound="RunResult")
 
@@ -227,6 +254,8 @@ class RunResult:
     agreement: Agreement | None = None
     gaps: dict[str, Gap] = field(default_factory=dict)
     """Policy -> its success in imagination and in reality."""
+    recorded: Recorded | None = None
+    """Of a run that met no real environment."""
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
     """Practice (practice, or practice-1 ... over rounds; control) -> metric -> (iteration, value)."""
     format: int = FORMAT

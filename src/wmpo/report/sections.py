@@ -12,7 +12,7 @@ from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_ba
 from wmpo.report.media import Media, Pair
 from wmpo.report.results import TIMES, RunResult
 from wmpo.report.statistics import wilson_interval
-from wmpo.report.tables import Table, success_table
+from wmpo.report.tables import Table, imagined_table, success_table
 from wmpo.report.video import encode_mp4, side_by_side
 from wmpo.report.words import INTERACTIONS, nice, number, policy_kind, policy_name, short_name, signed
 from wmpo.training.log import clock
@@ -71,6 +71,34 @@ def success(result: RunResult) -> str:
         )
         if any(policy_kind(name) == "control" for name in result.policies)
         else "",
+    )
+
+
+def recorded(result: RunResult) -> str:
+    """Of a run on recorded episodes alone."""
+    if result.recorded is None:
+        return ""
+    names = {"expert": "demonstrations"}
+    rows = [
+        [names.get(source, source.replace("round-", "rollouts, round ")), *(
+            f"{counts[source][0]} ({counts[source][1]})" if source in counts else "–"
+            for counts in (result.recorded.learned, result.recorded.held_out)
+        )]
+        for source in result.recorded.learned
+    ]  # fmt: skip
+    beyond = result.recorded.replays_beyond
+    return section(
+        "In the dream: imagined success, not real",
+        paragraph(
+            f"From the first pictures of {len(beyond)} episodes that nothing learned from, the same for all policies. "
+            "The KL divergence, in nats per chunk, tells how far practice has taken the policy. A dream is beyond the "
+            "data where another of the same actions differs from it more, or what is seen and done is further from all "
+            f"that was recorded, than in 95 % of the replays of real episodes; of those {sum(beyond)} of {len(beyond)} "
+            "are beyond either limit."
+        ),
+        imagined_table(result).html(),
+        "<h3>The episodes</h3>",
+        table(("recorded", "to learn from (labelled successes)", "held out"), rows),
     )
 
 
@@ -150,8 +178,9 @@ def learning(result: RunResult) -> str:
         "Learning in imagination",
         paragraph(
             "Dashed: share of imagined episodes that the reward model counts as successes; the policy tries things out "
-            "there. Dots: success in reality, where it takes its most likely action. If the line rises and the dots "
-            "don't, the policy has learned to fool its imagination."
+            "there."
+            + " Dots: success in reality, where it takes its most likely action. If the line rises and the dots "
+            "don't, the policy has learned to fool its imagination." * (result.recorded is None)
         ),
         with_legend(line_plot(lines, x_label="iteration of practice", y_label="success"), lines),
         kept,

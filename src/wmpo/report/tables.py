@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from rich import table as rich
 from rich.text import Text
 
-from wmpo.report.results import RunResult
-from wmpo.report.words import number, points, policy_name, span
+from wmpo.report.results import BASE, Imagined, RunResult
+from wmpo.report.statistics import paired_difference, wilson_interval
+from wmpo.report.words import number, points, policy_name, short_name, span
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,28 @@ def success_rows(result: RunResult) -> list[list[str]]:
     return rows
 
 
+def imagined_table(result: RunResult) -> Table:
+    """What became of each policy in the dream, of a run on recorded episodes alone."""
+    head = ("policy", "imagined success", "95 % interval", "change in points", "KL to the first", "beyond the data")
+    return Table(head, imagined_rows(result.recorded.imagined) if result.recorded else [])
+
+
+def imagined_rows(policies: Mapping[str, Imagined]) -> list[list[str]]:
+    rows, base = [], policies[BASE]
+    for name, dreamt in policies.items():
+        rate = wilson_interval(sum(dreamt.success), len(dreamt.success))
+        rows.append([
+            short_name(name),
+            f"{sum(dreamt.success)} of {len(dreamt.success)} ({100 * rate.value:.1f} %)",
+            f"{span(rate)} %",
+            "–" if name == BASE else points(paired_difference(base.success, dreamt.success)),
+            "–" if name == BASE else f"{dreamt.kl:.2f}",
+            f"{sum(dreamt.beyond)} of {len(dreamt.beyond)}",
+        ])  # fmt: skip
+    return rows
+
+
 def terminal_table(result: RunResult) -> rich.Table:
+    if result.recorded:
+        return imagined_table(result).terminal(f"Imagined success, from held-out first frames, seed {result.seed}")
     return success_table(result).terminal(f"Real success: {result.task}, seed {result.seed}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wmpo.report.results import BASE, CONTROL, FINAL, RunResult
-from wmpo.report.statistics import Interval
+from wmpo.report.results import BASE, CONTROL, FINAL, Recorded, RunResult
+from wmpo.report.statistics import Interval, fisher_exact, wilson_interval
 
 INTERACTIONS = {
     "demonstrations": "Scripted demonstrations",
@@ -86,6 +86,8 @@ def headline(result: RunResult) -> str:
 
 
 def _headline(result: RunResult) -> str:
+    if result.recorded:
+        return " ".join([recorded_headline(result.recorded), *warnings(result.recorded), NEXT])
     summary = result.summary()
     if BASE not in result.policies or not any(policy_kind(name) == FINAL for name in result.policies):
         return "This run has not been evaluated to its end yet."
@@ -110,3 +112,35 @@ def _headline(result: RunResult) -> str:
     if gain.high < 0:
         return f"{text} That is a loss of {-100 * gain.value:.1f} points ({sure})."
     return f"{text} The difference of {signed(gain.value)} points may be chance ({sure})."
+
+
+NEXT = (
+    "What to do next: try the policy for real, record it in a folder of its own, label it, and give the same command "
+    "again with that folder in one more --rollouts at its end: a round is added."
+)
+
+
+def recorded_headline(recorded: Recorded) -> str:
+    """What practice came to where nothing was tried for real."""
+    before, *_, after = (wilson_interval(sum(one.success), len(one.success)) for one in recorded.imagined.values())
+    return (
+        f"Nothing here was tried for real. In the dream, from the first pictures of "
+        f"{len(recorded.replays_beyond)} held-out episodes, the policy succeeds in {percent(after)} % after practice, "
+        f"{percent(before)} % before (95 % intervals): how often it really does, only trying it tells."
+    )
+
+
+def warnings(recorded: Recorded) -> list[str]:
+    """What speaks against believing the dream."""
+    found = []
+    last, replays = [*recorded.imagined.values()][-1].beyond, recorded.replays_beyond
+    if fisher_exact([[one.count(0), one.count(1)] for one in (replays, last)]) < 0.05:
+        found.append(
+            f"Practice leaves the data: {sum(last)} of {len(last)} dreams of the practised policy lie beyond what was "
+            f"recorded, of the replays of real episodes {sum(replays)} of {len(replays)}. There the dream guesses: a "
+            "grpo.target_kl of 0.5, say, keeps practice nearer; more rollouts take the data further."
+        )
+    episodes, successes = (sum(counts) for counts in zip(*recorded.learned.values(), strict=True))
+    if "round-1" not in recorded.learned and episodes == successes:
+        found.append("Failure was never seen: there are demonstrations alone, and imagined success is worth little.")
+    return found
