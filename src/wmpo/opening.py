@@ -42,7 +42,7 @@ CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go
 
 @contextmanager
 def open_run(recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None = None) -> Iterator[Run]:
-    """A new run in `folder`, or the one that is there, if it is of the same recipe; its environment, too, is that of the
+    """A new run in `folder`, or the one that is there, if it is of the same recipe; its environment is that of the
     recipe unless `env` is given.
 
     Classes of yours that `recipe` names, as module:Class, are imported; those that files in `folder` name are not.

@@ -14,7 +14,7 @@ from wmpo.types import EnvSpec, Observation, Outcome
 
 
 class Recorded:
-    """The family of a run that has recorded episodes alone: nobody can build it, since all that is left of the environment are its episodes."""
+    """The family of a run on recorded episodes alone. Nobody can build it: its episodes are all that is left of it."""
 
     @classmethod
     def build(cls, settings: EnvConfig, disruption: str = "none") -> NoReturn:
