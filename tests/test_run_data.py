@@ -47,6 +47,7 @@ TINY = [
     "--grpo.groups", "2", "--grpo.group-size", "4", "--grpo.keyframes", "4", "--grpo.min-group-success", "0.01",
     "--grpo.max-group-success", "0.99",
 ]  # fmt: skip
+F1 = ("--reward.threshold", "f1")  # which can always be chosen
 HALF = ("--reward.threshold", "half")  # so that practice has something to tell apart, whatever so little has learned
 
 
@@ -120,19 +121,19 @@ def test_a_round_is_added_and_ends_as_if_both_had_been_given_at_once(
 def test_demonstrations_alone_then_a_round_of_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also killed in between: what was taken in, and learned, is not done again."""
     demos, out = store(tmp_path / "demos", 8), tmp_path / "run"
-    assert run("--demos", demos, "--out", out) == 0
+    assert run("--demos", demos, "--out", out, *F1) == 0
     told = capsys.readouterr().out
     assert "WARNING: demonstrations alone" in told and "Failure was never seen" in told
     (out / "dream.png").unlink()
     (out / "result.json").unlink()
     (out / "practice-1" / "model.safetensors").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.glob("episodes/data/*/*")}
-    assert run("--demos", demos, "--out", out) == 0
+    assert run("--demos", demos, "--out", out, *F1) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("episodes/data/*/*")} == before
     first = (out / "policies" / "wmpo-1" / "model.safetensors").read_bytes()
 
     tries = store(tmp_path / "tries", 4, 4, "act", 50)
-    assert run("--demos", demos, "--rollouts", tries, "--out", out) == 0
+    assert run("--demos", demos, "--rollouts", tries, "--out", out, *F1) == 0
     recorded = RunResult.load(out / "result.json").recorded
     assert recorded is not None and [*recorded.learned] == ["expert", "round-2"]
     assert [*recorded.imagined] == ["base", "wmpo-1", "wmpo-2"]
@@ -229,7 +230,7 @@ def twin(root: Path) -> Path:
          "shows the cameras: front"),
         (lambda root: store(root, 3, 3, "act", 30, length=3), "--demos demos --rollouts made",
          "made: none of the 4 episodes to learn from has the 4 actions of one chunk"),
-        (None, "--demos demos --held-out 0", "--held-out is 0.0; it must be at least 0.01"),
+        (None, "--demos demos --hold-out 0", "--hold-out is 0.0; it must be at least 0.01"),
         (None, "--demos demos --grpo.n-initial-states 3", "n_initial_states does nothing here"),
         (None, "--demos demos --reward.threshold rate", "needs rollouts of the first round"),
         (None, "--demos demos --policy.chunk 50", "policy.chunk is 50"),

@@ -224,6 +224,12 @@ def test_keyframes_are_of_the_given_episodes_and_before_success(run: Run) -> Non
     assert torch.equal(keyframes(run, 64, [1, 3], 1).state, seen.state)
 
 
+def test_keyframes_of_an_episode_that_succeeds_at_once_are_its_first(tmp_path: Path) -> None:
+    make_store(tmp_path / "data", [make_episode(0, 4, (1, 2, 3, 4), source="round-1")])
+    with open_stage(Recipe(device="cpu"), tmp_path / "log", tmp_path / "data", quiet=True) as run:
+        assert keyframes(run, 3, [0], 1).images["front"][:, 1].unique().tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

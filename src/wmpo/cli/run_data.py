@@ -40,7 +40,7 @@ class RunDataCommand:
     came of it, for another round of practice."""
     out: Path | None = None
     """Folder of the run; default runs/data-seedN."""
-    held_out: float = 0.2
+    hold_out: float = 0.2
     """Share of the successes and of the failures in the folders that nothing learns from; the report rests on them."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
@@ -78,7 +78,7 @@ class RunDataCommand:
         from wmpo.report.results import RunResult
         from wmpo.success import chosen_by_rate
 
-        require_between("--held-out", self.held_out, 0.01, 0.5)
+        require_between("--hold-out", self.hold_out, 0.01, 0.5)
         if self.grpo.n_initial_states:
             raise UserError("The setting n_initial_states does nothing here: the data hold the first frames.")
         if self.policy.pretrained:
@@ -99,5 +99,5 @@ class RunDataCommand:
                 result = RunResult.load(folder / "result.json")
             else:
                 run.log.info(f"{folder}: on {run.device}")
-                result = optimise_recorded(run, parts, self.held_out)
+                result = optimise_recorded(run, parts, self.hold_out)
             tell_result(run, result)
