@@ -61,7 +61,7 @@ def optimise(run: Run) -> RunResult:
     for turn in range(1, recipe.rounds + 1):  # lifelong learning = more rounds
         collect(run, policy, turn)  # P real rollouts of the current policy, which measure it too
         if turn > 1 and fell(run, turn):  # practice has done harm: end with the policy that it began with
-            policy = load_policy(run.folder / "policies" / (f"wmpo-{turn - 2}" if turn > 2 else BASE)).to(run.device)
+            policy = policy_before(run, turn)
             save_policy(run, policy, f"wmpo-{turn}")
             evaluate_policy(run, policy, f"wmpo-{turn}")
             break
@@ -198,6 +198,11 @@ def fell(run: Run, turn: int) -> bool:
         rates = [f"{hits / (hits + misses):.1%}" for hits, misses in table]
         run.log.info(f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice fails")
     return p_value < 0.05
+
+
+def policy_before(run: Run, turn: int) -> Policy:
+    """The policy that practice began with in the round before."""
+    return load_policy(run.folder / "policies" / (f"wmpo-{turn - 2}" if turn > 2 else BASE)).to(run.device)
 
 
 def model_the_world(run: Run, turn: int) -> WorldModel:

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo.algorithm import fell, imitate, model_success, model_the_world, practise_in_dream, save_policy
+from wmpo.algorithm import (
+    fell, imitate, model_success, model_the_world, policy_before, practise_in_dream, save_policy,
+)  # fmt: skip
 from wmpo.data.cache import FrameCache
 from wmpo.data.compatibility import comparable
 from wmpo.data.layout import part_paths
 from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
-from wmpo.policies import build_policy, check_actions, load_policy
+from wmpo.policies import build_policy, check_actions
 from wmpo.protocols import Policy
 from wmpo.report.recorded import measure_recorded
 from wmpo.report.results import BASE, RunResult
@@ -138,7 +140,7 @@ def practise_recorded(run: Run) -> RunResult:
     policy = given_policy(run) if run.recipe.policy.pretrained else imitate(run)
     for turn in range(1, run.recipe.rounds + 1):
         if turn > 1 and fell(run, turn):  # what practice made of the policy is worse: begin where it began
-            policy = load_policy(run.folder / "policies" / (f"wmpo-{turn - 2}" if turn > 2 else BASE)).to(run.device)
+            policy = policy_before(run, turn)
         world_model = model_the_world(run, turn)
         reward_model = model_success(run, policy, world_model, turn)
         policy = practise_in_dream(

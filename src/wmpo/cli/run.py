@@ -91,15 +91,15 @@ class ReportCommand:
         from wmpo.data.store import EpisodeStore
         from wmpo.envs import RECORDED
         from wmpo.envs.unreachable import Unreachable
-        from wmpo.opening import load_recipe, open_run
+        from wmpo.opening import DONE, load_recipe, open_run
         from wmpo.recordings import practise_recorded
 
         recipe = load_recipe(self.folder)
-        if not (self.folder / "result.json").exists():
+        recorded = recipe.env.family == RECORDED
+        if not (self.folder / (DONE if recorded else "result.json")).exists():  # a round may have been added
             raise UserError(
                 f"The run in {self.folder} is not finished: continue it with {continuing(recipe, self.folder)}"
             )
-        recorded = recipe.env.family == RECORDED
         env = Unreachable(EpisodeStore.open(self.folder / "episodes").spec) if recorded else None
         with open_run(recipe, self.folder, env=env) as run:
             tell_result(run, practise_recorded(run) if recorded else optimise(run))  # only the report is made
