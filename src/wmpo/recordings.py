@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from wmpo.algorithm import (
-    fell, imitate, model_success, model_the_world, policy_before, practise_in_dream, save_policy,
+    fell,
+    imitate,
+    model_success,
+    model_the_world,
+    policy_before,
+    practise_in_dream,
+    save_policy,
 )  # fmt: skip
 from wmpo.data.cache import FrameCache
 from wmpo.data.compatibility import comparable
