@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from wmpo.algorithm import model_the_world
 from wmpo.cli import main
 from wmpo.cli.run_data import RunDataCommand
 from wmpo.config import PolicyConfig
@@ -25,10 +26,10 @@ from wmpo.errors import UserError
 from wmpo.families import save_model
 from wmpo.importing.success import by_rule, relabel
 from wmpo.io.files import read_json, write_json
-from wmpo.opening import open_run
+from wmpo.opening import load_recipe, open_run
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
-from wmpo.recordings import Part, check_split, given_policy, open_parts, split, take_in
+from wmpo.recordings import Part, began_alone, check_split, given_policy, open_parts, split, take_in
 from wmpo.report.recorded import Measure, beyond
 from wmpo.report.results import Imagined, Recorded, RunResult
 from wmpo.report.words import warnings
@@ -47,7 +48,6 @@ TINY = [
     "--grpo.groups", "2", "--grpo.group-size", "4", "--grpo.keyframes", "4", "--grpo.min-group-success", "0.01",
     "--grpo.max-group-success", "0.99",
 ]  # fmt: skip
-F1 = ("--reward.threshold", "f1")  # which can always be chosen
 HALF = ("--reward.threshold", "half")  # so that practice has something to tell apart, whatever so little has learned
 
 
@@ -118,26 +118,30 @@ def test_a_round_is_added_and_ends_as_if_both_had_been_given_at_once(
     assert "rounds = 2, not 1" in capsys.readouterr().err
 
 
-def test_demonstrations_alone_then_a_round_of_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demonstrations_alone_a_kill_and_then_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also killed in between: what was taken in, and learned, is not done again."""
     demos, out = store(tmp_path / "demos", 8), tmp_path / "run"
-    assert run("--demos", demos, "--out", out, *F1) == 0
+    assert run("--demos", demos, "--out", out) == 0
     told = capsys.readouterr().out
     assert "WARNING: demonstrations alone" in told and "Failure was never seen" in told
     (out / "dream.png").unlink()
     (out / "result.json").unlink()
     (out / "practice-1" / "model.safetensors").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.glob("episodes/data/*/*")}
-    assert run("--demos", demos, "--out", out, *F1) == 0
+    assert run("--demos", demos, "--out", out) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("episodes/data/*/*")} == before
-    first = (out / "policies" / "wmpo-1" / "model.safetensors").read_bytes()
 
-    tries = store(tmp_path / "tries", 4, 4, "act", 50)
-    assert run("--demos", demos, "--rollouts", tries, "--out", out, *F1) == 0
-    recorded = RunResult.load(out / "result.json").recorded
-    assert recorded is not None and [*recorded.learned] == ["expert", "round-2"]
-    assert [*recorded.imagined] == ["base", "wmpo-1", "wmpo-2"]
-    assert (out / "policies" / "wmpo-1" / "model.safetensors").read_bytes() == first
+    tries = store(tmp_path / "tries", 4, 4, "act", 50)  # of the policy that has practised, so for a second round
+    assert began_alone(out) and not began_alone(tmp_path / "nowhere")
+    with open_run(replace(load_recipe(out), rounds=2), out, quiet=True, env=Unreachable(SPEC)) as opened:
+        take_in(opened, open_parts([demos], [[], [tries]], out), 0.2)
+        assert [*dict.fromkeys(record.source for record in opened.store.records())] == ["expert", "round-2"]
+        model_the_world(opened, 2)
+    trained = {name.split("/")[0] for name in read_metrics(out)}
+    assert "world_model_kinematics_align-2" in trained and "world_model_kinematics_align-1" not in trained
+    assert not (out / "dream.png").exists() and load_recipe(out).rounds == 2
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 2 and "is not finished" in capsys.readouterr().err
 
 
 def test_a_given_policy_is_begun_with_as_it_is(tmp_path: Path) -> None:
@@ -230,7 +234,7 @@ def twin(root: Path) -> Path:
          "shows the cameras: front"),
         (lambda root: store(root, 3, 3, "act", 30, length=3), "--demos demos --rollouts made",
          "made: none of the 4 episodes to learn from has the 4 actions of one chunk"),
-        (None, "--demos demos --hold-out 0", "--hold-out is 0.0; it must be at least 0.01"),
+        (None, "--demos demos --hold-out 0", "--hold-out is 0.0; it must be from 0.01 to 0.5"),
         (None, "--demos demos --grpo.n-initial-states 3", "n_initial_states does nothing here"),
         (None, "--demos demos --reward.threshold rate", "needs rollouts of the first round"),
         (None, "--demos demos --policy.chunk 50", "policy.chunk is 50"),
