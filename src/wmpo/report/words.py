@@ -133,14 +133,14 @@ def recorded_headline(recorded: Recorded) -> str:
 def warnings(recorded: Recorded) -> list[str]:
     """What speaks against believing the dream."""
     found = []
-    last, replays = [*recorded.imagined.values()][-1].beyond, recorded.replays_beyond
+    base, *_, last = (one.beyond for one in recorded.imagined.values())
+    replays = recorded.replays_beyond
     if fisher_exact([[one.count(0), one.count(1)] for one in (replays, last)]) < 0.05:
         found.append(
-            f"Practice leaves the data: {sum(last)} of {len(last)} dreams of the practised policy lie beyond what was "
-            f"recorded, of the replays of real episodes {sum(replays)} of {len(replays)}. There the dream guesses: a "
-            "grpo.target_kl of 0.5, say, keeps practice nearer; more rollouts take the data further."
+            f"The practised policy leaves the data: {sum(last)} of its {len(last)} dreams lie beyond what was "
+            f"recorded; {sum(base)} did before practice, and {sum(replays)} replays of real episodes do. There "
+            "the dream guesses: a grpo.target_kl of 0.5, say, keeps practice nearer; more rollouts take the data further."
         )
-    episodes, successes = (sum(counts) for counts in zip(*recorded.learned.values(), strict=True))
-    if "round-1" not in recorded.learned and episodes == successes:
-        found.append("Failure was never seen: there are demonstrations alone, and imagined success is worth little.")
+    if [*recorded.learned] == ["expert"]:
+        found.append("There are demonstrations alone: failure was never seen, and imagined success is worth little.")
     return found
