@@ -139,7 +139,7 @@ def warnings(recorded: Recorded) -> list[str]:
         found.append(
             f"The practised policy leaves the data: {sum(last)} of its {len(last)} dreams lie beyond what was "
             f"recorded; {sum(base)} did before practice, and {sum(replays)} replays of real episodes do. There "
-            "the dream guesses: a grpo.target_kl of 0.5, say, keeps practice nearer; more rollouts take the data further."
+            "the dream guesses: a grpo.target_kl of 0.5, say, keeps it nearer; more rollouts take the data further."
         )
     if [*recorded.learned] == ["expert"]:
         found.append("There are demonstrations alone: failure was never seen, and imagined success is worth little.")
