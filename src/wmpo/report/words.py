@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wmpo.report.results import BASE, CONTROL, FINAL, Recorded, RunResult
+from wmpo.report.results import BASE, CONTROL, FINAL, Agreement, Recorded, RunResult
 from wmpo.report.statistics import Interval, fisher_exact, wilson_interval
 
 INTERACTIONS = {
@@ -87,7 +87,7 @@ def headline(result: RunResult) -> str:
 
 def _headline(result: RunResult) -> str:
     if result.recorded:
-        return " ".join([recorded_headline(result.recorded), *warnings(result.recorded), NEXT])
+        return " ".join([recorded_headline(result.recorded, result.agreement), *warnings(result.recorded), NEXT])
     summary = result.summary()
     if BASE not in result.policies or not any(policy_kind(name) == FINAL for name in result.policies):
         return "This run has not been evaluated to its end yet."
@@ -120,13 +120,17 @@ NEXT = (
 )
 
 
-def recorded_headline(recorded: Recorded) -> str:
+def recorded_headline(recorded: Recorded, found: Agreement | None) -> str:
     """What practice came to where nothing was tried for real."""
+    verdicts = found and (
+        f" The dreams of {found.episodes} held-out episodes ({found.successes} successes) were judged as it really was "
+        f"in {100 * found.accuracy:.0f} %, F1 {number(found.f1, 2)}."
+    )
     before, *_, after = (wilson_interval(sum(one.success), len(one.success)) for one in recorded.imagined.values())
     return (
         f"Nothing here was tried for real. In the dream, from the first pictures of "
         f"{len(recorded.replays_beyond)} held-out episodes, the policy succeeds in {percent(after)} % after practice, "
-        f"{percent(before)} % before (95 % intervals): how often it really does, only trying it tells."
+        f"{percent(before)} % before (95 % intervals): how often it really does, only trying it tells.{verdicts or ''}"
     )
 
 
