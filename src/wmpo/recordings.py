@@ -22,7 +22,7 @@ from wmpo.algorithm import (
     policy_before,
     practise_in_dream,
     save_policy,
-)  # fmt: skip
+)
 from wmpo.data.cache import FrameCache
 from wmpo.data.compatibility import comparable
 from wmpo.data.layout import part_paths
