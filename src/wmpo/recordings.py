@@ -29,7 +29,7 @@ from wmpo.data.layout import part_paths
 from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
-from wmpo.policies import build_policy, check_actions
+from wmpo.policies import build_policy, match_actions
 from wmpo.protocols import Policy
 from wmpo.report.recorded import measure_recorded
 from wmpo.report.results import BASE, RunResult
@@ -159,7 +159,7 @@ def given_policy(run: Run) -> Policy:
     """`policy.pretrained` as it is: the rollouts are its own."""
     cfg = run.recipe.policy
     policy = build_policy(cfg, run.env.spec).to(run.device)
-    check_actions(policy, FrameCache(run.store).labels_of(run.episodes(is_demonstration)), cfg.pretrained, run.folder)
+    match_actions(policy, FrameCache(run.store).labels_of(run.episodes(is_demonstration)), cfg.pretrained, run.folder)
     run.same_inputs(BASE, {"policy": digest_of(policy)})
     save_policy(run, policy, BASE)
     return policy
