@@ -196,7 +196,9 @@ def fell(run: Run, turn: int) -> bool:
     p_value = fisher_exact(table)
     if p_value < 0.05:
         rates = [f"{hits / (hits + misses):.1%}" for hits, misses in table]
-        run.log.info(f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice did harm")
+        run.log.info(
+            f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice did harm"
+        )
     return p_value < 0.05
 
 
