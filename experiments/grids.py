@@ -44,12 +44,13 @@ ONLINE = Arm("Online GRPO", "online_grpo")
 DPO = Arm("DPO", "dpo", changes={"collect.rollouts_per_state": 4}, settings_at={1280: {"dpo.steps": 600}}, dreamt=False)
 FILTERED = Arm("Filtered BC", "filtered_bc")
 MORE = Arm("More demonstrations", "more_demonstrations", dreamt=False)
-UPPER = Arm("Unlimited GRPO", "upper_bound", limited=False, dreamt=False)
+UPPER = Arm("Unlimited GRPO", "upper_bound", changes={"grpo.lr": 1e-3}, limited=False, dreamt=False)
 LONGER = {
     1280: {"world_model.align.steps": 1200, "world_model.align_fraction": 0.75}
 }  # more rollouts take longer to learn
 OURS = Arm("WMPO", at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
+SHORT = {"upper_iterations": 20}  # as WMPO practises
 CLUMSY = {"demonstrations.min_pace": 0.5, "demonstrations.failures": True}
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, ema=0.0),
@@ -122,14 +123,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             "dream and reward model have seen successful demonstrations only. DPO tries each "
             "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
-            "place of the policy's own tries. Unlimited GRPO practises as WMPO does, in the real environment, for as "
-            "many iterations, and for three times as many. With P = 1280 WMPO aligns its dream for longer, and more "
-            "on the rollouts."
+            "place of the policy's own tries. Unlimited GRPO practises in the real environment: as WMPO does, and for "
+            "three times as many iterations at a learning rate that suits it. With P = 1280 WMPO aligns its dream for "
+            "longer, and more on the rollouts."
         ),
         arms=(
             *AT_EQUAL_COST,
             UPPER,
-            replace(UPPER, label="Unlimited GRPO, as long as WMPO", settings={"upper_iterations": 20}),
+            replace(UPPER, label="Unlimited GRPO, as long as WMPO", changes={}, settings=SHORT),
         ),
         budgets=(128, 0, 1280),
         measures=("imagination",),
@@ -234,6 +235,10 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for lr, b, n in ((1e-4, 1.0, 4), (3e-4, 1.0, 4), (1e-4, 0.1, 4), (3e-5, 0.1, 4), (1e-4, 1.0, 8))
             ),
             *(Arm(f"Filtered BC, lr {lr:g}", "filtered_bc", settings={"sft.lr": lr}) for lr in (1e-4, 3e-4)),
+            *(
+                replace(UPPER, label=f"Unlimited GRPO, lr {lr:g}", changes={"grpo.lr": lr}, settings=SHORT)
+                for lr in (3e-4, 1e-3, 2e-3)
+            ),
         ),
         tasks=("place", "stack"),
         seeds=(100,),
