@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,15 +205,29 @@ def test_what_cannot_be_exported_is_told(
     full, inside = tmp_path / "full", folders["smolvla"] / "out"
     full.mkdir()
     (full / "mine").write_text("")
+    (tmp_path / "link").symlink_to("gone")
     for arguments, said in (
         ((tmp_path / "own", tmp_path / "out"), "this policy is wmpo's own"),
         ((folders["smolvla"], full), "is there already"),
-        ((folders["smolvla"], inside), "lies in the published folder itself"),
+        ((folders["smolvla"], tmp_path / "link"), "is there already"),
+        ((folders["smolvla"], inside), "which is only read"),
         ((tmp_path / "nothing", tmp_path / "out"), "holds no policy"),
     ):
         assert main(["export", *map(str, arguments)]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not inside.exists() and [*full.iterdir()] == [full / "mine"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+    try:
+        assert main(["export", str(folders["smolvla"]), str(tmp_path / "out")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "model.safetensors can't be written" in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 
 def test_a_pickle_stays_behind(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_plain_data_set_from_the_command_line(
     for arguments, said in (
         ([*command, "all"], "is there already"),
         ([*command[:3], str(tmp_path / "other"), "--episodes", "expert"], "has no such episodes"),
-        ([*command[:3], str(store.root / "plain")], "lies in the store itself"),
+        ([*command[:3], str(store.root / "plain")], "which is only read"),
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err

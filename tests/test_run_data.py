@@ -234,12 +234,14 @@ def twin(root: Path) -> Path:
          "shows the cameras: front"),
         (lambda root: store(root, 3, 3, "act", 30, length=3), "--demos demos --rollouts made",
          "made: none of the 4 episodes to learn from has the 4 actions of one chunk"),
+        (None, "--demos demos --rollouts tries --rollouts", "names no folder"),
         (None, "--demos demos --hold-out 0", "--hold-out is 0.0; it must be from 0.01 to 0.5"),
         (None, "--demos demos --grpo.n-initial-states 3", "n_initial_states does nothing here"),
         (None, "--demos demos --reward.threshold rate", "needs rollouts of the first round"),
         (None, "--demos demos --policy.chunk 50", "policy.chunk is 50"),
         (None, "--demos demos --policy.pretrained nowhere", "nowhere holds no policy"),
         (None, "--demos demos --rollouts tries --out demos", "demos is an episode store"),
+        (None, "--demos demos --rollouts tries --out tries/run", "tries/run lies in tries, which is only read"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -255,7 +257,7 @@ def test_what_is_refused(
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1
     assert not [*Path("out").glob("episodes/data/*/*")]  # nothing was taken in, let alone learned
-    assert len(EpisodeStore.open("demos")) == 5
+    assert len(EpisodeStore.open("demos")) == 5 and not Path("tries/run").exists()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ def open_parts(demos: Sequence[Path], rounds: Sequence[Sequence[Path]], folder: 
                     f"{store.root} holds the episodes of {other} again: give each once, or some would be learned from "
                     "and held out, too."
                 )
+            if store.root.resolve() in folder.resolve().parents:
+                raise UserError(f"{folder} lies in {store.root}, which is only read: choose another folder with --out.")
             if store.root.resolve() in ((folder / name).resolve() for name in ("episodes", "evaluation")):
                 raise UserError(f"{store.root} is where the run keeps its episodes: choose another folder with --out.")
     if len(parts[0].records) < LEAST:

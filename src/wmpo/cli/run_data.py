@@ -79,6 +79,8 @@ class RunDataCommand:
         from wmpo.success import chosen_by_rate
 
         require_between("--hold-out", self.hold_out, 0.01, 0.5)
+        if not all(self.rollouts):
+            raise UserError("A --rollouts names no folder: give it one, or leave it out.")
         if self.grpo.n_initial_states:
             raise UserError("The setting n_initial_states does nothing here: the data hold the first frames.")
         if self.policy.pretrained:

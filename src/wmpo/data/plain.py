@@ -7,9 +7,7 @@ copied as they are: an episode ends a frame before its pictures do.
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from wmpo.data.stats import Stats, merge_stats, vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.data.tables import read_table
 from wmpo.errors import UserError
-from wmpo.io.files import read_json, write_json
+from wmpo.io.files import atomic_folder, read_json, write_json
 from wmpo.io.plain import JsonObject, to_plain
 
 LEFT_OUT = (layout.PADDED, layout.LABEL)
@@ -33,15 +31,8 @@ def export_plain(store: EpisodeStore, episodes: Sequence[int], out: Path) -> Non
     """Write these episodes of the store, in their order there, to a folder that isn't there yet."""
     if not episodes:
         raise UserError(f"{store.root} has no such episodes: choose others.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already: choose another folder, or remove it.")
-    if out.resolve().is_relative_to(store.root.resolve()):
-        raise UserError(f"{out} lies in the store itself: choose another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        made = Path(temporary) / "made"
+    with atomic_folder(out, store.root) as made:
         _write(store, sorted(set(episodes)), made)
-        os.replace(made, out)
 
 
 def _write(store: EpisodeStore, episodes: Sequence[int], made: Path) -> None:

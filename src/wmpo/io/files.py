@@ -51,6 +51,24 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+@contextmanager
+def atomic_folder(out: Path, source: Path) -> Iterator[Path]:
+    """A new folder to fill, with room beside it; it becomes `out` when the block ends without an exception.
+
+    Raises UserError where `out` holds anything, or lies in `source`, the folder that is read.
+    """
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UserError(f"{out} is there already: choose another folder, or remove it.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out} lies in {source}, which is only read: choose another folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        yield made
+        os.replace(made, out)
+
+
 def write_json(path: Path, data: object) -> None:
     """Replace the file at `path` by `data` as readable JSON; NaN becomes null, as JSON has none."""
     atomic_write(path, json.dumps(_no_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -6,22 +6,21 @@ what wmpo has no use for (an lm_head, the last layer of a vision tower, pipeline
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wmpo.errors import UserError
-from wmpo.io.files import read_json, write_json
+from wmpo.io.files import atomic_folder, read_json, write_json
 from wmpo.policies.published import PICKLES, Republished, Republishes, weight_files
 from wmpo.protocols import Policy
-from wmpo.training.checkpoint import CONFIG, WEIGHTS, load_tensors, opening
+from wmpo.training.checkpoint import CONFIG, WEIGHTS, first_line, load_tensors, opening
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -40,14 +39,8 @@ def export(policy: Policy, published: Path | None, out: Path) -> str:
     if origin is None or not (origin / CONFIG).is_file():
         place = f"in {origin} any more" if origin else "known to it"
         raise UserError(f"The folder that the policy began from is not {place}: give it by --published.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already: choose another folder, or remove it.")
-    if out.resolve().is_relative_to(origin.resolve()):
-        raise UserError(f"{out} lies in the published folder itself: choose another.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        made, scratch = Path(temporary) / "made", Path(temporary) / "scratch"
-        made.mkdir()
+    with atomic_folder(out, origin) as made:
+        scratch = made.with_name("scratch")
         scratch.mkdir()
         with opening(origin):
             back = policy.republished(origin, scratch)
@@ -60,7 +53,6 @@ def export(policy: Policy, published: Path | None, out: Path) -> str:
             write_json(made / name, {**described, **changes})
         for name, tensors in back.parts.items():
             _write_part(name, tensors, origin, made)
-        os.replace(made, out)
     return back.remark
 
 
@@ -95,7 +87,7 @@ def _write_weights(back: Republished, origin: Path, made: Path) -> None:
         total += sum(tensor.nbytes for tensor in tensors.values())
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {"format": "pt"}
-        save_file(tensors, made / path.name, metadata=about)
+        _save(tensors, made / path.name, about)
     if left:
         raise UserError(f"{origin} lacks {len(left)} weights of the policy, first {min(left)!r}: it began elsewhere.")
     if (made / INDEX).is_file() and isinstance(index := read_json(made / INDEX), dict):
@@ -116,6 +108,17 @@ def _newer(name: str, stored: Tensor, back: Republished, origin: Path) -> Tensor
 def _write_part(name: str, tensors: Mapping[str, Tensor], origin: Path, made: Path) -> None:
     """Stored apart: as tensors, which wmpo reads, and as its authors do, who look for a pickle of this name."""
     own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(own, made / f"{name}.safetensors")
+    _save(own, made / f"{name}.safetensors")
     before = sorted(path.name for path in origin.glob(f"{name}*checkpoint*.pt"))
-    torch.save(own, made / (before[0] if before else f"{name}--wmpo_checkpoint.pt"))
+    pickled = io.BytesIO()
+    torch.save(own, pickled)
+    (made / (before[0] if before else f"{name}--wmpo_checkpoint.pt")).write_bytes(pickled.getvalue())
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    try:
+        save_file(dict(tensors), path, metadata=about)
+    except SafetensorError as error:  # of its own for a full disk
+        raise UserError(
+            f"{path.name} can't be written ({first_line(error)}): make room, or choose another folder."
+        ) from None
