@@ -19,22 +19,32 @@ def table1() -> Plain:
     return found
 
 
-SHORT_OF_TIME = pytest.mark.xfail(strict=True, reason="two seeds of insert gain 8.2 points by twice the time: too many")
+def all_but(missed: str, reason: str) -> list[object]:
+    """The tasks; of the one that misses a rule the test must fail, and by its assertion alone."""
+    mark = pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+    return [pytest.param(task, marks=mark) if task == missed else task for task in TASKS]
 
 
-@pytest.mark.parametrize("task", [pytest.param(t, marks=SHORT_OF_TIME) if t == "insert" else t for t in TASKS])
-def test_the_base_fails_of_skill_and_not_of_time(table1: Plain, task: str) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_the_base_fails_often_with_time_for_two_attempts(table1: Plain, task: str) -> None:
     base = table1["base"][task]
     assert base["horizon"] >= 2 * base["median steps"]
-    now, later = (base["success at horizons"][times][0] for times in ("1", "2"))
+    now, _ = base_now_and_later(table1, task)
     assert 0.2 <= now <= 0.5
+
+
+@pytest.mark.parametrize("task", all_but("insert", "two seeds gain 8.2 points by twice the time: too many"))
+def test_the_base_fails_of_skill_and_not_of_time(table1: Plain, task: str) -> None:
+    now, later = base_now_and_later(table1, task)
     assert later - now <= 0.08  # twice the time would help it little
 
 
-SHORT_OF_PRACTICE = pytest.mark.xfail(strict=True, reason="79.3 % on place after 60 iterations, and still rising")
+def base_now_and_later(table1: Plain, task: str) -> list[float]:
+    """Success of the base within one horizon and within two."""
+    return [table1["base"][task]["success at horizons"][times][0] for times in ("1", "2")]
 
 
-@pytest.mark.parametrize("task", [pytest.param(t, marks=SHORT_OF_PRACTICE) if t == "place" else t for t in TASKS])
+@pytest.mark.parametrize("task", all_but("place", "79.3 % after 60 iterations, and still rising"))
 def test_the_task_can_be_learned(table1: Plain, task: str) -> None:
     """By practice in the real environment without end."""
     found = [
