@@ -116,6 +116,10 @@ class Replay:
     episodes: list[Episode]  # pictures of all cameras and states are imagined but for frame 0; the rest is as it was
     scores: list[np.ndarray]  # per episode (T+1,) logits, NaN where nothing was scored
 
+    def select(self, rows: Sequence[int]) -> Replay:
+        """Of some of the episodes."""
+        return Replay([self.episodes[row] for row in rows], [self.scores[row] for row in rows])
+
     def best_scores(self) -> Tensor:
         """(N,) highest score of each episode: above the threshold means an imagined success."""
         return torch.tensor([float(np.nanmax(score)) for score in self.scores])

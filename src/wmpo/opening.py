@@ -23,14 +23,13 @@ from wmpo.io.plain import differences, to_plain
 from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
-from wmpo.run import Run, check_horizon
+from wmpo.run import DONE, Run, check_horizon
 from wmpo.training import ranks
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec
 
 RECIPE = "recipe.json"
-DONE = "dream.png"  # which a run writes last
 LARGE = 10**9  # bytes of decoded frames that are told of before they are written
 OWN_FILES = (RECIPE, "result.json", "report.html", DONE, "stages.json", "metrics.jsonl")
 OWN_FOLDERS = re.compile(

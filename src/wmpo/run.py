@@ -29,6 +29,7 @@ from wmpo.types import EnvSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")
+DONE = "dream.png"  # which a run writes last
 CHANGES_NO_FRAME = ("workers", "python", "timeout", "renderer")  # settings of an environment
 
 

@@ -52,8 +52,9 @@ class RunCommand:
 
     def execute(self) -> None:
         from wmpo.algorithm import optimise
-        from wmpo.opening import DONE, open_run
+        from wmpo.opening import open_run
         from wmpo.report.results import RunResult
+        from wmpo.run import DONE
 
         folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
         with open_run(self.recipe, folder) as run:
@@ -91,8 +92,9 @@ class ReportCommand:
         from wmpo.data.store import EpisodeStore
         from wmpo.envs import RECORDED
         from wmpo.envs.unreachable import Unreachable
-        from wmpo.opening import DONE, load_recipe, open_run
+        from wmpo.opening import load_recipe, open_run
         from wmpo.recordings import practise_recorded
+        from wmpo.run import DONE
 
         recipe = load_recipe(self.folder)
         recorded = recipe.env.family == RECORDED

@@ -73,9 +73,10 @@ class RunDataCommand:
     def execute(self) -> None:
         from wmpo.cli.run import tell_result
         from wmpo.envs.unreachable import Unreachable
-        from wmpo.opening import DONE, open_run
+        from wmpo.opening import open_run
         from wmpo.recordings import began_alone, open_parts, optimise_recorded, spec_of
         from wmpo.report.results import RunResult
+        from wmpo.run import DONE
         from wmpo.success import chosen_by_rate
 
         require_between("--hold-out", self.hold_out, 0.01, 0.5)

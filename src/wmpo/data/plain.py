@@ -2,12 +2,12 @@
 
 A store has a row for the last frame too, which has no action and repeats the one before; LeRobot knows no mark for that
 and would teach it. Here that row is left out, and `action` is what an imitator should do (`label.action`). Videos are
-copied as they are: an episode ends a frame before its pictures do.
+copied as they are: an episode ends a frame before its pictures do. None is a link, since LeRobot's tools may write into
+files of a data set, which would reach the store.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from wmpo.data.stats import Stats, merge_stats, vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.data.tables import read_table
 from wmpo.errors import UserError
-from wmpo.io.files import atomic_folder, read_json, write_json
+from wmpo.io.files import atomic_folder, copy_file, read_json, write_json
 from wmpo.io.plain import JsonObject, to_plain
 
 LEFT_OUT = (layout.PADDED, layout.LABEL)
@@ -61,11 +61,11 @@ def _write(store: EpisodeStore, episodes: Sequence[int], made: Path) -> None:
         _put(layout.data_path(made, file), _frames(table, own, number - len(own), begin))
         _put(layout.episodes_path(made, file), pa.Table.from_pylist(rows))
         for camera in store.spec.cameras:
-            _copy(layout.video_path(store.root, file, camera), layout.video_path(made, file, camera))
+            copy_file(layout.video_path(store.root, file, camera), layout.video_path(made, file, camera))
     stats = {name: vector_stats(np.concatenate(rows)) for name, rows in every.items()}
     stats |= {key: merge_stats([row[key] for row in pictures]) for key in images}
     write_json(made / layout.STATS, to_plain(stats))
-    _copy(store.root / layout.TASKS, made / layout.TASKS)
+    copy_file(store.root / layout.TASKS, made / layout.TASKS)
     write_json(made / layout.INFO, _info(read_json(store.root / layout.INFO), number, frame))
 
 
@@ -113,9 +113,3 @@ def _info(content: JsonObject, episodes: int, frames: int) -> JsonObject:
 def _put(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
-
-
-def _copy(old: Path, new: Path) -> None:
-    """No link: LeRobot's tools may write into files of a data set, which would reach the store."""
-    new.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(old, new)

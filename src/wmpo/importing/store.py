@@ -13,7 +13,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.data.video import Codec
 from wmpo.errors import UserError
 from wmpo.importing.conversion import Choices, Plan
-from wmpo.io.files import file_lock, read_json, write_json
+from wmpo.io.files import file_lock, read_json, require_vacant, write_json
 from wmpo.io.plain import JsonObject, to_plain
 
 ABOUT = "import.json"
@@ -38,8 +38,7 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
         return EpisodeStore.open(out)
     if out.resolve().is_relative_to(plan.source.path.resolve()):
         raise UserError(f"{out} lies in the data set itself, where nothing is written: choose another folder.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already: choose another folder, or remove it.")
+    require_vacant(out)
     partial = out.with_name(f".{out.name}.importing")
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial / ".importing.lock"

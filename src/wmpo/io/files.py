@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,14 +52,25 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def require_vacant(out: Path) -> None:
+    """Raise UserError unless a new folder can become `out`: nothing is there, or an empty folder."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UserError(f"{out} is there already: choose another folder, or remove it.")
+
+
+def copy_file(old: Path, new: Path) -> None:
+    """The bytes of a file in a new one, never a link to it; folders are made."""
+    new.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(old, new)
+
+
 @contextmanager
 def atomic_folder(out: Path, source: Path) -> Iterator[Path]:
     """A new folder to fill, with room beside it; it becomes `out` when the block ends without an exception.
 
     Raises UserError where `out` holds anything, or lies in `source`, the folder that is read.
     """
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise UserError(f"{out} is there already: choose another folder, or remove it.")
+    require_vacant(out)
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies in {source}, which is only read: choose another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)

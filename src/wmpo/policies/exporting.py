@@ -7,7 +7,6 @@ what wmpo has no use for (an lm_head, the last layer of a vision tower, pipeline
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wmpo.errors import UserError
-from wmpo.io.files import atomic_folder, read_json, write_json
+from wmpo.io.files import atomic_folder, copy_file, read_json, write_json
 from wmpo.policies.published import PICKLES, Republished, Republishes, weight_files
 from wmpo.protocols import Policy
 from wmpo.training.checkpoint import CONFIG, WEIGHTS, first_line, load_tensors, opening
@@ -47,7 +46,7 @@ def export(policy: Policy, published: Path | None, out: Path) -> str:
         _copy(origin, made)
         _write_weights(back, origin, made)
         for name, path in back.files.items():
-            shutil.copyfile(path, made / name)
+            copy_file(path, made / name)
         for name, changes in back.settings.items():
             described = read_json(made / name) if (made / name).is_file() else {}
             write_json(made / name, {**described, **changes})
@@ -61,9 +60,7 @@ def _copy(origin: Path, made: Path) -> None:
     weights = set(weight_files(origin))
     for path in _files(origin):
         if path not in weights and path.suffix not in PICKLES:
-            target = made / path.relative_to(origin)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            copy_file(path, made / path.relative_to(origin))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -110,7 +107,7 @@ def _write_part(name: str, tensors: Mapping[str, Tensor], origin: Path, made: Pa
     own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     _save(own, made / f"{name}.safetensors")
     before = sorted(path.name for path in origin.glob(f"{name}*checkpoint*.pt"))
-    pickled = io.BytesIO()
+    pickled = io.BytesIO()  # torch.save says little of a full disk
     torch.save(own, pickled)
     (made / (before[0] if before else f"{name}--wmpo_checkpoint.pt")).write_bytes(pickled.getvalue())
 

@@ -30,8 +30,8 @@ from wmpo.report.results import (
     StateFidelity,
 )
 from wmpo.report.video import encode_png, filmstrip
-from wmpo.rollout import rollout
-from wmpo.run import Purpose, Run, is_rollout, once
+from wmpo.rollout import Rollout, rollout
+from wmpo.run import DONE, Purpose, Run, is_rollout, once
 from wmpo.training.log import read_metrics
 from wmpo.types import EnvSpec, Episode
 from wmpo.world_models.metrics import psnr, random_feature_frechet, sharpness, ssim
@@ -171,13 +171,33 @@ def imagined_success(
     seed: int,
 ) -> list[bool]:
     """One imagined verdict per real episode: the policy dreams from the same first frame."""
+    return imagined_rollout(
+        world_model, reward_model, spec, policy, episodes,
+        temperature=temperature, stride=stride, device=device, seed=seed,
+    ).success.tolist()  # fmt: skip
+
+
+def imagined_rollout(
+    world_model: WorldModel,
+    reward_model: RewardModel,
+    spec: EnvSpec,
+    policy: Policy,
+    episodes: Sequence[Episode],
+    *,
+    temperature: float,
+    stride: int,
+    device: torch.device,
+    seed: int,
+    record: str | None = None,
+) -> Rollout:
+    """A dream of the policy from the first frame of each real episode; with `record` its episodes are kept."""
     generator = torch.Generator(device=device).manual_seed(seed)
     numbers = range(len(episodes))
     dream = ImaginedEnv(
         world_model, reward_model, spec, first_frames_of(episodes, spec).to(device), numbers,
         generator=generator, stride=stride,
     )  # fmt: skip
-    return rollout(dream, policy, numbers, temperature=temperature, generator=generator).success.tolist()
+    return rollout(dream, policy, numbers, temperature=temperature, generator=generator, record=record)
 
 
 def gap(imagined: Sequence[bool], episodes: Sequence[Episode]) -> Gap:
@@ -321,4 +341,4 @@ def publish(run: Run, result: RunResult, pictures: Media) -> None:
     result.save(run.folder / "result.json")
     write_report(result, pictures, run.folder / "report.html")
     strips = [clip.frames for pair in pictures.dreams[:STRIPS] for clip in (pair.left, pair.right)]
-    atomic_write(run.folder / "dream.png", encode_png(filmstrip(strips, max(2, PICTURES // len(run.env.spec.cameras)))))
+    atomic_write(run.folder / DONE, encode_png(filmstrip(strips, max(2, PICTURES // len(run.env.spec.cameras)))))

@@ -9,7 +9,6 @@ differs; the other how far what is seen and done is from all that was recorded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from scipy.spatial import KDTree
 from wmpo.data.cache import FrameCache
 from wmpo.data.store import EpisodeStore
 from wmpo.grpo import distance
-from wmpo.imagination import ImaginedEnv, Replay, first_frames_of, replay
+from wmpo.imagination import Replay, replay
 from wmpo.policies import load_policy
 from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.report.measure import (
@@ -27,12 +26,13 @@ from wmpo.report.measure import (
     agreement,
     dream_pictures,
     fidelity,
+    imagined_rollout,
     publish,
     reward_quality,
     state_fidelity,
 )
 from wmpo.report.results import BASE, Imagined, Interactions, Recorded, RunResult
-from wmpo.rollout import Rollout, rollout
+from wmpo.rollout import Rollout
 from wmpo.run import Purpose, Run, is_rollout, once
 from wmpo.types import Episode
 
@@ -52,15 +52,13 @@ def measure_recorded(run: Run, world_model: WorldModel, reward_model: RewardMode
         chosen = tried if len(tried) > 1 else range(len(every))
         twice = [measure.replayed(every, i) for i in range(2)]
         some = [every[i] for i in chosen]
-        first = replace(twice[0], episodes=[twice[0].episodes[i] for i in chosen],
-                        scores=[twice[0].scores[i] for i in chosen])  # fmt: skip
+        first = twice[0].select(chosen)
         result.fidelity, result.state_fidelity = fidelity(first, some), state_fidelity(first, some)
         known = [place for place, i in enumerate(chosen) if not records[i].unlabelled]
         if known:
             labelled = [some[place] for place in known]
-            dreams = replace(first, scores=[first.scores[place] for place in known])
             result.reward = reward_quality(reward_model, labelled)
-            result.agreement = agreement(dreams, reward_model, labelled)
+            result.agreement = agreement(first.select(known), reward_model, labelled)
         odd = np.stack([disagreement(*(one.episodes for one in twice)), measure.far(twice[0].episodes)])
         limits = np.quantile(odd, LIMIT, axis=1, method="higher")
         result.recorded = Recorded(counts(run.store), counts(run.evaluation), beyond(odd, limits))
@@ -107,11 +105,11 @@ class Measure:
         )  # fmt: skip
 
     def played(self, policy: Policy, episodes: Sequence[Episode], temperature: float) -> Rollout:
-        run, spec, numbers = self.run, self.run.env.spec, range(len(episodes))
-        generator = torch.Generator(device=run.device).manual_seed(run.seed(Purpose.MEASURE_IMAGINED))
-        first = first_frames_of(episodes, spec).to(run.device)
-        dream = ImaginedEnv(*self.models, spec, first, numbers, generator=generator, stride=run.recipe.reward.stride)
-        return rollout(dream, policy, numbers, temperature=temperature, generator=generator, record="dream")
+        run = self.run
+        return imagined_rollout(
+            *self.models, run.env.spec, policy, episodes, temperature=temperature, stride=run.recipe.reward.stride,
+            device=run.device, seed=run.seed(Purpose.MEASURE_IMAGINED), record="dream",
+        )  # fmt: skip
 
     def imagined(self, policy: Policy, base: Policy, episodes: Sequence[Episode], limits: np.ndarray) -> Imagined:
         """Of a policy, from the first frames of `episodes`."""

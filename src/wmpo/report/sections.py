@@ -174,13 +174,15 @@ def learning(result: RunResult) -> str:
     if informative:
         mean = sum(informative) / len(informative)
         kept = paragraph(f"On average {mean:.1f} groups of an iteration held both successes and failures.", "soft")
+    dots = (
+        " Dots: success in reality, where it takes its most likely action. If the line rises and the dots don't, the "
+        "policy has learned to fool its imagination."
+    )
     return section(
         "Learning in imagination",
         paragraph(
             "Dashed: share of imagined episodes that the reward model counts as successes; the policy tries things out "
-            "there."
-            + " Dots: success in reality, where it takes its most likely action. If the line rises and the dots "
-            "don't, the policy has learned to fool its imagination." * (result.recorded is None)
+            f"there.{'' if result.recorded else dots}"
         ),
         with_legend(line_plot(lines, x_label="iteration of practice", y_label="success"), lines),
         kept,
