@@ -15,7 +15,7 @@ from experiments.store import flat, read_results
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
-from wmpo.report.results import BASE, CONTROL, Fidelity, RunResult
+from wmpo.report.results import BASE, CONTROL, IMITATED, Fidelity, RunResult
 
 WMPO = "wmpo"  # the method itself, beside `experiments.baselines.methods.METHODS`
 
@@ -117,7 +117,7 @@ class CellResult(RunResult):
     @property
     def turns(self) -> list[str]:
         """The policies that the method left round by round; disrupted evaluations have names of two words."""
-        return [name for name in self.policies if name not in (BASE, CONTROL) and " " not in name]
+        return [name for name in self.policies if name not in (BASE, IMITATED, CONTROL) and " " not in name]
 
     def after(self, rounds: int) -> str:
         """The policy after so many rounds, the base after none; the last one where practice ended before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wmpo.data.clips import ImitationBatch
 from wmpo.types import Decision, Observation
 
 
@@ -37,6 +38,12 @@ class Coin(nn.Module):
 
     def log_prob(self, observation: Observation, trace: Tensor, *, temperature: float) -> Tensor:
         return self.log_probs(observation).gather(-1, trace)
+
+    def forward(
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = -self.log_probs(batch.observation).gather(-1, batch.action.long()).mean()
+        return loss, {"loss": loss.detach()}
 
 
 class Hand(nn.Module):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from episodes_by_hand import SPEC, make_episode, make_store
-from wmpo.algorithm import stored_first_frames
 from wmpo.data.cache import FrameCache
 from wmpo.data.compatibility import comparable
 from wmpo.data.initial_states import initial_states
 from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
+from wmpo.first_frames import stored_first_frames
 from wmpo.types import EnvSpec
 
 

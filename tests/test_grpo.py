@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from coin import Coin, pictures
 from wmpo import grpo
 from wmpo.config import GRPOConfig
+from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.grpo import (
+    add_imitation,
     advantages,
     distance,
     frozen_copy,
@@ -57,12 +59,12 @@ CONFIG = GRPOConfig(
 STARTS = list(range(20))
 
 
-def run(folder: Path, policy: nn.Module, config: GRPOConfig, callback: Any = None) -> Any:
+def run(folder: Path, policy: nn.Module, config: GRPOConfig, callback: Any = None, shown: Any = None) -> Any:
     generator = torch.Generator()
     with RunLog(folder, quiet=True) as log:
         return practise(
             Guess(), policy, STARTS, config, seed=5, generator=generator, folder=folder, name="practice", log=log,
-            callback=callback,
+            callback=callback, shown=shown,
         )  # fmt: skip
 
 
@@ -133,6 +135,49 @@ def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
     policy = Coin()
     run(tmp_path, policy, replace(CONFIG, shuffle_rewards=True, lr=0.05))
     assert abs(right(policy) - 0.5) < 0.2
+
+
+def wrong_ones(step: int) -> ImitationBatch:
+    """Real frames whose first action is always the one that is not rewarded; what the second one is, nobody rewards."""
+    numbers = [step % 2, 1 + step % 2]
+    action = torch.tensor([[[1.0 - number % 2], [1.0]] for number in numbers])
+    return ImitationBatch(Guess().reset(numbers), action, torch.ones(2, 2, dtype=torch.bool))
+
+
+def second(policy: Any) -> float:
+    """Probability of token 1 as the second action."""
+    return float(policy.log_probs(Guess().reset([0, 1]))[:, 1, 1].exp().detach().mean())
+
+
+def test_practice_is_held_to_what_it_is_shown(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", Coin(), CONFIG, shown=wrong_ones)  # not asked to imitate, it doesn't
+    assert torch.equal(alone.linear.weight, run(tmp_path / "none", Coin(), CONFIG).linear.weight)
+    asked = replace(CONFIG, imitation_coef=0.3)
+    both = run(tmp_path / "both", Coin(), asked, shown=wrong_ones)
+    assert second(both) > 0.95 > 0.85 > second(alone)
+    assert right(both) < right(alone)
+    loss = [value for _, value in read_metrics(tmp_path / "both")["practice/imitation_loss"]]
+    assert len(loss) == CONFIG.iterations
+
+    def kill(iteration: int, policy: Any) -> None:
+        if iteration == 4:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "cut", Coin(), asked, kill, wrong_ones)
+    again = run(tmp_path / "cut", Coin(), asked, shown=wrong_ones)
+    assert torch.equal(again.linear.weight, both.linear.weight)
+
+
+def test_the_imitation_gradient_is_added_with_its_weight() -> None:
+    policy, batch = Coin(), wrong_ones(0)
+    parameters = list(policy.parameters())
+    parameters[0].grad = torch.ones_like(parameters[0])
+    loss = add_imitation(policy, parameters, batch, replace(CONFIG, imitation_coef=0.5), torch.Generator())
+    expected = torch.autograd.grad(policy(batch)[0], parameters)
+    assert float(loss) == pytest.approx(math.log(2))
+    torch.testing.assert_close(parameters[0].grad, 1 + 0.5 * expected[0])
+    torch.testing.assert_close(parameters[1].grad, 0.5 * expected[1])
 
 
 def test_a_stopped_practice_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("web",),
     ("opening", "recordings"),
     ("algorithm", "recipes"),
-    ("success",),
+    ("success", "first_frames"),
     ("report",),
     ("evaluate", "grpo"),
     ("rollout", "imagination", "contracts", "run"),

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from episodes_by_hand import make_episode, make_store
-from wmpo.algorithm import stored_first_frames
 from wmpo.cli import main
 from wmpo.data.cache import FrameCache
 from wmpo.data.normalizer import Normalizer
@@ -20,6 +19,7 @@ from wmpo.data.stats import vector_stats
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.families import saved_family
+from wmpo.first_frames import stored_first_frames
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import load_policy, match_actions
 from wmpo.policies.minivla import MiniVLA

@@ -14,7 +14,17 @@ import torch
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo import algorithm
 from wmpo.algorithm import fell, optimise, practise_in_dream, save_policy
-from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
+from wmpo.config import (
+    CollectConfig,
+    DemonstrationConfig,
+    EvaluateConfig,
+    FitConfig,
+    GRPOConfig,
+    Recipe,
+    SelfImitationConfig,
+)
+from wmpo.data.cache import FrameCache
+from wmpo.data.clips import ImitationFrames
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
@@ -112,7 +122,8 @@ def test_practice_that_did_harm_is_undone(
         "measure_run": lambda run, policy, world, reward: (policy, world),
     }.items():  # fmt: skip
         monkeypatch.setattr(algorithm, name, stand_in)
-    recipe = Recipe(env=SETTINGS, device="cpu", rounds=3, control=False)
+    alone = SelfImitationConfig(enabled=False)
+    recipe = Recipe(env=SETTINGS, device="cpu", rounds=3, control=False, self_imitation=alone)
     with open_run(recipe, tmp_path / "run", quiet=True) as run:
         policy, world = optimise(run)  # type: ignore[misc]
         folder = run.folder / "policies"
@@ -175,6 +186,35 @@ def test_practice_begins_at_every_first_frame_that_was_paid_for(
     assert given["tried"] == [5]  # whose middle frames may be practised from
 
 
+def test_it_imitates_demonstrations_and_its_own_successes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all rounds so far, of none to come; and the same policy where it isn't asked to."""
+    made = [
+        ("expert", (4,)), ("expert", ()), ("round-1", (4,)), ("round-1", ()), ("round-2", (4,)), ("round-3", (4,)),
+        ("base", (4,)),
+    ]  # fmt: skip
+    make_store(tmp_path / "data", [make_episode(i, 4, hits, source=name) for i, (name, hits) in enumerate(made)])
+    policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), SPEC)
+    before = [parameter.clone() for parameter in policy.parameters()]
+    imitated: list[list[int]] = []
+
+    class Frames(ImitationFrames):
+        def __init__(self, cache: FrameCache, episodes: Sequence[int], *rest: Any, **more: Any) -> None:
+            imitated.append(list(episodes))
+            super().__init__(cache, episodes, *rest, **more)
+
+    monkeypatch.setattr(algorithm, "ImitationFrames", Frames)
+    recipe = Recipe(device="cpu", self_imitation=SelfImitationConfig(fit=FitConfig(steps=2, batch_size=4)))
+    with open_stage(recipe, tmp_path / "log", tmp_path / "data", quiet=True) as run:
+        for turn, known in ((1, [0, 2]), (2, [0, 2, 4])):
+            algorithm.imitate_successes(run, policy, turn)
+            assert imitated.pop() == known == algorithm.successes(run, turn)
+        moved = [parameter.clone() for parameter in policy.parameters()]
+        assert not all(torch.equal(one, two) for one, two in zip(before, moved, strict=True))
+        run.recipe = replace(run.recipe, self_imitation=SelfImitationConfig(enabled=False))
+        algorithm.imitate_successes(run, policy, 1)
+    assert all(torch.equal(one, two) for one, two in zip(moved, policy.parameters(), strict=True)) and not imitated
+
+
 def test_a_run_without_rollouts(tmp_path: Path) -> None:
     """P = 0: dream and reward model from demonstrations alone, practice from their first frames."""
     fit = FitConfig(steps=8, batch_size=8, warmup=1)
@@ -185,13 +225,15 @@ def test_a_run_without_rollouts(tmp_path: Path) -> None:
         collect=CollectConfig(episodes=0),
         world_model=VideoDiffusionSettings(width=8, depth=1, kinematics_fit=fit, fit=fit, align=fit),
         reward=ConvSettings(width=8, fit=replace(fit, steps=60, batch_size=16, lr=3e-3)),
-        grpo=GRPOConfig(iterations=1, groups=2, group_size=2, n_initial_states=0, keyframes=2),
+        self_imitation=SelfImitationConfig(fit=fit),
+        grpo=GRPOConfig(iterations=1, groups=2, group_size=2, n_initial_states=0, keyframes=2, imitation_coef=0.1),
         evaluate=EvaluateConfig(episodes=2, practice_eval_freq=0),
     )  # fmt: skip
     with open_run(recipe, tmp_path / "run", quiet=True) as run:
         result = optimise(run)
         folder = run.folder
     assert list(result.policies) == ["base", "wmpo-1"]
+    assert "self_imitation-1" in {name.split("/")[0] for name in read_metrics(folder)}  # of demonstrations alone
     assert result.interactions["rollouts"].episodes == result.interactions["practice_resets"].episodes == 0
     assert not [record for record in EpisodeStore.open(folder / "episodes").records() if record.source != "expert"]
     dreams = EpisodeStore.open(folder / "dreams-1")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from episodes_by_hand import make_episode, make_store
 from wmpo import success
-from wmpo.algorithm import collect, demonstrations, evaluate_policy, keyframes, play
+from wmpo.algorithm import collect, demonstrations, evaluate_policy, play
 from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, Recipe
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import RewardClips
@@ -23,6 +23,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.errors import UserError
+from wmpo.first_frames import keyframes
 from wmpo.imagination import Replay
 from wmpo.opening import open_stage
 from wmpo.policies.minivla import MiniVLA

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from experiments.baselines.preference import Preference, PreferencePairs, rivals
-from wmpo.algorithm import collect, demonstrations, evaluate_in_practice, evaluate_policy, imitate, save_policy
+from wmpo.algorithm import (
+    collect,
+    demonstrations,
+    evaluate_in_practice,
+    evaluate_policy,
+    imitate,
+    save_policy,
+    successes,
+)
 from wmpo.config import FitConfig, GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames
@@ -26,7 +34,7 @@ from wmpo.policies import load_policy
 from wmpo.protocols import Env, Policy
 from wmpo.report.measure import outcomes
 from wmpo.report.results import BASE, Interactions, RunResult
-from wmpo.run import Purpose, Run, is_demonstration, is_rollout, round_of
+from wmpo.run import Purpose, Run, is_demonstration
 from wmpo.training.log import read_metrics
 from wmpo.types import Observation, Outcome
 
@@ -112,10 +120,10 @@ def dpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
 
 
 def filtered_bc(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
-    """Filtered behaviour cloning: imitate the demonstrations and the successes of the rollouts so far."""
+    """Filtered behaviour cloning: imitate the demonstrations and the successes of the rollouts so far, as WMPO does
+    before it practises."""
     collect(run, policy, turn)
-    liked = run.episodes(lambda record: is_rollout(record) and round_of(record) <= turn and record.succeeded)
-    return imitate_more(run, policy, run.episodes(is_demonstration) + liked, cfg.sft, f"filtered_bc-{turn}", turn)
+    return imitate_more(run, policy, successes(run, turn), cfg.sft, f"filtered_bc-{turn}", turn)
 
 
 def more_demonstrations(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
@@ -138,7 +146,7 @@ def imitate_more(run: Run, policy: Policy, episodes: Sequence[int], cfg: FitConf
     """Go on imitating, from the policy as it is."""
     with run.log.stage("imitate more"):
         frames = ImitationFrames(FrameCache(run.store), episodes, policy.chunk, shift=run.recipe.policy.shift)
-        seed = run.seed(Purpose.FILTERED_BC, turn)
+        seed = run.seed(Purpose.SELF_IMITATION, turn)
         return run.fit(policy, lambda step: frames.sample(cfg.batch_size, seed, step), cfg, name, seed)
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from wmpo.batches import cat
@@ -28,18 +27,18 @@ from wmpo.config import GRPOConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, VideoBatch, VideoClips
 from wmpo.data.normalizer import Normalizer
-from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import demonstrator, task_names
 from wmpo.errors import UserError
 from wmpo.evaluate import evaluate, time_limit
 from wmpo.families import check_free, family_of
+from wmpo.first_frames import fresh_first_frames, keyframes, stored_first_frames
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy, load_policy, match_actions
 from wmpo.protocols import Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcome_of
-from wmpo.report.results import BASE, RunResult
+from wmpo.report.results import BASE, IMITATED, RunResult
 from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_shown, once, tried_until
@@ -67,14 +66,17 @@ def optimise(run: Run) -> RunResult:
             break
         world_model = model_the_world(run, turn)  # failures included: behaviour alignment
         reward_model = model_success(run, policy, world_model, turn)
-        base = frozen_copy(policy)
+        policy = imitate_successes(run, policy, turn)  # what it has done right itself, it imitates too
+        begin = frozen_copy(policy)
+        if recipe.control and turn == 1:
+            evaluate_policy(run, policy, IMITATED)
         policy = practise_in_dream(
             run, policy, world_model, reward_model, turn, f"practice-{turn}", recipe.grpo, f"wmpo-{turn}"
         )
         evaluate_policy(run, policy, f"wmpo-{turn}")
         if recipe.control and turn == 1:  # rewards shuffled inside each group must teach nothing
             shuffled = replace(recipe.grpo, shuffle_rewards=True)
-            control = practise_in_dream(run, base, world_model, reward_model, turn, "control", shuffled, "control")
+            control = practise_in_dream(run, begin, world_model, reward_model, turn, "control", shuffled, "control")
             evaluate_policy(run, control, "control")
     return measure_run(run, policy, world_model, reward_model)
 
@@ -128,6 +130,28 @@ def imitate(run: Run) -> Policy:
         run.fit(policy, lambda step: frames.sample(cfg.fit.batch_size, seed, step), cfg.fit, "imitation", seed, depends)
         save_policy(run, policy, "base")
     return policy
+
+
+def imitate_successes(run: Run, policy: Policy, turn: int) -> Policy:
+    """Go on imitating, demonstrations and the successful rollouts so far: those hold second attempts, which no expert
+    shows. Practice then holds the policy to them, see `grpo.imitation_coef`. Where `self_imitation` isn't enabled
+    the policy stays as it is."""
+    cfg, shift = run.recipe.self_imitation, run.recipe.policy.shift
+    if not cfg.enabled:
+        return policy
+    with run.log.stage("imitate successes"):
+        cache, liked = FrameCache(run.store), successes(run, turn)
+        frames = ImitationFrames(cache, liked, policy.chunk, shift=shift)
+        seed = run.seed(Purpose.SELF_IMITATION, turn)
+        depends = {"episodes": cache.digest(liked), "shift": shift}
+        name = f"self_imitation-{turn}"
+        return run.fit(policy, lambda step: frames.sample(cfg.fit.batch_size, seed, step), cfg.fit, name, seed, depends)
+
+
+def successes(run: Run, turn: int) -> list[int]:
+    """The demonstrations, and the rollouts up to this round that succeeded."""
+    own = tried_until(turn)
+    return run.episodes(lambda record: is_demonstration(record) or (own(record) and record.succeeded))
 
 
 def save_policy(run: Run, policy: Policy, name: str) -> None:
@@ -324,44 +348,23 @@ def practise_from(
     if cfg.keyframes:
         first = cat([first, keyframes(run, cfg.keyframes, tried, turn)])
         numbers = [*numbers, *range(-cfg.keyframes, 0)]  # numbers of no initial state
-    generator = torch.Generator(device=run.device)
+    generator, seed = torch.Generator(device=run.device), run.seed(Purpose.PRACTISE, turn)
+    shown, digest = None, ""
+    if cfg.imitation_coef:
+        cache, liked = FrameCache(run.store), successes(run, turn)
+        frames = ImitationFrames(cache, liked, policy.chunk, shift=run.recipe.policy.shift)
+        shown, digest = partial(frames.sample, cfg.imitation_batch, seed), cache.digest(liked)
     dream = ImaginedEnv(
         world_model, reward_model, run.env.spec, first.to(run.device), numbers,
         generator=generator, stride=run.recipe.reward.stride,
     )  # fmt: skip
     practise(
-        dream, policy, numbers, cfg, seed=run.seed(Purpose.PRACTISE, turn), generator=generator, folder=run.folder,
-        name=name, log=run.log, callback=callback,
+        dream, policy, numbers, cfg, seed=seed, generator=generator, folder=run.folder,
+        name=name, log=run.log, callback=callback, shown=shown,
         depends={"world model": digest_of(world_model), "reward model": digest_of(reward_model),
-                 "threshold": reward_model.threshold, "stride": run.recipe.reward.stride},
+                 "threshold": reward_model.threshold, "stride": run.recipe.reward.stride,
+                 "imitated": digest},
     )  # fmt: skip
-
-
-@once
-def fresh_first_frames(run: Run, n: int, turn: int) -> tuple[list[int], Observation]:
-    """(initial-state numbers, what the real environment shows there) of n states; nothing is done there."""
-    numbers, size = run.initial_states("practise", n, turn), run.env.spec.max_batch
-    return numbers, cat([run.env.reset(numbers[begin : begin + size]) for begin in range(0, n, size)])
-
-
-def stored_first_frames(cache: FrameCache, episodes: Sequence[int]) -> tuple[list[int], Observation]:
-    """(initial-state numbers, first frames) of some stored episodes, one for each different initial state."""
-    records, every = cache.store.records(), initial_states_of(cache.store.records())
-    index_of = {every[i]: records[i].index for i in reversed(episodes)}
-    rows = cache.first[list(index_of.values())]
-    return list(index_of), cache.observation(rows)
-
-
-def keyframes(run: Run, n: int, episodes: Sequence[int], turn: int) -> Observation:
-    """Real frames from the middle of stored episodes, before any success; the first one where there is none."""
-    cache = FrameCache(run.store)
-    rng = np.random.default_rng(run.seed(Purpose.KEYFRAMES, turn))
-    rows = []
-    for episode in rng.choice(episodes, n):
-        frames = cache.first[episode] + np.arange(1, cache.length[episode])
-        quiet = frames[~cache.success[frames]]
-        rows.append(rng.choice(quiet) if len(quiet) else cache.first[episode])
-    return cache.observation(np.array(rows))
 
 
 @once

@@ -147,6 +147,19 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class SelfImitationConfig:
+    """Before it practises the policy goes on imitating: the demonstrations and its own successful rollouts, in which
+    there are second attempts, that no expert shows."""
+
+    enabled: bool = True
+    """Whether it does. [paper: no]"""
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, cpu_shards=2, lr=3e-4)
+    )
+    """Supervised training on both."""
+
+
+@dataclass(frozen=True)
 class GRPOConfig:
     iterations: Annotated[int, Between(0, 1000000)] = 20
     """Policy iterations: imagine groups, then a few clipped updates."""
@@ -207,6 +220,12 @@ class GRPOConfig:
     kl_coef: Annotated[float, Between(0, 1e6)] = 0.0
     """Weight of a penalty on the distance from the policy that practice began with: an estimate of the KL divergence
     per action from it (k3, arXiv 2402.03300, eq. 4). [paper: none]"""
+    imitation_coef: Annotated[float, Between(0, 1e6)] = 0.0
+    """Weight of the imitation loss on real frames, the demonstrations' and those of the policy's own successful
+    rollouts, beside the loss on imagined ones: it holds the policy to what is known to work (DAPG, arXiv 1709.10087).
+    [paper: none]"""
+    imitation_batch: Annotated[int, Between(1, 1000000)] = 64
+    """Real frames of an optimiser step that are imitated."""
     shuffle_rewards: bool = False
     """Control experiment: permute rewards inside each group, so that they say nothing."""
 
@@ -246,5 +265,6 @@ class Recipe:
     collect: CollectConfig = field(default_factory=CollectConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    self_imitation: SelfImitationConfig = field(default_factory=SelfImitationConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

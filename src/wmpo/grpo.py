@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wmpo.batches import to_device
 from wmpo.config import GRPOConfig
+from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
@@ -144,12 +146,13 @@ def update(
     generator: torch.Generator,
     iteration: int = 0,
     reference: Policy | None = None,
+    shown: Callable[[int], ImitationBatch] | None = None,
 ) -> dict[str, float]:
     """`cfg.epochs` passes over the batch, each in `cfg.minibatches` clipped steps. Returns the mean of each metric over
     the steps.
 
     `iteration`, counted from 0, says how far practice is, for the learning rate; `reference` is the policy that
-    `cfg.kl_coef` holds this one to.
+    `cfg.kl_coef` holds this one to; `shown(step)` is what `cfg.imitation_coef` has it imitate beside.
     """
     if not groups.kept:
         return {}
@@ -175,11 +178,30 @@ def update(
         parts = rows.split(min(cfg.micro_batch, -(-len(rows) // ranks.world())))  # one for each rank, or more
         weights = [len(part) / len(rows) for part in parts]
         metrics = accumulate_gradients(parameters, gradient, weights, parts)
+        if shown is not None and cfg.imitation_coef:
+            metrics["imitation_loss"] = add_imitation(policy, parameters, shown(step), cfg, generator)
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     return {name: value / len(minibatches) for name, value in sums.items()}
+
+
+def add_imitation(
+    policy: Policy,
+    parameters: Sequence[nn.Parameter],
+    batch: ImitationBatch,
+    cfg: GRPOConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Add the gradient of `cfg.imitation_coef` times the imitation loss of real frames; returns that loss. All ranks
+    compute it alike."""
+    loss, _ = policy(to_device(batch, parameters[0].device), generator)
+    grads = torch.autograd.grad(cfg.imitation_coef * loss, parameters, allow_unused=True)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if grad is not None:
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    return loss.detach()
 
 
 def learning_rate(cfg: GRPOConfig, step: int) -> float:
@@ -246,6 +268,7 @@ def practise(
     log: RunLog,
     callback: Callable[[int, Policy], None] | None = None,
     depends: Mapping[str, object] | None = None,
+    shown: Callable[[int], ImitationBatch] | None = None,
 ) -> Policy:
     """Improve `policy` in `env` by GRPO, in place; in the end its weights are the mean over the last iterations.
 
@@ -275,7 +298,7 @@ def practise(
                 log.info(f"{name}: ends after {iteration} iterations, {far:.2f} nats per chunk away from its beginning")
                 break
             advantage_E = advantages(groups, cfg, generator)
-            metrics = update(policy, learner.optimizer, groups, advantage_E, cfg, generator, iteration, begin)
+            metrics = update(policy, learner.optimizer, groups, advantage_E, cfg, generator, iteration, begin, shown)
             learner.move_average(iteration)
             metrics |= groups.metrics() | ({} if far is None else {"distance": far})
             metrics |= {"seconds_playing": played - clock, "seconds_updating": time.monotonic() - played}

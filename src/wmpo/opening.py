@@ -34,7 +34,7 @@ LARGE = 10**9  # bytes of decoded frames that are told of before they are writte
 OWN_FILES = (RECIPE, "result.json", "report.html", DONE, "stages.json", "metrics.jsonl")
 OWN_FOLDERS = re.compile(
     "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|model|policy|"
-    "(world_model|reward_model|practice|dreams)[a-z0-9_-]*"
+    "(world_model|reward_model|practice|self_imitation|dreams)[a-z0-9_-]*"
 )
 CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go on with other values of these
 

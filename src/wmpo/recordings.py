@@ -17,6 +17,7 @@ import numpy as np
 from wmpo.algorithm import (
     fell,
     imitate,
+    imitate_successes,
     model_success,
     model_the_world,
     policy_before,
@@ -151,6 +152,7 @@ def practise_recorded(run: Run) -> RunResult:
             policy = policy_before(run, turn)
         world_model = model_the_world(run, turn)
         reward_model = model_success(run, policy, world_model, turn)
+        policy = imitate_successes(run, policy, turn)
         policy = practise_in_dream(
             run, policy, world_model, reward_model, turn, f"practice-{turn}", run.recipe.grpo, f"wmpo-{turn}"
         )

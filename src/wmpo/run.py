@@ -52,7 +52,7 @@ class Purpose(IntEnum):
     THRESHOLD = 16
     HELD_OUT = 17
     DPO = 21
-    FILTERED_BC = 22
+    SELF_IMITATION = 22
     ONLINE_GRPO = 23
 
 

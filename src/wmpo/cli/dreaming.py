@@ -142,10 +142,11 @@ class PractiseCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.algorithm import practise_from, stored_first_frames
+        from wmpo.algorithm import practise_from
         from wmpo.cli.models import check_chunk, fitting
         from wmpo.data.cache import FrameCache
         from wmpo.families import check_free, saved_family
+        from wmpo.first_frames import stored_first_frames
         from wmpo.opening import open_stage
         from wmpo.policies import load_policy, match_actions
         from wmpo.rewards import load_reward_model

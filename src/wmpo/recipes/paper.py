@@ -6,7 +6,15 @@ but for what stands in place of a 7B OpenVLA-OFT: the policy is MiniVLA, so its 
 
 from __future__ import annotations
 
-from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
+from wmpo.config import (
+    CollectConfig,
+    DemonstrationConfig,
+    EvaluateConfig,
+    FitConfig,
+    GRPOConfig,
+    Recipe,
+    SelfImitationConfig,
+)
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.rewards.settings import VideoMAESettings
@@ -52,6 +60,7 @@ PAPER = Recipe(
         image_size=224,
         fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500),
     ),
+    self_imitation=SelfImitationConfig(enabled=False),
     grpo=GRPOConfig(
         iterations=100,
         groups=64,

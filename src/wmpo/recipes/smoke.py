@@ -4,7 +4,15 @@ not that anything is learned. All that two processes can share is in two parts.
 
 from __future__ import annotations
 
-from wmpo.config import CollectConfig, DemonstrationConfig, EvaluateConfig, FitConfig, GRPOConfig, Recipe
+from wmpo.config import (
+    CollectConfig,
+    DemonstrationConfig,
+    EvaluateConfig,
+    FitConfig,
+    GRPOConfig,
+    Recipe,
+    SelfImitationConfig,
+)
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.rewards.settings import ConvSettings
@@ -24,6 +32,7 @@ SMOKE = Recipe(
         align=FitConfig(steps=30, batch_size=16, cpu_shards=2, lr=5e-4, ema=0.98),
     ),
     reward=ConvSettings(width=16, threshold="half", fit=FitConfig(steps=80, batch_size=32, cpu_shards=2)),
+    self_imitation=SelfImitationConfig(fit=FitConfig(steps=20, batch_size=64, cpu_shards=2, lr=3e-4, warmup=5)),
     grpo=GRPOConfig(iterations=3, groups=4, group_size=4, shards=2, n_initial_states=16, max_resamples=1),
     evaluate=EvaluateConfig(episodes=32, practice_eval_freq=2, practice_eval_episodes=8),
 )

@@ -19,7 +19,7 @@ from wmpo.training.log import read_metrics, read_stages
 
 FORMAT = 2
 TIMES = (1.0, 1.5, 2.0)  # horizons within which success is counted: whether a gain is skill, or haste
-BASE, CONTROL, FINAL = "base", "control", "wmpo"
+BASE, IMITATED, CONTROL, FINAL = "base", "imitated", "control", "wmpo"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wmpo.report.results import BASE, CONTROL, FINAL, Agreement, Recorded, RunResult
+from wmpo.report.results import BASE, CONTROL, FINAL, IMITATED, Agreement, Recorded, RunResult
 from wmpo.report.statistics import Interval, fisher_exact, wilson_interval
 
 INTERACTIONS = {
@@ -20,6 +20,8 @@ def policy_name(name: str) -> str:
     """Of a policy, or of the practice that made it."""
     if name == BASE:
         return "Before: imitation only"
+    if name == IMITATED:
+        return "Own successes imitated, no practice yet"
     if name == CONTROL:
         return "Control: rewards shuffled"
     if policy_kind(name) == FINAL:
@@ -31,7 +33,7 @@ def short_name(name: str) -> str:
     """For legends."""
     if policy_kind(name) == FINAL:
         return "after practice" if turn(name) == 1 else f"after round {turn(name)}"
-    return {BASE: "before", CONTROL: "control"}.get(name, policy_name(name))
+    return {BASE: "before", IMITATED: "own successes imitated", CONTROL: "control"}.get(name, policy_name(name))
 
 
 def policy_kind(name: str) -> str:
