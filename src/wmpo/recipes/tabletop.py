@@ -9,7 +9,7 @@ from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.settings import MiniVLASettings
 
 POLICY = MiniVLASettings()
-PRACTICE = GRPOConfig(keyframes=128)
+PRACTICE = GRPOConfig(keyframes=128, lr=1e-3, imitation_coef=0.3)
 FEW = DemonstrationConfig(episodes=75)  # so that the base succeeds less than half of the time, with time to spare
 
 PUSH = Recipe(name="push", env=TabletopSettings(task="push"))
