@@ -65,6 +65,14 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(mine[name] == theirs[name] for name in mine.keys() & theirs.keys())
 
 
+def used_by(method: str, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain recipe without settings that a method has no use for: those that only practice follows from."""
+    if method in (WMPO, "upper_bound"):
+        return dict(plain)
+    grpo = {name: value for name, value in plain["grpo"].items() if name == "n_initial_states"}  # online GRPO's, too
+    return {**{name: value for name, value in plain.items() if name != "self_imitation"}, "grpo": grpo}
+
+
 def digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -154,9 +162,13 @@ def read_cells(file: Path) -> dict[str, CellResult]:
 
 
 def result_of(cell: Cell, stored: Mapping[str, CellResult]) -> CellResult | None:
-    """What has been measured with the cell's settings; those that are newer than the result are not compared."""
+    """What has been measured with the cell's settings; those that are newer than the result are not compared, nor those
+    that the method has no use for."""
     found = stored.get(cell.id)
-    if found is None or not agree(found.recipe, plain_recipe(cell.recipe)):
+    if found is None:
+        return None
+    recipes = (used_by(cell.method, recipe) for recipe in (found.recipe, plain_recipe(cell.recipe)))
+    if not agree(*recipes):
         return None
     return found if found.settings is None or agree(found.settings, to_plain(cell.settings)) else None
 

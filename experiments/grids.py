@@ -49,8 +49,13 @@ LONGER = {
     1280: {"world_model.align.steps": 1200, "world_model.align_fraction": 0.75}
 }  # more rollouts take longer to learn
 OURS = Arm("WMPO", at=LONGER)
+ALONE = Arm(
+    "Practice alone",
+    changes={"self_imitation.steps": 0, "grpo.imitation_coef": 0.0, "grpo.lr": 3e-4},
+    at=LONGER,
+)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
-SHORT = {"upper_iterations": GRPOConfig().iterations}  # as WMPO practises
+SHORT = {"upper_iterations": GRPOConfig().iterations}  # as practice in imagination
 CLUMSY = {"demonstrations.min_pace": 0.5, "demonstrations.failures": True}
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, ema=0.0),
@@ -123,15 +128,18 @@ EXPERIMENTS: dict[str, Experiment] = {
             "dream and reward model have seen successful demonstrations only. DPO tries each "
             "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
-            "place of the policy's own tries. Unlimited GRPO practises in the real environment: as WMPO does, and for "
-            "three times as many iterations at a learning rate of its own, which was the best of three on place, seed "
-            "0, itself: as a bound it may be too high, not too low. With P = 1280 WMPO aligns its dream for longer, "
+            "place of the policy's own tries. WMPO first imitates what filtered BC imitates, then practises in its "
+            "dream; practice alone leaves that out, at a third of the learning rate. Unlimited GRPO practises in the "
+            "real environment: for as many iterations as practice alone and at its learning rate, and for three times "
+            "as many at one of its own, which was the best of three on place, seed 0, itself: as a bound it may be "
+            "too high, not too low. With P = 1280 WMPO aligns its dream for longer, "
             "and more on the rollouts."
         ),
         arms=(
             *AT_EQUAL_COST,
+            ALONE,
             UPPER,
-            replace(UPPER, label="Unlimited GRPO, as long as WMPO", changes={}, settings=SHORT),
+            replace(UPPER, label="Unlimited GRPO, 20 iterations", changes={"grpo.lr": 3e-4}, settings=SHORT),
         ),
         budgets=(128, 0, 1280),
         measures=("imagination",),

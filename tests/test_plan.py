@@ -103,7 +103,8 @@ def test_steps_of_a_run_by_hand() -> None:
     world = recipe.world_model  # its kinematics are trained anew in each of the two rounds
     worlds = (3 * world.kinematics_fit.steps, world.fit.steps + 2 * 30 * 2)
     assert [need.stage for need in needs[1:3]] == ["world: kinematics", "world: denoiser"]
-    fits = (recipe.policy.fit.steps, *worlds, 2 * recipe.reward.fit.steps)
+    imitation = recipe.policy.fit.steps + 2 * recipe.self_imitation.steps
+    fits = (imitation, *worlds, 2 * recipe.reward.fit.steps)
     chunks = 3 * 5 * 6 * recipe.grpo.shards
     assert [need.steps for need in needs] == [*fits, chunks, 3 * 5 * 24 / 3]
     cross_fitted = plan(replace(recipe, reward=replace(recipe.reward, threshold="calibrated")), SPEC)

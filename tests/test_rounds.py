@@ -20,6 +20,7 @@ from wmpo.config import (
     EvaluateConfig,
     FitConfig,
     GRPOConfig,
+    PolicyConfig,
     Recipe,
     SelfImitationConfig,
 )
@@ -122,7 +123,7 @@ def test_practice_that_did_harm_is_undone(
         "measure_run": lambda run, policy, world, reward: (policy, world),
     }.items():  # fmt: skip
         monkeypatch.setattr(algorithm, name, stand_in)
-    alone = SelfImitationConfig(enabled=False)
+    alone = SelfImitationConfig(steps=0)
     recipe = Recipe(env=SETTINGS, device="cpu", rounds=3, control=False, self_imitation=alone)
     with open_run(recipe, tmp_path / "run", quiet=True) as run:
         policy, world = optimise(run)  # type: ignore[misc]
@@ -203,14 +204,15 @@ def test_it_imitates_demonstrations_and_its_own_successes(tmp_path: Path, monkey
             super().__init__(cache, episodes, *rest, **more)
 
     monkeypatch.setattr(algorithm, "ImitationFrames", Frames)
-    recipe = Recipe(device="cpu", self_imitation=SelfImitationConfig(fit=FitConfig(steps=2, batch_size=4)))
+    fit = FitConfig(steps=9, batch_size=4)
+    recipe = Recipe(device="cpu", policy=PolicyConfig(fit=fit), self_imitation=SelfImitationConfig(steps=2))
     with open_stage(recipe, tmp_path / "log", tmp_path / "data", quiet=True) as run:
         for turn, known in ((1, [0, 2]), (2, [0, 2, 4])):
             algorithm.imitate_successes(run, policy, turn)
             assert imitated.pop() == known == algorithm.successes(run, turn)
         moved = [parameter.clone() for parameter in policy.parameters()]
         assert not all(torch.equal(one, two) for one, two in zip(before, moved, strict=True))
-        run.recipe = replace(run.recipe, self_imitation=SelfImitationConfig(enabled=False))
+        run.recipe = replace(run.recipe, self_imitation=SelfImitationConfig(steps=0))
         algorithm.imitate_successes(run, policy, 1)
     assert all(torch.equal(one, two) for one, two in zip(moved, policy.parameters(), strict=True)) and not imitated
 
@@ -225,7 +227,7 @@ def test_a_run_without_rollouts(tmp_path: Path) -> None:
         collect=CollectConfig(episodes=0),
         world_model=VideoDiffusionSettings(width=8, depth=1, kinematics_fit=fit, fit=fit, align=fit),
         reward=ConvSettings(width=8, fit=replace(fit, steps=60, batch_size=16, lr=3e-3)),
-        self_imitation=SelfImitationConfig(fit=fit),
+        self_imitation=SelfImitationConfig(steps=8),
         grpo=GRPOConfig(iterations=1, groups=2, group_size=2, n_initial_states=0, keyframes=2, imitation_coef=0.1),
         evaluate=EvaluateConfig(episodes=2, practice_eval_freq=0),
     )  # fmt: skip

@@ -134,18 +134,17 @@ def imitate(run: Run) -> Policy:
 
 def imitate_successes(run: Run, policy: Policy, turn: int) -> Policy:
     """Go on imitating, demonstrations and the successful rollouts so far: those hold second attempts, which no expert
-    shows. Practice then holds the policy to them, see `grpo.imitation_coef`. Where `self_imitation` isn't enabled
-    the policy stays as it is."""
-    cfg, shift = run.recipe.self_imitation, run.recipe.policy.shift
-    if not cfg.enabled:
+    shows. Practice may then be held to them, see `grpo.imitation_coef`."""
+    own, cfg = run.recipe.self_imitation, run.recipe.policy
+    if not own.steps:
         return policy
     with run.log.stage("imitate successes"):
         cache, liked = FrameCache(run.store), successes(run, turn)
-        frames = ImitationFrames(cache, liked, policy.chunk, shift=shift)
-        seed = run.seed(Purpose.SELF_IMITATION, turn)
-        depends = {"episodes": cache.digest(liked), "shift": shift}
-        name = f"self_imitation-{turn}"
-        return run.fit(policy, lambda step: frames.sample(cfg.fit.batch_size, seed, step), cfg.fit, name, seed, depends)
+        frames = ImitationFrames(cache, liked, policy.chunk, shift=cfg.shift)
+        fit = replace(cfg.fit, steps=own.steps, lr=own.lr_factor * cfg.fit.lr)
+        seed, name = run.seed(Purpose.SELF_IMITATION, turn), f"self_imitation-{turn}"
+        depends = {"episodes": cache.digest(liked), "shift": cfg.shift}
+        return run.fit(policy, lambda step: frames.sample(fit.batch_size, seed, step), fit, name, seed, depends)
 
 
 def successes(run: Run, turn: int) -> list[int]:

@@ -148,15 +148,13 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class SelfImitationConfig:
-    """Before it practises the policy goes on imitating: the demonstrations and its own successful rollouts, in which
-    there are second attempts, that no expert shows."""
+    """Before it practises the policy goes on imitating, as `policy.fit` says: the demonstrations and its own successful
+    rollouts, in which there are second attempts, that no expert shows."""
 
-    enabled: bool = True
-    """Whether it does. [paper: no]"""
-    fit: FitConfig = field(
-        default_factory=lambda: FitConfig(optimizer="muon", steps=400, batch_size=128, cpu_shards=2, lr=3e-4)
-    )
-    """Supervised training on both."""
+    steps: Annotated[int, Between(0, 100000000)] = 400
+    """Optimiser steps, in each round; 0: none. [paper: none]"""
+    lr_factor: Annotated[float, Between(1e-9, 100)] = 0.15
+    """Peak learning rate, as a part of policy.fit.lr."""
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,8 @@ def practise_recorded(run: Run) -> RunResult:
             policy = policy_before(run, turn)
         world_model = model_the_world(run, turn)
         reward_model = model_success(run, policy, world_model, turn)
-        policy = imitate_successes(run, policy, turn)
+        if not run.recipe.policy.pretrained:  # that one begins as it is
+            policy = imitate_successes(run, policy, turn)
         policy = practise_in_dream(
             run, policy, world_model, reward_model, turn, f"practice-{turn}", run.recipe.grpo, f"wmpo-{turn}"
         )

@@ -127,7 +127,8 @@ def plan(recipe: Recipe, spec: EnvSpec, policy: Policy | None = None) -> list[Ne
                 policy = build_policy(recipe.policy, spec)
         policy = policy.to(META)
         batch = imitation_batch(spec, recipe.policy.fit.batch_size, chunk)
-        imitate = training("imitate", policy, batch, recipe.policy.fit, f"policy.fit.batch_size, {size}")
+        steps = recipe.policy.fit.steps + recipe.rounds * recipe.self_imitation.steps
+        imitate = training("imitate", policy, batch, recipe.policy.fit, f"policy.fit.batch_size, {size}", steps)
     with can_be_planned("world model"):
         with torch.device(META):
             world_model = build_world_model(recipe.world_model, spec, chunk).to(META)

@@ -60,7 +60,7 @@ PAPER = Recipe(
         image_size=224,
         fit=FitConfig(steps=10_000, batch_size=128, lr=1e-4, warmup=500),
     ),
-    self_imitation=SelfImitationConfig(enabled=False),
+    self_imitation=SelfImitationConfig(steps=0),
     grpo=GRPOConfig(
         iterations=100,
         groups=64,

@@ -32,7 +32,7 @@ SMOKE = Recipe(
         align=FitConfig(steps=30, batch_size=16, cpu_shards=2, lr=5e-4, ema=0.98),
     ),
     reward=ConvSettings(width=16, threshold="half", fit=FitConfig(steps=80, batch_size=32, cpu_shards=2)),
-    self_imitation=SelfImitationConfig(fit=FitConfig(steps=20, batch_size=64, cpu_shards=2, lr=3e-4, warmup=5)),
+    self_imitation=SelfImitationConfig(steps=20),
     grpo=GRPOConfig(iterations=3, groups=4, group_size=4, shards=2, n_initial_states=16, max_resamples=1),
     evaluate=EvaluateConfig(episodes=32, practice_eval_freq=2, practice_eval_episodes=8),
 )

@@ -24,7 +24,7 @@ FLOW = Recipe(
     name="flow",
     env=TabletopSettings(task="place"),
     demonstrations=FEW,
-    grpo=PRACTICE,
+    grpo=GRPOConfig(keyframes=128),
     policy=replace(POLICY, head="flow"),
 )
 

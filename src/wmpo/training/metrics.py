@@ -28,6 +28,7 @@ METRICS: dict[str, str] = {
     "*/clip_fraction": "Share in [0, 1] of probability ratios whose gradient the clipping cuts off.",
     "*/approx_kl": "Estimate of the divergence KL(old policy || new policy) per ratio, in nats.",
     "*/kl": "Estimate of the divergence from the policy that practice began with, in nats; only with grpo.kl_coef.",
+    "*/imitation_loss": "Imitation loss on real frames beside practice; only with grpo.imitation_coef.",
     "*/ratio_mean": "Mean probability ratio of new to old policy; far from 1 the batch has gone stale.",
     "*/real_episodes": "Real episodes that the iteration has played, where practice is in the real environment.",
     "*/real_steps": "Real actions that the iteration has taken, where practice is in the real environment.",
