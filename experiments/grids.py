@@ -54,6 +54,7 @@ ALONE = Arm(
     changes={"self_imitation.steps": 0, "grpo.imitation_coef": 0.0, "grpo.lr": 3e-4},
     at=LONGER,
 )
+SHUFFLED = Arm("Rewards shuffled", changes={"grpo.shuffle_rewards": True}, at=LONGER)
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SHORT = {"upper_iterations": GRPOConfig().iterations}  # as practice in imagination
 CLUMSY = {"demonstrations.min_pace": 0.5, "demonstrations.failures": True}
@@ -129,8 +130,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
             "place of the policy's own tries. WMPO first imitates what filtered BC imitates, then practises in its "
-            "dream; practice alone leaves that out, at a third of the learning rate. Unlimited GRPO practises in the "
-            "real environment: for as many iterations as practice alone and at its learning rate, and for three times "
+            "dream; practice alone leaves that out, at a third of the learning rate. Rewards shuffled: as WMPO, but "
+            "who of a group has succeeded is drawn by lot. Unlimited GRPO practises in the real environment: for as many iterations as practice alone and at its learning rate, and for three times "
             "as many at one of its own, which was the best of three on place, seed 0, itself: as a bound it may be "
             "too high, not too low. With P = 1280 WMPO aligns its dream for longer, "
             "and more on the rollouts."
@@ -138,6 +139,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         arms=(
             *AT_EQUAL_COST,
             ALONE,
+            SHUFFLED,
             UPPER,
             replace(UPPER, label="Unlimited GRPO, 20 iterations", changes={"grpo.lr": 3e-4}, settings=SHORT),
         ),
