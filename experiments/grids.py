@@ -131,8 +131,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
             "place of the policy's own tries. WMPO first imitates what filtered BC imitates, then practises in its "
             "dream; practice alone leaves that out, at a third of the learning rate. Rewards shuffled: as WMPO, but "
-            "who of a group has succeeded is drawn by lot. Unlimited GRPO practises in the real environment: for as many iterations as practice alone and at its learning rate, and for three times "
-            "as many at one of its own, which was the best of three on place, seed 0, itself: as a bound it may be "
+            "who of a group has succeeded is drawn by lot. Unlimited GRPO practises in the real environment: for as "
+            "many iterations as practice alone and at its learning rate, and for three times as many at one of its "
+            "own, which was the best of three on place, seed 0, itself: as a bound it may be "
             "too high, not too low. With P = 1280 WMPO aligns its dream for longer, "
             "and more on the rollouts."
         ),

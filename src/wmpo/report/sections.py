@@ -66,8 +66,8 @@ def success(result: RunResult) -> str:
         success_table(result).html(),
         paragraph(
             "The control practises just as long, but with successes and failures in random order. "
-            "If it does no better than the policy that has only imitated its own successes, what practice gained came from "
-            "what was imagined, not from more training.",
+            "If it does no better than the policy that has only imitated its own successes, what practice gained "
+            "came from what was imagined, not from more training.",
             "soft",
         )
         if any(policy_kind(name) == "control" for name in result.policies)
