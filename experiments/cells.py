@@ -55,7 +55,7 @@ class Cell:
 def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """All that changes numbers."""
     plain: dict[str, Any] = to_plain(recipe)
-    del plain["env"]["workers"]
+    del plain["env"]["workers"], plain["curves"]
     return plain
 
 

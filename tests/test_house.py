@@ -24,7 +24,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("web",),
     ("opening", "recordings"),
     ("algorithm", "recipes"),
-    ("success", "first_frames"),
+    ("success", "first_frames", "labelling"),
     ("report",),
     ("evaluate", "grpo"),
     ("rollout", "imagination", "contracts", "run"),

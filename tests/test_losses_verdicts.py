@@ -12,6 +12,7 @@ from wmpo.losses.verdicts import (
     best_f1_threshold,
     calibrated_threshold,
     expected_calibration_error,
+    logistic_curve,
     matching_threshold,
     precision_recall_f1,
 )
@@ -198,3 +199,16 @@ def test_calibrated_threshold_needs_both_kinds_and_scores_that_tell_them_apart()
     for bad in (math.nan, math.inf):
         with pytest.raises(UserError):
             calibrated_threshold(torch.tensor([1.0, bad]), torch.tensor([0, 1]))
+
+
+def test_a_curve_gives_back_the_probabilities_that_labels_were_drawn_from() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = 3 * torch.randn(20000, generator=generator)
+    label = torch.rand(len(score), generator=generator) < (1.5 * score - 2).sigmoid()
+    curve = logistic_curve(score, label, balanced=False)
+    for at in (-2.0, 0.0, 4 / 3, 3.0):
+        assert curve.probability(at) == pytest.approx(1 / (1 + math.exp(2 - 1.5 * at)), abs=0.02)
+    assert curve.crossing == pytest.approx(4 / 3, abs=0.05)
+    assert logistic_curve(score, label, balanced=True).crossing < curve.crossing  # failures are more frequent here
+    with pytest.raises(UserError, match="None of the 3 judged episodes is a failure"):
+        logistic_curve(score[:3], torch.ones(3), balanced=False)

@@ -175,7 +175,7 @@ def test_keys_label_in_a_browser(unlabelled: View) -> None:
     }  # fmt: skip
     with served("view.html", calls) as address, surfing(address) as page:
         page.until("return state.shown && state.rows.length == 3")
-        page.run("const f = document.getElementById('filter'); f.value = 'unlabelled'; f.onchange()")
+        page.run("const f = document.getElementById('filter'); f.value = 'queue'; f.onchange()")
         page.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'f', ctrlKey: true}))")  # to find a word
         page.run("for (const n of [1, 2, 3]) dispatchEvent(new KeyboardEvent('keydown', {key: 's', repeat: n > 1}))")
         page.until("return state.shown && state.index == 1")
@@ -186,6 +186,22 @@ def test_keys_label_in_a_browser(unlabelled: View) -> None:
         page.until("return state.shown && state.rows.every(row => row.success !== null)")
         page.run("location.reload()")
         page.until("return state.shown && state.rows.map(row => row.success).join() == 'true,false,true'")
+
+
+@needs_browser
+def test_doubtful_labels_of_a_model_come_first_in_a_browser(unlabelled: View) -> None:
+    shown = {n: np.zeros(4, bool) for n in range(3)}
+    unlabelled.store.relabel(shown, {0: 0.05, 1: 0.4, 2: 0.9})
+    calls: dict[str, Call] = {
+        "episodes": unlabelled.episodes, "episode": unlabelled.episode, "label": unlabelled.label
+    }  # fmt: skip
+    with served("view.html", calls) as address, surfing(address) as page:
+        page.until("return state.shown && state.index == 1")
+        assert page.run("return chosen().map(row => row.index).join()") == "1,2,0"
+        assert "by a model: 0.40" in page.run("return document.getElementById('rows').textContent")
+        page.press("s")
+        page.until("return state.shown && state.index == 2")
+        assert page.run("return chosen().map(row => row.index).join()") == "2,0"
 
 
 @needs_browser

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from wmpo.io.plain import Between as Between
 
 SEEDS, EPISODES, ROUNDS = Between(0, 255), Between(1, 65536), Between(1, 31)
+CurvesKind = Literal["tensorboard", "wandb", "trackio"]
 DIMENSIONS, STATE_DIMENSIONS = Between(1, 65536), Between(0, 65536)  # of what a saved model acts on
 
 
@@ -257,6 +258,9 @@ class Recipe:
     """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""
     device: str = "auto"
     """auto: a GPU where there is one."""
+    curves: CurvesKind = "tensorboard"
+    """Where the numbers of its trainings are shown as they come: tensorboard; wandb (Weights & Biases), or trackio,
+    which need an extra each. They stand in metrics.jsonl anyway, and nothing depends on it."""
     env: EnvConfig = field(default_factory=EnvConfig)
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -33,10 +33,10 @@ RECIPE = "recipe.json"
 LARGE = 10**9  # bytes of decoded frames that are told of before they are written
 OWN_FILES = (RECIPE, "result.json", "report.html", DONE, "stages.json", "metrics.jsonl")
 OWN_FOLDERS = re.compile(
-    "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|model|policy|"
+    "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|wandb|model|policy|"
     "(world_model|reward_model|practice|self_imitation|dreams)[a-z0-9_-]*"
 )
-CHANGES_NO_NUMBER = ("env.workers", "env.python", "env.timeout")  # a run may go on with other values of these
+CHANGES_NO_NUMBER = ("curves", "env.workers", "env.python", "env.timeout")  # a run may go on with other values of these
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None 
             return real.spec, store, EpisodeStore.open_or_create(folder / "evaluation", real.spec)
 
         spec, store, evaluation = ranks.first(prepare)
-        log = held.enter_context(RunLog(folder, quiet))
+        log = held.enter_context(RunLog(folder, quiet, recipe.curves, to_plain(recipe)))
         yield Run(recipe, folder, log, device, Unreachable(spec) if real is None else real, store, evaluation)
 
 
@@ -90,7 +90,7 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
     store = EpisodeStore.open_or_create(data, env.spec) if env else EpisodeStore.open(data)
     with ExitStack() as held:
         ranks.first(lambda: held.enter_context(locked(folder)))
-        log = held.enter_context(RunLog(folder, quiet))
+        log = held.enter_context(RunLog(folder, quiet, recipe.curves, to_plain(recipe)))
         tell_size(log, store)
         yield Run(recipe, folder, log, device, env or Unreachable(store.spec), store, store)
 

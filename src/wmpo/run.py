@@ -51,6 +51,7 @@ class Purpose(IntEnum):
     REPLAY = 14
     THRESHOLD = 16
     HELD_OUT = 17
+    LABEL = 18
     DPO = 21
     SELF_IMITATION = 22
     ONLINE_GRPO = 23

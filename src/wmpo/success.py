@@ -61,6 +61,14 @@ def labelled(run: Run, data: SuccessData) -> SuccessData:
         )
     if left := len(data.seen) - len(known.seen):
         run.log.info(f"reward model: {left} episodes without a label are left out; see `wmpo data label`")
+    if by_model := sum(records[i].by == "model" for i in known.seen):
+        others = [i for i in known.judged if records[i].by != "model"]
+        if len({records[i].succeeded for i in others}) == 2:  # a model is no judge of another
+            known = replace(known, judged=others)
+        run.log.info(
+            f"reward model: {by_model} of the {len(known.seen)} labels are a model's; its threshold and F1 follow from "
+            f"{len(known.judged)} episodes"
+        )
     failures = sum(not records[i].succeeded for i in known.seen)
     if not failures:
         run.log.info(

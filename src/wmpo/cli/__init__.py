@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "data import": Command("data", "DataImportCommand", "an episode store from a data set of yours"),
     "data label": Command("data", "DataLabelCommand", "say which episodes of a store succeed"),
     "data export": Command("data", "DataExportCommand", "a plain LeRobot data set from an episode store"),
+    "data rerun": Command("data", "DataRerunCommand", "a recording for the Rerun viewer from episodes"),
     "plan": Command("plan", "PlanCommand", "how much memory and time the stages of a recipe will take"),
     "recipes": Command("lists", "RecipesCommand", "what `wmpo run` can run"),
     "tasks": Command("lists", "TasksCommand", "what an environment can ask of a policy"),

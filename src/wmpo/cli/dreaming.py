@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from wmpo.config import CollectConfig, GRPOConfig, Recipe, RewardConfig, WorldModelConfig
+from wmpo.config import CollectConfig, CurvesKind, GRPOConfig, Recipe, RewardConfig, WorldModelConfig
 from wmpo.errors import UserError, require_between
 
 
@@ -26,6 +26,9 @@ class WorldModelCommand:
     """Of weights and batches."""
     device: str = "auto"
     """auto: a GPU where there is one."""
+    curves: CurvesKind = "tensorboard"
+    """Where the numbers of the training are shown: tensorboard, wandb or trackio; they stand in OUT/metrics.jsonl
+    anyway."""
 
     def execute(self) -> None:
         from wmpo.algorithm import align_world_model, build_world, pretrain_world_model, video_clips
@@ -40,7 +43,7 @@ class WorldModelCommand:
         check_free("world_model", self.world_model.family, self.out / "model")
         if self.align_data is None:
             refuse_unused(self.world_model, "align", "without --align-data there is no alignment")
-        recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device)
+        recipe = Recipe(seed=self.seed, world_model=self.world_model, device=self.device, curves=self.curves)
         own = None if self.align_data is None else EpisodeStore.open(self.align_data)
         with open_stage(recipe, self.out, self.data) as run:
             if own is not None:
@@ -82,6 +85,9 @@ class RewardModelCommand:
     """Of weights and batches."""
     device: str = "auto"
     """auto: a GPU where there is one."""
+    curves: CurvesKind = "tensorboard"
+    """Where the numbers of the training are shown: tensorboard, wandb or trackio; they stand in OUT/metrics.jsonl
+    anyway."""
 
     def execute(self) -> None:
         from wmpo.cli.models import check_chunk, fitting
@@ -98,7 +104,7 @@ class RewardModelCommand:
         if self.policy is None and self.temperature != CollectConfig.temperature:
             raise UserError("--temperature does nothing here: there is no --policy to sample from.")
         collect = CollectConfig(temperature=self.temperature)
-        recipe = Recipe(seed=self.seed, reward=self.reward, collect=collect, device=self.device)
+        recipe = Recipe(seed=self.seed, reward=self.reward, collect=collect, device=self.device, curves=self.curves)
         with open_stage(recipe, self.out, self.data) as run:
             spec, records = run.env.spec, list(run.store.records())
             everything = range(len(records))
@@ -140,6 +146,9 @@ class PractiseCommand:
     """Of all sampling."""
     device: str = "auto"
     """auto: a GPU where there is one."""
+    curves: CurvesKind = "tensorboard"
+    """Where the numbers of the training are shown: tensorboard, wandb or trackio; they stand in OUT/metrics.jsonl
+    anyway."""
 
     def execute(self) -> None:
         from wmpo.algorithm import practise_from
@@ -155,7 +164,13 @@ class PractiseCommand:
         refuse_unused(self.grpo, "n_initial_states", "the data hold the first frames")
         family = saved_family("policy", self.policy, "minivla")
         check_free("policy", family, self.out / "policy")
-        recipe = Recipe(seed=self.seed, grpo=self.grpo, reward=RewardConfig(stride=self.stride), device=self.device)
+        recipe = Recipe(
+            seed=self.seed,
+            grpo=self.grpo,
+            reward=RewardConfig(stride=self.stride),
+            device=self.device,
+            curves=self.curves,
+        )
         with open_stage(recipe, self.out, self.data) as run, run.log.stage("practice"):
             spec, device = run.env.spec, run.device
             policy = fitting(load_policy, self.policy, spec, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -14,6 +14,9 @@ from wmpo.errors import UserError
 from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.training.checkpoint import CONFIG, check_fits
 from wmpo.types import EnvSpec
+
+if TYPE_CHECKING:
+    from wmpo.data.store import EpisodeStore
 
 Model = TypeVar("Model", Policy, WorldModel, RewardModel)
 
@@ -67,3 +70,19 @@ def last_models(folder: Path, spec: EnvSpec, device: torch.device) -> tuple[Worl
             found = fitting(load_world_model, world, spec, device), fitting(load_reward_model, reward, spec, device)
             return found
     return None
+
+
+def store_and_models(
+    folder: Path, run: Path | None, device: torch.device
+) -> tuple[EpisodeStore, tuple[WorldModel, RewardModel] | None]:
+    """The episodes of a store, or of a run, and the models that dream and judge: those of `run`, or of that which the
+    store lies in. Raises UserError where `run` has none."""
+    from wmpo.data.store import EpisodeStore
+    from wmpo.opening import RECIPE
+
+    is_run = (folder / RECIPE).is_file()
+    store = EpisodeStore.open(folder / "episodes" if is_run else folder)
+    models = last_models(run or (folder if is_run else store.root.absolute().parent), store.spec, device)
+    if run and models is None:
+        raise UserError(f"{run} holds no world model with a reward model.")
+    return store, models

@@ -76,22 +76,16 @@ class ViewCommand:
     """auto: a GPU where there is one."""
 
     def execute(self) -> None:
-        from wmpo.cli.models import last_models
-        from wmpo.data.store import EpisodeStore
-        from wmpo.opening import RECIPE, owner_of, pick_device
+        from wmpo.cli.models import store_and_models
+        from wmpo.opening import owner_of, pick_device
         from wmpo.training.parallel import use_one_thread
         from wmpo.web.server import serve
         from wmpo.web.view import View
 
         require_between("--port", self.port, 0, 65535)
-        is_run = (self.folder / RECIPE).is_file()
-        store = EpisodeStore.open(self.folder / "episodes" if is_run else self.folder)
         device = pick_device(self.device)
         use_one_thread()
-        run = self.run or (self.folder if is_run else store.root.absolute().parent)
-        models = last_models(run, store.spec, device)
-        if self.run and models is None:
-            raise UserError(f"{run} holds no world model with a reward model.")
+        store, models = store_and_models(self.folder, self.run, device)
         view = View(store, models, device, labels=owner_of(store.root) is None)
         calls = {"episodes": view.episodes, "episode": view.episode, "label": view.label}
         serve("view.html", calls, self.host, self.port)

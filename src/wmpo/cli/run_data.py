@@ -10,6 +10,7 @@ import tyro
 from wmpo.cli.dreaming import refuse_unused
 from wmpo.config import (
     CollectConfig,
+    CurvesKind,
     DemonstrationConfig,
     EnvConfig,
     EvaluateConfig,
@@ -52,6 +53,9 @@ class RunDataCommand:
     """One seed gives one result on one machine."""
     device: str = "auto"
     """auto: a GPU where there is one."""
+    curves: CurvesKind = "tensorboard"
+    """Where the numbers of its trainings are shown: tensorboard, wandb or trackio; they stand in OUT/metrics.jsonl
+    anyway."""
 
     def recipe(self, rounds: int) -> Recipe:
         return Recipe(
@@ -60,6 +64,7 @@ class RunDataCommand:
             rounds=rounds,
             control=False,
             device=self.device,
+            curves=self.curves,
             env=EnvConfig(family=RECORDED),
             demonstrations=DemonstrationConfig(failures=True),
             policy=self.policy,

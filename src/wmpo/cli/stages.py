@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wmpo.config import ROUNDS, CollectConfig, DemonstrationConfig, EnvConfig, PolicyConfig, Recipe
+from wmpo.config import ROUNDS, CollectConfig, CurvesKind, DemonstrationConfig, EnvConfig, PolicyConfig, Recipe
 from wmpo.errors import require_between
 
 
@@ -48,12 +48,15 @@ class ImitateCommand:
     """Of weights and batches."""
     device: str = "auto"
     """auto: a GPU where there is one."""
+    curves: CurvesKind = "tensorboard"
+    """Where the numbers of the training are shown: tensorboard, wandb or trackio; they stand in OUT/metrics.jsonl
+    anyway."""
 
     def execute(self) -> None:
         from wmpo.algorithm import imitate
         from wmpo.opening import open_stage
 
-        recipe = Recipe(seed=self.seed, policy=self.policy, device=self.device)
+        recipe = Recipe(seed=self.seed, policy=self.policy, device=self.device, curves=self.curves)
         with open_stage(recipe, self.out, self.data) as run:
             imitate(run)
             run.log.info(f"Policy: {self.out / 'policies' / 'base'}")

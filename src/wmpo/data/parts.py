@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from wmpo.data import layout
 from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
-from wmpo.data.records import UNLABELLED, EpisodeRecord, episode_row, place_of
+from wmpo.data.records import EpisodeRecord, episode_row, labelled_by, place_of
 from wmpo.data.stats import Stats
 from wmpo.data.tables import check_equal, column, damaged, read_table, vector
 from wmpo.data.video import Codec, write_video
@@ -120,17 +120,23 @@ def merge_parts(root: Path, files: Sequence[int], into: int, spec: EnvSpec) -> N
 
 
 def relabel_part(
-    root: Path, file: int, into: int, records: Sequence[EpisodeRecord], success: Mapping[int, np.ndarray], spec: EnvSpec
+    root: Path,
+    file: int,
+    into: int,
+    records: Sequence[EpisodeRecord],
+    success: Mapping[int, np.ndarray],
+    probability: Mapping[int, float],
+    spec: EnvSpec,
 ) -> None:
-    """The part once more, with other frames of success: episode -> (T+1,) bool. The old one stays; videos are shared
-    with it."""
+    """The part once more, with other frames of success: episode -> (T+1,) bool, by a model where there is a
+    probability. The old one stays; videos are shared with it."""
     table, rows = read_table(layout.data_path(root, file)), read_table(layout.episodes_path(root, file)).to_pylist()
     hits = column(table, "success", "truth values", layout.data_path(root, file)).to_numpy(zero_copy_only=False).copy()
     for row, record in zip(rows, records, strict=True):
         row |= place_of(spec, into, record.offset, record.length + 1)
         if record.index in success:
             hits[record.offset : record.offset + record.length + 1] = shown = success[record.index]
-            meta = {key: text for key, text in record.meta.items() if key not in UNLABELLED}
+            meta = labelled_by(record.meta, probability.get(record.index))
             row |= {"wmpo/success": bool(shown.any()), "wmpo/meta": json.dumps(meta, sort_keys=True)}
     padded = column(table, layout.PADDED, "truth values", layout.data_path(root, file)).to_numpy(zero_copy_only=False)
     following = np.where(padded, hits, np.append(hits[1:], False))

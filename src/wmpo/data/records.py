@@ -18,12 +18,26 @@ from wmpo.data.tables import column, damaged, read_table
 from wmpo.io.plain import JsonObject
 from wmpo.types import EnvSpec, Episode
 
-UNLABELLED = {"success": "unknown"}
-"""Among the facts of an episode of which nobody has said whether it succeeds; its frames then show no success."""
+BY, PROBABILITY = "success", "success_probability"
+"""Facts of an episode: who says whether it succeeds, and how likely a model takes success to be. Without the first the
+environment, or whoever recorded it, has said so."""
+UNLABELLED = {BY: "unknown"}
+"""Nobody has said it; the frames then show no success."""
 
 
 def is_unlabelled(meta: Mapping[str, str]) -> bool:
     return UNLABELLED.items() <= meta.items()
+
+
+def labelled_by(meta: Mapping[str, str], probability: float | None = None) -> dict[str, str]:
+    """The facts of an episode once a person has said whether it succeeds; or a model, which gives a probability."""
+    told = {BY: "person"} if probability is None else {BY: "model", PROBABILITY: f"{probability:.4f}"}
+    return without_label(meta) | told
+
+
+def without_label(meta: Mapping[str, str]) -> dict[str, str]:
+    """The other facts of an episode."""
+    return {key: text for key, text in meta.items() if key not in (BY, PROBABILITY)}
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,19 @@ class EpisodeRecord:
     def unlabelled(self) -> bool:
         """Whether nobody has said if it succeeds."""
         return is_unlabelled(self.meta)
+
+    @property
+    def by(self) -> str:
+        """Who says whether it succeeds: person, model, unknown; empty where it was recorded with the episode."""
+        return self.meta.get(BY, "")
+
+    @property
+    def probability(self) -> float | None:
+        """Of success, where a model has said it; within [0, 1]."""
+        try:
+            return min(max(float(self.meta.get(PROBABILITY, "")), 0.0), 1.0) if self.by == "model" else None
+        except ValueError:
+            return 0.5  # a number of nobody's knows nothing
 
     @property
     def split(self) -> str:

@@ -49,6 +49,8 @@ class Summary:
     """Source -> share of episodes that succeeded, in [0, 1], of those of which somebody has said it."""
     unlabelled: dict[str, int]
     """Source -> episodes of which nobody has."""
+    by_model: dict[str, int]
+    """Source -> episodes of which a model has said it."""
 
     def lines(self) -> list[str]:
         """For a person, one for each source."""
@@ -56,7 +58,9 @@ class Summary:
         for source, count in self.by_source.items():
             left = self.unlabelled[source]
             rate = f"{self.success_rate[source]:.1%} successful" if count > left else "none labelled"
-            lines.append(f"{count} episodes of {source}, {rate}{f', {left} not labelled' if 0 < left < count else ''}")
+            more = f", {left} not labelled" if 0 < left < count else ""
+            more += f", {found} labelled by a model" if (found := self.by_model[source]) else ""
+            lines.append(f"{count} episodes of {source}, {rate}{more}")
         return lines
 
 
@@ -186,8 +190,9 @@ class EpisodeStore:
         unlabelled = Counter(row.source for row in self._records if row.unlabelled)
         successes = Counter(row.source for row in self._records if row.succeeded)
         rates = {source: successes[source] / max(count - unlabelled[source], 1) for source, count in counts.items()}
-        left = {source: unlabelled[source] for source in counts}
-        return Summary(len(self._records), self.total_frames, dict(counts), rates, left)
+        by_model = Counter(row.source for row in self._records if row.by == "model")
+        left, found = ({source: some[source] for source in counts} for some in (unlabelled, by_model))
+        return Summary(len(self._records), self.total_frames, dict(counts), rates, left, found)
 
     @property
     def total_frames(self) -> int:
@@ -233,9 +238,9 @@ class EpisodeStore:
                 "stored before is untouched."
             ) from error
 
-    def relabel(self, success: Mapping[int, np.ndarray]) -> None:
-        """Say anew which frames of some episodes show success: index -> (T+1,) bool. All of them, or none when anything
-        goes wrong; videos are not touched."""
+    def relabel(self, success: Mapping[int, np.ndarray], probability: Mapping[int, float] | None = None) -> None:
+        """Say anew which frames of some episodes show success: index -> (T+1,) bool. A person says so, or a model that
+        gives a probability of success. All of them, or none when anything goes wrong; videos are not touched."""
         for index, shown in success.items():
             frames = self._record(index).length + 1
             if shown.shape != (frames,) or shown.dtype != np.bool_:
@@ -251,7 +256,7 @@ class EpisodeStore:
                 fresh = [self.files[-1] + 1 + n for n in range(self.parts - begin)]
                 for part, into in enumerate(fresh, start=begin):
                     records = [record for record in self._records if record.part == part]
-                    relabel_part(self.root, self.files[part], into, records, success, self.spec)
+                    relabel_part(self.root, self.files[part], into, records, success, probability or {}, self.spec)
                 self._commit(len(self), self.total_frames, len(self._tasks), self.files[:begin] + fresh)
                 self._remove_leftovers()
         except OSError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from wmpo.data.info import check_spec
-from wmpo.data.records import UNLABELLED
+from wmpo.data.records import UNLABELLED, without_label
 from wmpo.errors import UserError, named
 from wmpo.importing.source import Column, Source
 from wmpo.importing.success import Judge, judge_of
@@ -114,7 +114,6 @@ class Plan:
         if success is not None:  # of the frames between two that are kept, the later one speaks
             begins = np.concatenate([[0], kept[:-1] + 1])
             shown = np.logical_or.reduceat(success[: kept[-1] + 1], begins)
-        meta = {key: text for key, text in about.meta.items() if key not in UNLABELLED}
         return Episode(
             images=images,
             state=state[kept].astype(np.float32),
@@ -124,7 +123,7 @@ class Plan:
             initial_state=about.initial_state,
             task=about.task or self.choices.instruction or about.instruction,
             source=self.choices.rollouts_of or about.source or "expert",
-            meta=meta if success is not None else meta | UNLABELLED,
+            meta=without_label(about.meta) | (UNLABELLED if success is None else self.judge.by(facts, about.meta)),
             labels=None if labels is None or np.array_equal(labels, actions) else labels,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo.data.records import is_unlabelled
+from wmpo.data.records import BY, PROBABILITY, is_unlabelled, labelled_by
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.importing.source import Facts, Source
@@ -105,6 +105,12 @@ class Judge:
         success[1:] = values[: about.frames - 1]
         success[-1] |= values[-1]  # what follows the last frame was not recorded: that frame comes nearest
         return success
+
+    def by(self, facts: Facts, meta: Mapping[str, str]) -> dict[str, str]:
+        """Who says so, as facts of an episode; a column that is known to say it is as good as it was."""
+        if self.verdicts is not None:
+            return labelled_by({})
+        return {key: meta[key] for key in (BY, PROBABILITY) if key in meta and self.column == facts.success}
 
 
 def judge_of(facts: Facts, success: str, threshold: float, last: int) -> Judge:

@@ -62,11 +62,33 @@ def matching_threshold(score_N: Tensor, rate: float) -> float:
     return float(level_M[int((above_M - rate * len(score_N)).abs().argmin())])
 
 
-def calibrated_threshold(score_N: Tensor, label_N: Tensor) -> float:
-    """The score at which success is as likely as failure, by a logistic curve through the labelled scores (Platt).
+class Curve(NamedTuple):
+    """How likely success is at a score: a logistic curve."""
 
-    Successes and failures weigh alike, however many there are of each. Raises UserError where one kind is missing,
-    where scores are no finite numbers, and where higher scores don't mean success more often.
+    middle: float
+    spread: float
+    steepness: float
+    """Above 0 where higher scores mean success more often."""
+    offset: float
+
+    def probability(self, score: float) -> float:
+        """Of success, in [0, 1]."""
+        return float(scipy.special.expit(self.steepness * (score - self.middle) / self.spread + self.offset))
+
+    @property
+    def crossing(self) -> float:
+        """The score at which it is 1/2."""
+        return self.middle - self.spread * self.offset / self.steepness
+
+
+FLAT = 1e-3  # steepness of a curve that tells nothing
+
+
+def logistic_curve(score_N: Tensor, label_N: Tensor, balanced: bool) -> Curve:
+    """The logistic curve through labelled scores (Platt). `balanced`: successes and failures weigh alike, however many
+    there are of each.
+
+    Raises UserError where one kind is missing, and where scores are no finite numbers.
     """
     _check_scores(score_N)
     label = label_N.bool().cpu().numpy()
@@ -81,7 +103,7 @@ def calibrated_threshold(score_N: Tensor, label_N: Tensor) -> float:
     x = (score - middle) / spread
     count = np.array([(~label).sum(), label.sum()])
     target = np.where(label, (count[1] + 1) / (count[1] + 2), 1 / (count[0] + 2))  # Platt's, against overconfidence
-    weight = 1 / count[label.astype(int)]
+    weight = 1 / count[label.astype(int)] if balanced else np.full(len(label), 1 / len(label))
 
     def loss(curve: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z = curve[0] * x + curve[1]
@@ -89,12 +111,22 @@ def calibrated_threshold(score_N: Tensor, label_N: Tensor) -> float:
         return float(weight @ (np.logaddexp(0, z) - target * z)), np.array([slope @ x, slope.sum()])
 
     steepness, offset = scipy.optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS").x
-    if steepness <= 1e-3:
+    return Curve(float(middle), float(spread), float(steepness), float(offset))
+
+
+def calibrated_threshold(score_N: Tensor, label_N: Tensor) -> float:
+    """The score at which success is as likely as failure, see `logistic_curve`.
+
+    Raises UserError where one kind is missing, where scores are no finite numbers, and where higher scores don't mean
+    success more often.
+    """
+    curve = logistic_curve(score_N, label_N, balanced=True)
+    if curve.steepness <= FLAT:
         raise UserError(
             "The reward model gives successes no higher scores than failures in imagined replays of episodes that it "
             "was not trained on: train it, or the world model, longer."
         )
-    return float(middle - spread * offset / steepness)
+    return curve.crossing
 
 
 class Quality(NamedTuple):

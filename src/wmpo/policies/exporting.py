@@ -17,9 +17,10 @@ from torch import Tensor
 
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_folder, copy_file, read_json, write_json
-from wmpo.policies.published import PICKLES, Republished, Republishes, weight_files
+from wmpo.policies.adapters import ADAPTER, BASE, CHANGES, base_of
+from wmpo.policies.published import PICKLES, Republished, Republishes, stored_weights, weight_files
 from wmpo.protocols import Policy
-from wmpo.training.checkpoint import CONFIG, WEIGHTS, first_line, load_tensors, opening
+from wmpo.training.checkpoint import CONFIG, WEIGHTS, first_line, opening
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -56,11 +57,12 @@ def export(policy: Policy, published: Path | None, out: Path) -> str:
 
 
 def _copy(origin: Path, made: Path) -> None:
-    """All but weights, pickles, and what is hidden."""
-    weights = set(weight_files(origin))
-    for path in _files(origin):
-        if path not in weights and path.suffix not in PICKLES:
-            copy_file(path, made / path.relative_to(origin))
+    """All but weights, adapters, pickles, and what is hidden; what only the base of an adapter has comes along."""
+    weights = {*weight_files(origin), origin / ADAPTER, origin / CHANGES}
+    for place in dict.fromkeys((base_of(origin), origin)):
+        for path in _files(place):
+            if path not in weights and path.suffix not in PICKLES and (place / BASE) not in path.parents:
+                copy_file(path, made / path.relative_to(place))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -76,8 +78,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _write_weights(back: Republished, origin: Path, made: Path) -> None:
     """The files of the weights with the learned ones, in float32; what is as it was stays so to the bit."""
     left, total = set(back.weights), 0
-    for path in weight_files(origin):
-        tensors, _ = load_tensors(path)
+    for path, tensors in stored_weights(origin):
         for name in tensors.keys() & back.weights.keys():
             tensors[name] = _newer(name, tensors[name], back, origin)
         left -= tensors.keys()

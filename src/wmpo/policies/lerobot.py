@@ -1,4 +1,7 @@
-"""A SmolVLA in the folder that LeRobot saves it in: config.json, model.safetensors, and the two pipelines around it."""
+"""A SmolVLA in the folder that LeRobot saves it in: config.json, model.safetensors, and the two pipelines around it.
+
+Fine-tuned with PEFT it has adapter_model.safetensors in place of the weights; those of its base are read, and changed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from wmpo.data.normalizer import Normalizer
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
 from wmpo.io.plain import JsonObject, to_plain
+from wmpo.policies.adapters import base_of
 from wmpo.policies.published import Published, Republished, read_weights, standardizer, statistics
 from wmpo.policies.smolvla import Sizes, SmolVLANetwork
 from wmpo.training.checkpoint import CONFIG, load_tensors
@@ -24,9 +28,12 @@ EMPTY = "empty_camera_"  # of a camera that LeRobot makes up, all black and atte
 
 
 def published(folder: Path) -> Published:
-    """A folder as LeRobot saves a SmolVLA; config.json and tokenizer.json of its SmolVLM lie in FOLDER/vlm."""
+    """A folder as LeRobot saves a SmolVLA; config.json and tokenizer.json of its SmolVLM lie in FOLDER/vlm, or with its
+    base."""
     described = read_json(folder / CONFIG)
     vlm = folder / "vlm"
+    if not vlm.is_dir():
+        vlm = base_of(folder) / "vlm"
     if not (vlm / CONFIG).is_file():
         name = described.get("vlm_model_name", "its SmolVLM")
         raise UserError(f"{vlm} needs config.json and tokenizer.json of {name}: LeRobot does not save them.")
@@ -68,14 +75,16 @@ def normalizer(folder: Path) -> Normalizer:
     return standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None)
 
 
-def republished(network: SmolVLANetwork, chunk: int, steps: int) -> Republished:
-    """Under LeRobot's names, so that it decides as here: `chunk` actions in so many steps, and executes them all."""
+def republished(network: SmolVLANetwork, chunk: int, steps: int, adapted: bool) -> Republished:
+    """Under LeRobot's names, so that it decides as here: `chunk` actions in so many steps, and executes them all. One
+    that was `adapted` by PEFT goes back whole."""
     here, there = network.sizes.patch_positions, network.sizes.positions_in_lerobot
+    sizes = {"chunk_size": chunk, "n_action_steps": chunk, "num_steps": steps}
     other = f"Patches are numbered {here} here, but {there} in LeRobot 0.4: expect other actions there."
     return Republished(
         weights={f"{PREFIX}{name}": tensor for name, tensor in network.state_dict().items()},
         frozen=f"{PREFIX}vlm_with_expert.vlm.",
-        settings={CONFIG: {"chunk_size": chunk, "n_action_steps": chunk, "num_steps": steps}},
+        settings={CONFIG: {**sizes, "use_peft": False} if adapted else sizes},
         remark="" if here == there else other,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wmpo.data.normalizer import SAME, Normalizer
 from wmpo.errors import UserError, optional
+from wmpo.policies.adapters import ADAPTER, Adapter, base_of
 from wmpo.training.checkpoint import load_tensors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -105,8 +106,9 @@ def check_statistics(own: Normalizer, found: Normalizer, folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that hold the weights of a folder, in one piece or several."""
-    files = sorted(Path(folder).glob("model*.safetensors"))
+    """The safetensors that hold the weights of a folder, in one piece or several; of an adapter, those of its base."""
+    folder = base_of(Path(folder))
+    files = sorted(folder.glob("model*.safetensors"))
     if not files:
         pickles = [path.name for kind in PICKLES for path in Path(folder).glob(f"*{kind}")]
         if pickles:
@@ -119,8 +121,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, by the names that they have there."""
-    return {name: tensor for path in weight_files(folder) for name, tensor in load_tensors(path)[0].items()}
+    """All tensors of a folder, by the names that they have there; with the changes of an adapter."""
+    return {name: tensor for _, tensors in stored_weights(folder) for name, tensor in tensors.items()}
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[Path, dict[str, Tensor]]]:
+    """Each file of `weight_files` with its tensors, to which the changes of an adapter are added."""
+    folder = Path(folder)
+    adapter, base = (Adapter.read(folder) if (folder / ADAPTER).is_file() else None), base_of(folder)
+    names: set[str] = set()
+    for path in weight_files(folder):
+        tensors, _ = load_tensors(path)
+        names |= tensors.keys()
+        if adapter is not None:
+            tensors = {name: adapter.added(name, tensor, base) for name, tensor in tensors.items()}
+        yield path, tensors
+    if adapter is not None:
+        adapter.check(names, base)
 
 
 def standardizer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmpo.config import Recipe
-from wmpo.errors import UserError, require_temperature
+from wmpo.errors import UserError, require_package, require_temperature
 from wmpo.families import PLUGS, check_buildable
 from wmpo.io.plain import check_ranges
 
@@ -13,6 +13,8 @@ from wmpo.io.plain import check_ranges
 def check_recipe(recipe: Recipe) -> None:
     """Raise UserError for the first setting that makes no sense."""
     check_ranges(recipe)
+    if recipe.curves != "tensorboard":
+        require_package(f"curves is {recipe.curves}", recipe.curves, recipe.curves)
     for kind in PLUGS:
         check_buildable(kind, getattr(recipe, kind))
     require_temperature("collect.temperature", recipe.collect.temperature)

@@ -54,7 +54,7 @@ def measure_recorded(run: Run, world_model: WorldModel, reward_model: RewardMode
         some = [every[i] for i in chosen]
         first = twice[0].select(chosen)
         result.fidelity, result.state_fidelity = fidelity(first, some), state_fidelity(first, some)
-        known = [place for place, i in enumerate(chosen) if not records[i].unlabelled]
+        known = [place for place, i in enumerate(chosen) if records[i].by not in ("unknown", "model")]
         if known:
             labelled = [some[place] for place in known]
             result.reward = reward_quality(reward_model, labelled)

@@ -1,4 +1,4 @@
-"""What a run records about itself: scalars to TensorBoard and JSONL, live progress, time and memory per stage."""
+"""What a run records about itself: scalars to JSONL and curves, live progress, time and memory per stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -19,10 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wmpo.errors import UserError
 from wmpo.io.files import read_json, write_json
 from wmpo.io.machine import memory_mb
+from wmpo.io.plain import JsonObject
 from wmpo.training import ranks
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from wmpo.training.curves import CURVES, Curves
 
 PLAIN_SECONDS = 10.0
 
@@ -63,18 +61,23 @@ class ProgressBar:
 
 
 class RunLog:
-    """Writes below `folder`: metrics.jsonl, tensorboard/, stages.json. `quiet` silences the terminal only.
+    """Writes below `folder`: metrics.jsonl, stages.json, and curves of the kind that is named, which are told the
+    settings in `config`. `quiet` silences the terminal only.
 
     Of several ranks the first one logs, and the others say nothing.
     """
 
-    def __init__(self, folder: Path, quiet: bool = False) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: Path, quiet: bool = False, curves: str = "tensorboard", config: JsonObject | None = None
+    ) -> None:
+        self.folder, self.kind, self.config = Path(folder), curves, config or {}
         self.writes = ranks.rank() == 0
         self.quiet = quiet = quiet or not self.writes
         self.folder.mkdir(parents=True, exist_ok=True)
         self.console = Console(quiet=quiet, file=sys.stdout or open(os.devnull, "w"))  # noqa: SIM115
-        self._writer: SummaryWriter | None = None
+        self._curves: Curves | None = None
+        if self.writes and curves != "tensorboard":  # whether it can be reached is told before the work
+            self._curves = CURVES[curves](self.folder, self.config)
         self._lock = threading.Lock()
         self._live: Progress | None = None
         if self.writes:
@@ -97,12 +100,9 @@ class RunLog:
             raise UserError(
                 f"{self.folder} has been removed while it was in use; run the same command again."
             ) from None
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every command logs
-
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
-        for name, value in plain.items():
-            self._writer.add_scalar(name, value, step)
+        if self._curves is None:  # not every command logs
+            self._curves = CURVES[self.kind](self.folder, self.config)
+        self._curves.add(step, plain)
 
     @contextmanager
     def progress(self, name: str, total: int) -> Iterator[ProgressBar]:
@@ -170,9 +170,9 @@ class RunLog:
                 record()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._curves is not None:
+            self._curves.close()
+            self._curves = None
 
     def __enter__(self) -> RunLog:
         return self

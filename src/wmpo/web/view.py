@@ -45,6 +45,7 @@ class View:
                 "index": record.index, "source": record.source, "task": record.task, "length": record.length,
                 "instruction": record.instruction, "initial_state": record.initial_state,
                 "success": None if record.unlabelled else record.succeeded,
+                "by": record.by, "probability": record.probability,
             }  # fmt: skip
             if found := self.best.get(record.index):
                 threshold = probability(self.models[1].threshold) if self.models else 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,16 +10,13 @@ from torch import Tensor
 
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
+from wmpo.policies.adapters import Adapter
 from wmpo.policies.published import PICKLES
 from wmpo.training.checkpoint import WEIGHTS, load_tensors
 
 INDEX = f"{WEIGHTS}.index.json"
 PARTS = ("proprio_projector", "action_head")  # stored apart
 OTHER_PARTS = {"vision_backbone": "FiLM", "noisy_action_projector": "a diffusion head"}
-SPECIAL = (
-    "use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
-    "lora_bias", "alora_invocation_tokens", "layer_replication",
-)  # fmt: skip
 
 
 class Shards(Mapping[str, Tensor]):
@@ -35,9 +31,9 @@ class Shards(Mapping[str, Tensor]):
             self.files |= dict.fromkeys(opened.keys(), opened)
         if where and (odd := sorted(where.keys() ^ self.files.keys())):
             raise UserError(f"{folder / INDEX} and the files that it names disagree about {odd[0]!r}: copy them again.")
-        self.changes, self.replaced = _adapter(adapter) if adapter is not None else ({}, {})
-        if unknown := sorted((self.changes.keys() | self.replaced.keys()) - self.files.keys()):
-            raise UserError(f"{adapter} changes {unknown[0]!r}, which {folder} does not have: it is for another base.")
+        self.adapter = None if adapter is None else Adapter.read(adapter)
+        if self.adapter is not None:
+            self.adapter.check(self.files, folder)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Known without reading the tensor."""
@@ -45,14 +41,7 @@ class Shards(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self.files[name].get_tensor(name).float()
-        stored = self.replaced.get(name, tensor)
-        up, down, scale = self.changes.get(name, (None, None, 0.0))
-        fits = up is None or down is None or (len(up), *down.shape[1:]) == tuple(tensor.shape)
-        if stored.shape != tensor.shape or not fits:
-            raise UserError(f"The adapter's change of {name!r} has another shape than that tensor in {self.folder}.")
-        if up is None or down is None:
-            return stored
-        return stored + scale * (up.flatten(1) @ down.flatten(1)).view_as(stored)
+        return tensor if self.adapter is None else self.adapter.added(name, tensor, self.folder)
 
     def __contains__(self, name: object) -> bool:
         return name in self.files
@@ -108,38 +97,3 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is truncated or holds something else than tensors ({error}): copy it again.") from None
-
-
-Change = tuple[Tensor, Tensor, float]
-
-
-def _adapter(folder: Path) -> tuple[dict[str, Change], dict[str, Tensor]]:
-    """Low-rank changes in PEFT's layout: weight -> (up, down, scale), to be added as scale * up @ down, kernels of
-    convolutions flattened; and whole weights, which PEFT stores beside the changes of an embedding or an lm_head."""
-    config = read_json(folder / "adapter_config.json")
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
-        raise UserError(f"{folder} is no LoRA adapter in PEFT's layout.")
-    special = [name for name in SPECIAL if config.get(name)]
-    if config.get("bias", "none") != "none":
-        special.append("bias")
-    tensors, _ = load_tensors(folder / "adapter_model.safetensors")
-    changes, replaced, known = {}, {}, 0
-    for name, tensor in tensors.items():
-        if found := re.fullmatch(r"base_model\.model\.(.+)\.lora_B\.weight", name):
-            down = tensors.get(name.replace(".lora_B.", ".lora_A."))
-            if down is None or not _fit(tensor, down):
-                raise UserError(f"{folder} has no lora_A that fits {name!r}.")
-            changes[f"{found[1]}.weight"] = (tensor.float(), down.float(), config["lora_alpha"] / tensor.shape[1])
-            known += 2
-        elif found := re.fullmatch(r"base_model\.model\.((?!.*\.lora_).+?)(\.base_layer)?\.weight", name):
-            replaced[f"{found[1]}.weight"] = tensor.float()
-            known += 1
-    if special or known != len(tensors):
-        what = special[0] if special else "tensors besides lora_A, lora_B and whole weights"
-        raise UserError(f"{folder} has {what}, which can't be added here: merge it with PEFT, and give the result.")
-    return changes, replaced
-
-
-def _fit(up: Tensor, down: Tensor) -> bool:
-    """Of linear layers (out, rank) and (rank, in), of convolutions (out, rank, 1, 1) and (rank, in, height, width)."""
-    return up.ndim == down.ndim >= 2 and up.shape[1] == len(down) and up[0, 0].numel() == 1
