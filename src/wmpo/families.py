@@ -44,8 +44,10 @@ _FLOW_VLA = ("wmpo.policies.flow_vla:FlowVLA", "wmpo.policies.settings:FlowVLASe
 _OPENVLA = ("wmpo.policies.openvla_oft:OpenVLAOFT", "wmpo.config:PolicyConfig")
 PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
     "env": Plug("environment", "wmpo.envs", EnvConfig, {
+        "aloha": ("wmpo.envs.aloha.family:Aloha", "wmpo.envs.aloha.settings:AlohaSettings"),
         "gym": ("wmpo.envs.gym.family:Gym", "wmpo.envs.gym.settings:GymSettings"),
         "libero": ("wmpo.envs.libero.family:Libero", "wmpo.envs.libero.settings:LiberoSettings"),
+        "metaworld": ("wmpo.envs.metaworld.family:MetaWorld", "wmpo.envs.metaworld.settings:MetaWorldSettings"),
         "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
         "recorded": ("wmpo.envs.unreachable:Recorded", "wmpo.config:EnvConfig"),
         "robot": ("wmpo.envs.robot.env:RobotFamily", "wmpo.envs.robot.settings:RobotSettings"),

@@ -42,8 +42,8 @@ def save(env: Env) -> Values:
     base: Any = env.unwrapped
     physics = np.empty(mujoco.mj_stateSize(base.model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(base.model, base.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-    own = {name: copy.deepcopy(value) for name, value in vars(base).items() if _plain(value)}
-    return {"physics": physics, "derived": {name: array.copy() for name, array in _derived(base.data)}, "own": own}
+    derived = {name: array.copy() for name, array in _derived(base.data)}
+    return {"physics": physics, "derived": derived, "own": own_values(base)}
 
 
 def restore(env: Env, saved: Values) -> None:
@@ -55,10 +55,20 @@ def restore(env: Env, saved: Values) -> None:
     for name, array in _derived(base.data):
         if array.shape == saved["derived"][name].shape:  # else its length follows from the state, and is right already
             array[...] = saved["derived"][name]
-    for name, value in saved["own"].items():
+    set_own_values(base, saved["own"])
+
+
+def own_values(base: object) -> Values:
+    """What an environment keeps beside the physics, as far as it is plain values."""
+    return {name: copy.deepcopy(value) for name, value in vars(base).items() if _plain(value)}
+
+
+def set_own_values(base: object, own: Values) -> None:
+    for name, value in own.items():
         here = vars(base).get(name)
         if (
             isinstance(here, np.ndarray)
+            and isinstance(value, np.ndarray)
             and here.flags.writeable
             and (here.shape, here.dtype) == (value.shape, value.dtype)
         ):

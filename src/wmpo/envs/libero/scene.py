@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 
 from wmpo.envs.libero.arm import Arm
-from wmpo.envs.libero.lighten import lighten
+from wmpo.envs.lighten import lighten
 from wmpo.envs.libero.settings import BENCHMARK_STATES, CONTROL
 from wmpo.errors import UserError
 
