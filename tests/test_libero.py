@@ -13,8 +13,8 @@ import pytest
 from wmpo.contracts import check_env
 from wmpo.data.initial_states import initial_states
 from wmpo.envs import make_env
-from wmpo.envs.lighten import clustered, lighten
 from wmpo.envs.libero.settings import LiberoSettings, numbers_of
+from wmpo.envs.lighten import clustered, lighten
 from wmpo.envs.tabletop import display
 from wmpo.errors import UserError
 from wmpo.protocols import Demonstrates, Restorable

@@ -8,7 +8,7 @@ from wmpo.errors import UserError, named
 
 
 def names_in(task: str, known: Mapping[str, object]) -> list[str]:
-    """The tasks in the setting `task`, joined by +. Raises UserError for those that there are not, and repeated ones."""
+    """The tasks in the setting `task`, joined by +. Raises UserError for unknown and repeated ones."""
     names = task.split("+")
     for name in names:
         named("task", name, known)

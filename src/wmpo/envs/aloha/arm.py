@@ -52,9 +52,7 @@ class Arm:
             error = np.concatenate([goal.place - now.place, turn_between(now.turned, goal.turned)])
             if np.abs(error).max() < ENOUGH:
                 break
-            mujoco.mj_jac(
-                self.model, self._scratch, self._jacobian[:3], self._jacobian[3:], now.place, self._body
-            )
+            mujoco.mj_jac(self.model, self._scratch, self._jacobian[:3], self._jacobian[3:], now.place, self._body)
             J = self._jacobian[:, self._dofs]
             joints += J.T @ np.linalg.solve(J @ J.T + DAMPING**2 * np.eye(6), error)
             joints = np.clip(joints, self._low, self._high)

@@ -23,6 +23,7 @@ class AlohaEpisode(SceneEpisode):
         super().__init__(sentences, {camera: CAMERAS[camera] for camera in cameras}, image_size)
         self.state_dim = STATE_DIM if state else 0
         self.horizon = max(TASKS[task].horizon for task in tasks)
+        self.scene_of(self.tasks[0])  # now, so that what is missing is said before anything else
 
     def scene_of(self, task: str) -> AlohaScene:
         return scene(task)

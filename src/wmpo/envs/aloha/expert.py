@@ -20,7 +20,7 @@ SPEED, TURN = 0.035, 0.35  # metres and radians that a gripper moves by in an ac
 NEAR = 0.012  # metres at which a waypoint counts as reached
 PATIENCE = 15  # actions after which it does anyway
 OPEN, CLOSED = 1.0, 0.0
-ABOVE = np.array([0, 0, 0.08])
+ABOVE, AWAY = np.array([0, 0, 0.08]), np.array([0.08, 0, 0.06])
 
 
 def about(axis: int, degrees: float) -> np.ndarray:
@@ -90,13 +90,17 @@ def _at_most(vector: np.ndarray, length: float) -> np.ndarray:
     return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-12))
 
 
+def always(step: Step) -> Callable[[], Step]:
+    return lambda: step
+
+
 def hand_over(scene: AlohaScene) -> Path:
     """The right arm lifts the cube and holds it out, the left one takes it."""
     cube = scene.place_of("box")
     rest = Waypoint(*scene.arms[0].pose(scene.data), OPEN)
     meet = np.array([0, 0.5, 0.25])
     cube_at = np.append(cube[:2], 0.025)  # it still falls when the episode begins
-    ready, taking = Waypoint(meet - [0.1, 0, 0], LYING, OPEN), Waypoint(meet - [0.004, 0, 0], LYING, OPEN)
+    ready, taking = (Waypoint(meet - np.array([before, 0, 0]), LYING, OPEN) for before in (0.1, 0.004))
 
     def right(place: np.ndarray, grip: float) -> Waypoint:
         return Waypoint(place, DOWN[1], grip)
@@ -109,9 +113,9 @@ def hand_over(scene: AlohaScene) -> Path:
         Step(taking, right(meet, CLOSED)),
         Step(taking._replace(grip=CLOSED), right(meet, CLOSED), wait=4, near=1.0),
         Step(taking._replace(grip=CLOSED), right(meet, OPEN), wait=3, near=1.0),
-        Step(taking._replace(grip=CLOSED), right(meet + [0.08, 0, 0.06], OPEN)),
+        Step(taking._replace(grip=CLOSED), right(meet + AWAY, OPEN)),
     ]
-    return [lambda step=step: step for step in steps]  # type: ignore[misc]
+    return [always(step) for step in steps]
 
 
 def insert(scene: AlohaScene) -> Path:
@@ -126,7 +130,8 @@ def insert(scene: AlohaScene) -> Path:
         """The middle of the peg so far beside that of the socket, and as high."""
 
         def step() -> Step:
-            error = scene.place_of("socket") + [apart, 0, 0] - scene.place_of("peg")
+            error = scene.place_of("socket") - scene.place_of("peg")
+            error[0] += apart
             arm = scene.arms[1]
             place = arm.pose_at(scene.commanded(arm)).place + 0.5 * error
             near = NEAR if np.abs(error).max() < 0.006 else 0.0
@@ -140,7 +145,7 @@ def insert(scene: AlohaScene) -> Path:
         both(places, CLOSED, wait=3, near=1.0),
         both(lifted, CLOSED),
     ]
-    return [*[lambda step=step: step for step in fixed], joined(0.14), joined(0.09)]  # type: ignore[misc]
+    return [*map(always, fixed), joined(0.14), joined(0.09)]
 
 
 EXPERTS: Mapping[str, Callable[[AlohaScene], Path]] = {"transfer-cube": hand_over, "insertion": insert}

@@ -1,4 +1,4 @@
-"""One task of gym-aloha, stepped, saved and restored by a loop of our own: its own draws three large pictures a step."""
+"""One task of gym-aloha, stepped, saved and restored. The loop is ours: its own draws three large pictures a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AlohaScene:
     def __init__(self, task: str) -> None:
         aloha = _import_aloha()
         self.task, self._aloha = task, aloha
-        made = aloha.AlohaEnv(TASKS[task].name)._env
+        made = aloha.env.AlohaEnv(TASKS[task].name)._env
         self._rules, self._physics = made.task, made.physics
         self.model: mujoco.MjModel = made.physics.model.ptr
         self.data: mujoco.MjData = made.physics.data.ptr
@@ -37,8 +37,9 @@ class AlohaScene:
 
     def begin(self, initial_state: int) -> None:
         """Place the objects by gym-aloha's own rules; equal numbers give equal places."""
-        poses = self._aloha.sample_box_pose if self.task == "transfer-cube" else self._aloha.sample_insertion_pose
-        self._aloha.BOX_POSE[0] = np.concatenate(np.atleast_2d(poses(initial_state)))
+        env = self._aloha.env
+        poses = env.sample_box_pose if self.task == "transfer-cube" else env.sample_insertion_pose
+        env.BOX_POSE[0] = np.concatenate(np.atleast_2d(poses(initial_state)))
         self._rules.initialize_episode(self._physics)
 
     def step(self, action: np.ndarray) -> bool:
@@ -55,7 +56,7 @@ class AlohaScene:
         """(16,) of an action: each gripper has two fingers, which move against one another."""
         controls = []
         for arm in np.split(np.asarray(action, np.float64), 2):
-            finger = self._aloha.unnormalize_puppet_gripper_position(arm[JOINTS])
+            finger = self._aloha.constants.unnormalize_puppet_gripper_position(arm[JOINTS])
             controls.append(np.append(arm[:JOINTS], [finger, -finger]))
         return np.concatenate(controls)
 
@@ -86,15 +87,13 @@ class AlohaScene:
 
 def _import_aloha() -> Any:
     try:
+        import gym_aloha.constants
         import gym_aloha.env
     except ImportError as error:
         raise UserError(
             f"gym-aloha can't be imported by {sys.executable} ({error}): install it there, as docs/aloha.md shows."
         ) from error
-    from gym_aloha.constants import unnormalize_puppet_gripper_position
-
-    gym_aloha.env.unnormalize_puppet_gripper_position = unnormalize_puppet_gripper_position
-    return gym_aloha.env
+    return gym_aloha
 
 
 @lru_cache(maxsize=4)

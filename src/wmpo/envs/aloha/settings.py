@@ -31,8 +31,8 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "transfer-cube": Task("transfer_cube", "pick the red cube up with the right arm and hand it to the left arm", 100),
-    "insertion": Task("insertion", "insert the red peg into the blue socket, in the air", 100),
+    "transfer-cube": Task("transfer_cube", "pick the red cube up with the right arm and hand it to the left arm", 64),
+    "insertion": Task("insertion", "insert the red peg into the blue socket, in the air", 64),
 }
 
 

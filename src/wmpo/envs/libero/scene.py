@@ -16,8 +16,8 @@ import mujoco
 import numpy as np
 
 from wmpo.envs.libero.arm import Arm
-from wmpo.envs.lighten import lighten
 from wmpo.envs.libero.settings import BENCHMARK_STATES, CONTROL
+from wmpo.envs.lighten import lighten
 from wmpo.errors import UserError
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION

@@ -24,6 +24,7 @@ class MetaWorldEpisode(SceneEpisode):
         self.state_dim = STATE_DIM if state else 0
         self.horizon = max(TASKS[task].horizon for task in tasks)
         self._faces = faces
+        self.scene_of(self.tasks[0])  # now, so that what is missing is said before anything else
 
     def scene_of(self, task: str) -> MetaWorldScene:
         return scene(task, self._faces)
