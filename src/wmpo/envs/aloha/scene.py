@@ -13,7 +13,6 @@ import numpy as np
 from wmpo.envs.aloha.arm import Arm
 from wmpo.envs.aloha.expert import EXPERTS, Expert
 from wmpo.envs.aloha.settings import CONTROL, JOINTS, REPEAT, TASKS
-from wmpo.envs.lighten import lighten
 from wmpo.errors import UserError
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -31,7 +30,6 @@ class AlohaScene:
         self.model: mujoco.MjModel = made.physics.model.ptr
         self.data: mujoco.MjData = made.physics.data.ptr
         self.model.vis.quality.offsamples = 0
-        lighten(self.model, 2000)
         self.arms = tuple(Arm(self.model, side) for side in ("left", "right"))
         self._substeps = round(1 / CONTROL / self.model.opt.timestep)
 
