@@ -51,34 +51,33 @@ class RayEnv:
         if len(initial_states) == 0:
             raise UserError("A batch needs at least one initial-state number.")
         self._initial_states, self._steps = [int(number) for number in initial_states], []
-        return self._whatever_is_lost(self._begin)
+        try:
+            return self._begin()
+        except ActorLostError as error:
+            return self._again([], error)
 
     def step(self, rows: Sequence[int], chunk_AKD: Tensor) -> Outcome:
         if not self._initial_states:
             raise UserError("Call reset before step.")
-        given, chunk = [int(row) for row in rows], chunk_AKD.detach().to("cpu", copy=True)
-
-        def again() -> Outcome:
-            self._begin()
-            for past in self._steps:
-                self._step(*past)
-            return self._step(given, chunk)
-
-        outcome = self._whatever_is_lost(lambda: self._step(given, chunk), again)
-        self._steps.append((given, chunk))
+        step = [int(row) for row in rows], chunk_AKD.detach().to("cpu", copy=True)
+        try:
+            outcome = self._step(*step)
+        except ActorLostError as error:
+            outcome = self._again([*self._steps, step], error)
+        self._steps.append(step)
         return outcome
 
-    def _whatever_is_lost(self, work: Callable[[], Seen], again: Callable[[], Seen] | None = None) -> Seen:
-        """What `work` returns; where it loses an actor, `again`, by default the same, which begins with a reset."""
+    def _again(self, steps: Sequence[tuple[list[int], Tensor]], error: ActorLostError) -> Any:
+        """What is seen at last when the batch begins again with those that are left, and takes these steps."""
         for _ in range(LOSSES):
             try:
-                return work()
-            except ActorLostError:
-                work = again or work
-        try:
-            return work()
-        except ActorLostError as error:
-            raise UserError(actors.gone_too_often(error)) from error
+                seen: Observation | Outcome = self._begin()
+                for step in steps:
+                    seen = self._step(*step)
+                return seen
+            except ActorLostError as another:
+                error = another
+        raise UserError(actors.gone_too_often(error)) from error
 
     def _begin(self) -> Observation:
         self._players = actors.alive()[: len(self._initial_states)]

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -147,7 +148,7 @@ class Pool:
         try:
             found, sentence = self.ray.get(ref)
         except (lost.RayActorError, lost.ObjectLostError, lost.WorkerCrashedError, lost.NodeDiedError) as error:
-            raise ActorLostError(" ".join(str(error).split())[:200]) from error
+            raise ActorLostError(shorten(str(error), 200)) from error
         except lost.RayTaskError as error:
             if isinstance(error.cause, ImportError):
                 raise UserError(
@@ -208,7 +209,8 @@ def deal(function: Callable[..., T], pieces: Iterable[tuple[Any, ...]]) -> Itera
         busy = [actor for actor, _ in doing.values()]
         for actor in pool.alive():
             if todo and actor not in busy:
-                doing[actor.work.remote(function, *pieces[todo[0]])] = actor, todo.popleft()
+                which = todo.popleft()
+                doing[actor.work.remote(function, *pieces[which])] = actor, which
         for ref in pool.ray.wait(list(doing), timeout=1.0)[0]:
             actor, which = doing.pop(ref)
             try:
@@ -319,7 +321,7 @@ def _join(ray: Any, address: str, cores: int) -> None:
             socket.create_connection((host, int(port)), REACH).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
-        raise UserError(f"There is no way to the Ray cluster {address}: {' '.join(str(error).split())}") from error
+        raise UserError(f"There is no way to the Ray cluster {address}: {shorten(str(error), 300)}") from error
 
 
 def _room(ray: Any, address: str, cpus: int, gpus: int) -> int:
