@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from coin import Coin, Hand, pictures
+from wmpo.cli import main
 from wmpo.config import GRPOConfig
 from wmpo.contracts import check_env
 from wmpo.envs import make_env
@@ -96,7 +98,7 @@ def test_what_goes_wrong_in_an_actor_is_told_here(node: Any, monkeypatch: pytest
 
 
 class Echo:
-    """A world model that shows, in white, whether the first action of a chunk was what the picture before it asked for."""
+    """A world model that shows, in white, whether the first action of a chunk was what the first picture asked for."""
 
     chunk = context = 2
 
@@ -154,3 +156,31 @@ def test_practice_goes_on_when_a_node_is_killed(
     assert metrics == told
     for name, tensor in mine.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:1", "There is no way to the Ray cluster 127.0.0.1:1: "),
+        ("ray://127.0.0.1:1", "--ray is 'ray://127.0.0.1:1': give local, auto, or HOST:PORT "),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told(
+    address: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "smoke", "--ray", address, "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"wmpo: {sentence}")
+
+
+def test_without_ray_the_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["run", "smoke", "--ray", "local", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == 'wmpo: --ray needs one more package: pip install "wmpo[ray]".\n'
+
+
+def test_other_versions_on_a_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = actors.Pool.__new__(actors.Pool)
+    with pytest.raises(UserError, match=r"^A node of the Ray cluster has torch 1\.0, and this machine "):
+        pool._check({**{name: actors.version(name) for name in actors.PACKAGES}, "torch": "1.0"})

@@ -134,8 +134,8 @@ class RayEnv:
 
 
 def _env(kept: Kept, config: EnvConfig) -> Env:
-    if "env" not in kept:
-        kept["env"] = make_env(config)
+    if kept.get("config") != config:
+        kept["env"], kept["config"] = make_env(config), config
     env: Env = kept["env"]
     return env
 
