@@ -180,7 +180,8 @@ def test_without_ray_the_package_is_named(
     assert capsys.readouterr().err == 'wmpo: --ray needs one more package: pip install "wmpo[ray]".\n'
 
 
-def test_other_versions_on_a_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = actors.Pool.__new__(actors.Pool)
+def test_other_versions_on_a_node_are_refused() -> None:
+    ours = {name: actors.version(name) for name in actors.PACKAGES}
+    actors.check_versions(ours)
     with pytest.raises(UserError, match=r"^A node of the Ray cluster has torch 1\.0, and this machine "):
-        pool._check({**{name: actors.version(name) for name in actors.PACKAGES}, "torch": "1.0"})
+        actors.check_versions({**ours, "torch": "1.0"})

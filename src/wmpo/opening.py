@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from wmpo.config import Recipe
+from wmpo.config import EnvConfig, Recipe
 from wmpo.data.cache import cache_folder, decoded_bytes
 from wmpo.data.layout import INFO
 from wmpo.data.store import EpisodeStore
@@ -67,8 +67,7 @@ def open_run(
 
         def prepare() -> tuple[EnvSpec, EpisodeStore, EpisodeStore]:
             nonlocal real
-            make = RayEnv if actors.count() and recipe.env.family != "robot" else make_env
-            real = held.enter_context(closing(make(recipe.env) if env is None else env))
+            real = held.enter_context(closing(real_env(recipe.env) if env is None else env))
             held.enter_context(locked(folder))
             check_horizon(recipe.policy.chunk, real.spec)
             check_tasks(recipe, real)
@@ -81,6 +80,11 @@ def open_run(
         spec, store, evaluation = ranks.first(prepare)
         log = held.enter_context(RunLog(folder, quiet))
         yield Run(recipe, folder, log, device, Unreachable(spec) if real is None else real, store, evaluation)
+
+
+def real_env(config: EnvConfig) -> Env:
+    """That of a recipe: in actors, where there are some; a robot stays where it is plugged in."""
+    return RayEnv(config) if actors.count() and config.family != "robot" else make_env(config)
 
 
 def prepare_actor(recipe: Recipe, device: str) -> None:

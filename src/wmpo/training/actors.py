@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from textwrap import shorten
@@ -71,6 +71,16 @@ def _begin(kept: Kept, prepare: bytes) -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
+def check_versions(theirs: Mapping[str, str]) -> None:
+    """Raise UserError where those of an actor differ from the learner's."""
+    for name in PACKAGES:
+        if theirs[name] != version(name):
+            raise UserError(
+                f"A node of the Ray cluster has {name} {theirs[name]}, and this machine {version(name)}, which may "
+                "compute other numbers: install the same everywhere."
+            )
+
+
 class Pool:
     """The actors of a learner that has joined a cluster."""
 
@@ -115,7 +125,7 @@ class Pool:
         for ref in self.ray.wait(refs, num_returns=len(refs), timeout=patience)[0] if refs else ():
             actor = self._starting.pop(ref)
             try:
-                self._check(self.answer(ref))
+                check_versions(self.answer(ref))
             except ActorLostError as error:
                 self._losses += 1
                 if self._losses > LOSSES * self.count:
@@ -124,14 +134,6 @@ class Pool:
             else:
                 self._alive.append(actor)
                 self._losses = 0
-
-    def _check(self, theirs: dict[str, str]) -> None:
-        for name in PACKAGES:
-            if theirs[name] != version(name):
-                raise UserError(
-                    f"A node of the Ray cluster has {name} {theirs[name]}, and this machine {version(name)}, which may "
-                    "compute other numbers: install the same everywhere."
-                )
 
     def lose(self, actor: Any, error: ActorLostError) -> None:
         """Have another in its place."""
@@ -200,17 +202,17 @@ def ask(calls: Sequence[tuple[Any, Callable[..., Any], tuple[Any, ...]]]) -> lis
 
 def deal(function: Callable[..., T], pieces: Iterable[tuple[Any, ...]]) -> Iterator[T]:
     """`function(kept, *piece)` of each piece, in order, by whichever actors are free."""
-    pool, pieces = _pool(), list(pieces)
-    todo, done = deque(range(len(pieces))), dict[int, T]()
+    pool, given = _pool(), list(pieces)
+    todo, done = deque(range(len(given))), dict[int, T]()
     doing: dict[Any, tuple[Any, int]] = {}  # what will be answered -> by whom, to which piece
-    losses = [0] * len(pieces)
+    losses = [0] * len(given)
     place = 0
-    while place < len(pieces):
+    while place < len(given):
         busy = [actor for actor, _ in doing.values()]
         for actor in pool.alive():
             if todo and actor not in busy:
                 which = todo.popleft()
-                doing[actor.work.remote(function, *pieces[which])] = actor, which
+                doing[actor.work.remote(function, *given[which])] = actor, which
         for ref in pool.ray.wait(list(doing), timeout=1.0)[0]:
             actor, which = doing.pop(ref)
             try:
