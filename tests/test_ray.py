@@ -90,7 +90,7 @@ def test_an_environment_of_actors_is_an_environment_like_another(node: Any, capl
 def test_what_goes_wrong_in_an_actor_is_told_here(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^An actor has had enough of work: give it less\.$"):
         list(actors.deal(refuse, [("work",)]))
-    with pytest.raises(UserError, match=r"^There is no task .nonsense.:"):
+    with pytest.raises(UserError, match=r"^There is no task 'nonsense'; "):
         RayEnv(replace(ENV, task="nonsense"))
     monkeypatch.setattr(actors, "LOSSES", 0)
     with pytest.raises(UserError, match="1 actors of the Ray cluster have died of the same work"):
