@@ -47,11 +47,15 @@ def node() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     with actors.hired(cluster.address, 0, 1, 0, partial(prepare_actor, SMOKE, "cpu")):
-        assert actors.count() == 2
-        while len(actors.alive()) < 2:
-            time.sleep(0.2)
+        wait_for_both()
         yield second
     cluster.shutdown()
+
+
+def wait_for_both() -> None:
+    assert actors.count() == 2
+    while len(actors.alive()) < 2:
+        time.sleep(0.2)
 
 
 def process_of(kept: actors.Kept) -> int:
@@ -151,6 +155,7 @@ def test_practice_goes_on_when_a_node_is_killed(
         for process in node.all_processes["raylet"]:
             process.process.send_signal(signal.SIGKILL)
 
+    wait_for_both()
     theirs, metrics = learn(tmp_path / "actors", meanwhile=kill)
     assert "is lost" in caplog.text
     assert metrics == told
