@@ -25,11 +25,11 @@ from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from wmpo.batches import to_device
 from wmpo.errors import UserError, optional
 from wmpo.io.machine import usable_cores
+from wmpo.protocols import Trainable
 from wmpo.training import ranks
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ def deal(function: Callable[..., T], pieces: Iterable[tuple[Any, ...]]) -> Itera
 
 
 def deal_lent(
-    function: Callable[..., T], things: tuple[object, ...], learning: nn.Module, pieces: Iterable[tuple[Any, ...]]
+    function: Callable[..., T], things: tuple[object, ...], learning: Trainable, pieces: Iterable[tuple[Any, ...]]
 ) -> list[T]:
     """`function(*things, *piece)` of each piece, as `deal`, with tensors on the CPU.
 
