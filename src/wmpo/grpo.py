@@ -6,7 +6,6 @@ policy has gone too far from where it began: a dream is right about what that po
 it. Its result is a running mean of the iterations' policies, each of which is a noisy one.
 
 Ranks share what is heavy, the shards of the groups and the episodes of a mini-batch; all else, every rank does alike.
-Actors, where there are some, play the shards.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -109,45 +109,36 @@ def play_shards(
 ) -> list[Shard]:
     """Play this rank's shards of the groups that begin at `initial_states`, one of each.
 
-    With more shards than one, each has random numbers of its own, so that who plays the others changes nothing; actors
-    play those of a dream.
-    """
+    With more shards than one, each has random numbers of its own: who plays it, actors even, changes nothing."""
     count = min(cfg.shards, len(initial_states))
-    if count == 1:
-        return [play_shard(env, policy, generator, initial_states, cfg, temperature)]
     bounds = [len(initial_states) * place // count for place in range(count + 1)]
-    seeds = torch.randint(2**31, (count + 1,), generator=generator, device=generator.device).tolist()
-    pieces = [
-        (initial_states[bounds[place] : bounds[place + 1]], cfg, temperature, seeds[place])
-        for place in ranks.share(count)
-    ]
-    if actors.count() and isinstance(env, ImaginedEnv):
+    states = [initial_states[begin:end] for begin, end in pairwise(bounds)]
+    seeds: list[int | None] = [None]
+    if count > 1:
+        seeds = torch.randint(2**31, (count + 1,), generator=generator, device=generator.device).tolist()
+    pieces = [(states[place], cfg, temperature, seeds[place]) for place in ranks.share(count)]
+    if count > 1 and actors.count() and isinstance(env, ImaginedEnv):
         shards = actors.deal_lent(play_shard, (env, policy, generator), policy, pieces)
     else:
         shards = [play_shard(env, policy, generator, *piece) for piece in pieces]
-    generator.manual_seed(seeds[-1])
+    if seeds[-1] is not None:
+        generator.manual_seed(seeds[-1])
     return shards
 
 
 def play_shard(
-    env: Env,
-    policy: Policy,
-    generator: torch.Generator,
-    initial_states: Sequence[int],
-    cfg: GRPOConfig,
-    temperature: float,
-    seed: int | None = None,
-) -> Shard:
-    """Play one group from each of `initial_states`."""
+    env: Env, policy: Policy, generator: torch.Generator,
+    initial_states: Sequence[int], cfg: GRPOConfig, temperature: float, seed: int | None = None,
+) -> Shard:  # fmt: skip
+    """One group from each of `initial_states`."""
     if seed is not None:
         generator.manual_seed(seed)
     G = cfg.group_size
-    batch = [state for state in initial_states for _ in range(G)]
-    played = rollout(env, policy, batch, temperature=temperature, generator=generator)
+    again = [state for state in initial_states for _ in range(G)]
+    played = rollout(env, policy, again, temperature=temperature, generator=generator)
     reward_BG = played.success.float().view(-1, G)
     keep = informative(reward_BG, cfg.min_group_success, cfg.max_group_success).nonzero()  # (groups, 1)
-    rows = (keep * G + torch.arange(G)).flatten()
-    return Shard(len(reward_BG), int(reward_BG.sum()), played.select(rows))
+    return Shard(len(reward_BG), int(reward_BG.sum()), played.select((keep * G + torch.arange(G)).flatten()))
 
 
 def advantages(groups: Groups, cfg: GRPOConfig, generator: torch.Generator) -> Tensor:
