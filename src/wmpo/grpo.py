@@ -14,6 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,11 +24,12 @@ from wmpo.batches import to_device
 from wmpo.config import GRPOConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
+from wmpo.imagination import ImaginedEnv
 from wmpo.io.plain import to_plain
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
-from wmpo.training import ranks
+from wmpo.training import actors, ranks
 from wmpo.training.checkpoint import (
     digest_of,
     digest_of_numbers,
@@ -107,26 +109,36 @@ def play_shards(
 ) -> list[Shard]:
     """Play this rank's shards of the groups that begin at `initial_states`, one of each.
 
-    With more shards than one, each has random numbers of its own, so that who plays the others changes nothing.
-    """
-    G, count = cfg.group_size, min(cfg.shards, len(initial_states))
+    With more shards than one, each has random numbers of its own: who plays it, actors even, changes nothing."""
+    count = min(cfg.shards, len(initial_states))
     bounds = [len(initial_states) * place // count for place in range(count + 1)]
-    seeds: list[int] = []
+    states = [initial_states[begin:end] for begin, end in pairwise(bounds)]
+    seeds: list[int | None] = [None]
     if count > 1:
         seeds = torch.randint(2**31, (count + 1,), generator=generator, device=generator.device).tolist()
-    shards = []
-    for place in ranks.share(count):
-        if seeds:
-            generator.manual_seed(seeds[place])
-        batch = [state for state in initial_states[bounds[place] : bounds[place + 1]] for _ in range(G)]
-        played = rollout(env, policy, batch, temperature=temperature, generator=generator)
-        reward_BG = played.success.float().view(-1, G)
-        keep = informative(reward_BG, cfg.min_group_success, cfg.max_group_success).nonzero()  # (groups, 1)
-        rows = (keep * G + torch.arange(G)).flatten()
-        shards.append(Shard(len(reward_BG), int(reward_BG.sum()), played.select(rows)))
-    if seeds:
+    pieces = [(states[place], cfg, temperature, seeds[place]) for place in ranks.share(count)]
+    if count > 1 and actors.count() and isinstance(env, ImaginedEnv):
+        shards = actors.deal_lent(play_shard, (env, policy, generator), policy, pieces)
+    else:
+        shards = [play_shard(env, policy, generator, *piece) for piece in pieces]
+    if seeds[-1] is not None:
         generator.manual_seed(seeds[-1])
     return shards
+
+
+def play_shard(
+    env: Env, policy: Policy, generator: torch.Generator,
+    initial_states: Sequence[int], cfg: GRPOConfig, temperature: float, seed: int | None = None,
+) -> Shard:  # fmt: skip
+    """One group from each of `initial_states`."""
+    if seed is not None:
+        generator.manual_seed(seed)
+    G = cfg.group_size
+    again = [state for state in initial_states for _ in range(G)]
+    played = rollout(env, policy, again, temperature=temperature, generator=generator)
+    reward_BG = played.success.float().view(-1, G)
+    keep = informative(reward_BG, cfg.min_group_success, cfg.max_group_success).nonzero()  # (groups, 1)
+    return Shard(len(reward_BG), int(reward_BG.sum()), played.select((keep * G + torch.arange(G)).flatten()))
 
 
 def advantages(groups: Groups, cfg: GRPOConfig, generator: torch.Generator) -> Tensor:
@@ -284,7 +296,7 @@ def practise(
     begin = frozen_copy(policy) if cfg.target_kl or cfg.kl_coef else None
     done = learner.resume(files)
     policy.eval()
-    if (parts := min(cfg.shards, cfg.groups)) < ranks.world():
+    if (parts := min(cfg.shards, cfg.groups)) < max(ranks.world(), actors.count()):
         log.info(f"{name}: groups are played in {parts} shards, by as many of the processes: see grpo.shards")
     with log.progress(name, cfg.iterations) as bar, stop_requests() as stop:
         bar.skip(done)

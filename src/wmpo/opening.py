@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from wmpo.config import Recipe
+from wmpo.config import EnvConfig, Recipe
 from wmpo.data.cache import cache_folder, decoded_bytes
 from wmpo.data.layout import INFO
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import RECORDED, make_env
+from wmpo.envs.ray_env import RayEnv
 from wmpo.envs.unreachable import Unreachable
 from wmpo.errors import UserError
 from wmpo.families import PLUGS, allow, code_in, completed, recipe_from_plain
@@ -24,7 +26,7 @@ from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_recipe
 from wmpo.run import DONE, Run, check_horizon
-from wmpo.training import ranks
+from wmpo.training import actors, ranks
 from wmpo.training.log import RunLog
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec
@@ -40,9 +42,13 @@ CHANGES_NO_NUMBER = ("curves", "env.workers", "env.python", "env.timeout")  # a 
 
 
 @contextmanager
-def open_run(recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None = None) -> Iterator[Run]:
+def open_run(
+    recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None = None, ray: str = "", ray_actors: int = 0
+) -> Iterator[Run]:
     """A new run in `folder`, or the one that is there, if it is of the same recipe; its environment is that of the
     recipe unless `env` is given.
+
+    `ray`, the address of a Ray cluster, lets so many actors there simulate and dream, see `wmpo.training.actors`.
 
     Classes of yours that `recipe` names, as module:Class, are imported; those that files in `folder` name are not.
     Of several ranks the first one has the environment and the lock.
@@ -52,12 +58,16 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None 
     check_recipe(recipe)
     use_one_thread()
     device = pick_device(recipe.device)
-    with ExitStack() as held:
+    gpus = int(device.type == "cuda")
+    with (
+        actors.hired(ray, ray_actors, max(1, recipe.env.workers), gpus, partial(prepare_actor, recipe, device.type)),
+        ExitStack() as held,
+    ):
         real: Env | None = None
 
         def prepare() -> tuple[EnvSpec, EpisodeStore, EpisodeStore]:
             nonlocal real
-            real = held.enter_context(closing(make_env(recipe.env) if env is None else env))
+            real = held.enter_context(closing(real_env(recipe.env) if env is None else env))
             held.enter_context(locked(folder))
             check_horizon(recipe.policy.chunk, real.spec)
             check_tasks(recipe, real)
@@ -70,6 +80,18 @@ def open_run(recipe: Recipe, folder: Path, quiet: bool = False, env: Env | None 
         spec, store, evaluation = ranks.first(prepare)
         log = held.enter_context(RunLog(folder, quiet, recipe.curves, to_plain(recipe)))
         yield Run(recipe, folder, log, device, Unreachable(spec) if real is None else real, store, evaluation)
+
+
+def real_env(config: EnvConfig) -> Env:
+    """That of a recipe: in actors, where there are some; a robot stays where it is plugged in."""
+    return RayEnv(config) if actors.count() and config.family != "robot" else make_env(config)
+
+
+def prepare_actor(recipe: Recipe, device: str) -> None:
+    """Make a process of a cluster compute what this one would, for a run of this recipe."""
+    trusted(recipe)
+    use_one_thread()
+    pick_device(device)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import tyro
 
 from wmpo.cli.parse import continuing, parse, recipe_with_families
 from wmpo.config import Recipe
-from wmpo.errors import UserError
+from wmpo.errors import UserError, require_between
 from wmpo.recipes import RECIPES, recipe_named
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class RunCommand:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; default runs/RECIPE-seedN."""
+    ray: str = ""
+    """Let the processes of a Ray cluster simulate and dream (docs/cluster.md): local starts one on this machine, auto
+    takes the one that runs on it, HOST:PORT another."""
+    ray_actors: int = 0
+    """How many of them, each with env.workers cores, and a GPU where the run uses one; 0: as many as there is room
+    for."""
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> RunCommand:
@@ -57,7 +63,10 @@ class RunCommand:
         from wmpo.run import DONE
 
         folder = self.out or Path("runs") / f"{self.recipe.name}-seed{self.recipe.seed}"
-        with open_run(self.recipe, folder) as run:
+        require_between("--ray-actors", self.ray_actors, 0, 4096)
+        if self.ray_actors and not self.ray:
+            raise UserError("--ray-actors does nothing without --ray: say where the Ray cluster is.")
+        with open_run(self.recipe, folder, ray=self.ray, ray_actors=self.ray_actors) as run:
             if (folder / DONE).exists():  # which is written last
                 run.log.info(f"{folder} is finished; wmpo report makes what is missing, and measures its dream again")
                 result = RunResult.load(folder / "result.json")
