@@ -19,7 +19,7 @@ from lerobot.async_inference.robot_client import RobotClient
 from lerobot.robots import Robot, RobotConfig
 
 ASKED = json.loads(sys.argv[1])
-DEADLINE = 120.0  # seconds
+DEADLINE = 600.0  # seconds
 
 
 @RobotConfig.register_subclass("counting")

@@ -361,7 +361,7 @@ def test_lerobots_own_client_moves_its_robot_as_the_policy_says(saved: Path, tmp
     try:
         done = subprocess.run(
             [PYTHON, str(CLIENT), json.dumps(asked)], env={**environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
     finally:
         server.stop(None).wait()
