@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "wmpo"
 
 ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCHITECTURE.md
     ("cli",),
-    ("web",),
+    ("web", "serving"),
     ("opening", "recordings"),
     ("algorithm", "recipes"),
     ("success", "first_frames", "labelling"),

@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("run", "ReportCommand", "rewrite the report of a finished run"),
     "play": Command("pages", "PlayCommand", "drive the dream of a run by hand, in a web page"),
     "view": Command("pages", "ViewCommand", "look at stored episodes, real beside imagined, in a web page"),
+    "serve": Command("serve", "ServeCommand", "let vla-eval's benchmarks or LeRobot's robots ask a policy for actions"),
     "check": Command(
         "check", "CheckCommand", "try an environment, model or data set out, and say what is wrong with it"
     ),
