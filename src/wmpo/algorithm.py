@@ -278,11 +278,14 @@ def fit_stage(
 ) -> None:
     """One training of a world model. `parts` of a batch: clips, how many, and their seed."""
 
+    name = f"world_model_{stage.name}{suffix}"
+    parts = [(run.shown_to(stage, clips, name), size, seed) for clips, size, seed in parts]
+
     def clips(step: int) -> VideoBatch:
         return cat([clips.sample(size, seed, step) for clips, size, seed in parts])
 
     depends = {f"clips {i}": f"{size} of {clips.digest()}" for i, (clips, size, _) in enumerate(parts)}
-    run.fit(stage.module, clips, stage.fit, f"world_model_{stage.name}{suffix}", seed, depends)
+    run.fit(stage.module, clips, stage.fit, name, seed, depends)
 
 
 def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:

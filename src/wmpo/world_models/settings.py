@@ -24,6 +24,10 @@ class VideoDiffusionSettings(WorldModelConfig):
     """Folder of the diffusers autoencoder."""
     codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
     """Training of the small autoencoder."""
+    cache_latents: bool = True
+    """With an autoencoder, and pictures that aren't moved (`shift` 0), training sees latents that are computed once and
+    kept on disk, in half precision, beside the decoded frames. Else each frame is encoded in each step that shows
+    it."""
     image_size: tuple[int, int] | None = None
     """Height and width in which cameras are imagined: each is scaled to them, and back. None: each keeps its pixels;
     smaller ones are filled up to the largest height and width by repeating their edge."""

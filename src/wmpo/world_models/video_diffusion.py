@@ -30,12 +30,12 @@ from wmpo.data.normalizer import Normalizer
 from wmpo.losses import flow
 from wmpo.nn.precision import computing_in
 from wmpo.protocols import TrainingStage
-from wmpo.training.checkpoint import load_config, load_module, save_module
+from wmpo.training.checkpoint import digest_of, digest_of_values, load_config, load_module, save_module
 from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
 from wmpo.world_models.cameras import CommonSize
-from wmpo.world_models.codecs import Codec, PixelCodec
+from wmpo.world_models.codecs import PixelCodec
 from wmpo.world_models.kinematics import Kinematics
 from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.transformer import SpaceTimeTransformer
@@ -95,7 +95,7 @@ class VideoDiffusionModel(nn.Module):
         self.config = config
         self.chunk, self.context = config.chunk, config.settings.context
         settings = config.settings
-        self.codec: Codec = build_codec(settings)
+        self.codec: PixelCodec | Autoencoder | DiffusersCodec = build_codec(settings)
         downsample = self.codec.downsample
         self.cameras = CommonSize(config.cameras, settings.image_size, multiple=2 * downsample)
         height, width = (side // downsample for side in self.cameras.size)
@@ -121,7 +121,9 @@ class VideoDiffusionModel(nn.Module):
         stages = [TrainingStage("kinematics", self.kinematics, settings.kinematics_fit)]
         if isinstance(self.codec, Autoencoder) and not align:  # the other codecs come ready-made
             stages.append(TrainingStage("autoencoder", CodecTraining(self.codec, self.cameras), settings.codec_fit))
-        return [*stages, TrainingStage("denoiser", self, settings.align if align else settings.fit)]
+        once = settings.cache_latents and not settings.shift and not isinstance(self.codec, PixelCodec)
+        fit = settings.align if align else settings.fit
+        return [*stages, TrainingStage("denoiser", self, fit, self if once else None)]
 
     @property
     def normalizer(self) -> Normalizer:
@@ -134,13 +136,27 @@ class VideoDiffusionModel(nn.Module):
     # Frames and latents
 
     def encode(self, images: dict[str, Tensor]) -> Tensor:
-        """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels."""
-        parts = []
-        for name in self.config.cameras:
-            frames = self.cameras.enter(name, images[name])
-            latents = self.codec.encode(frames.flatten(0, -4))
-            parts.append(latents.unflatten(0, frames.shape[:-3]))
+        """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels. Numbers that
+        aren't uint8 are latents of a camera already."""
+        parts = [self.encode_camera(name, images[name]) for name in self.config.cameras]
         return torch.cat(parts, dim=-3)
+
+    def encode_camera(self, camera: str, frames: Tensor) -> Tensor:
+        if frames.is_floating_point():
+            return frames.float()
+        frames = self.cameras.enter(camera, frames)
+        return self.codec.encode(frames.flatten(0, -4)).unflatten(0, frames.shape[:-3])
+
+    def latent_shape(self, camera: str) -> tuple[int, int, int]:
+        return (self.codec.latent_channels, *self.latent[1:])
+
+    def encoder_device(self) -> torch.device:
+        return self.kinematics.moves.weight.device
+
+    def encoder_digest(self) -> str:
+        scale = {name: getattr(self.codec, name) for name in ("scale", "shift") if hasattr(self.codec, name)}
+        sizes = {"own": self.cameras.own, "inner": self.cameras.inner, "size": self.cameras.size}
+        return digest_of_values({"codec": digest_of(self.codec), **scale, **sizes})
 
     @torch.no_grad()
     def decode(self, imagined: Imagined) -> tuple[dict[str, Tensor], Tensor]:
