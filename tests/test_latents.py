@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,9 +24,12 @@ from wmpo.data.latents import encode_once
 from wmpo.data.normalizer import Normalizer
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
+from wmpo.imagination import ImaginedEnv
 from wmpo.opening import open_run
 from wmpo.protocols import TrainingStage
 from wmpo.recipes import RECIPES
+from wmpo.training.resume import Checkpoints
+from wmpo.types import Observation
 from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
@@ -194,3 +199,77 @@ def test_who_encodes_once() -> None:
 def test_moved_pictures_are_not_encoded_beforehand(store: EpisodeStore) -> None:
     with pytest.raises(ValueError, match="moved"):
         VideoClips(FrameCache(store), [0], 2, 4, shift=1).encoded({}, "key")
+
+
+class Judge:
+    """Never sees success."""
+
+    clip_length, threshold = 2, 0.0
+
+    def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return torch.full((len(clips_BLCHW),), -1.0)
+
+
+def first_frames(count: int) -> Observation:
+    dice = torch.Generator().manual_seed(1)
+    images = {
+        name: torch.randint(256, (count, 3, *size), generator=dice, dtype=torch.uint8)
+        for name, size in SPEC.cameras.items()
+    }
+    return Observation(images, torch.rand(count, 2, generator=dice), ("go",) * count)
+
+
+def noting(sizes: list[int], work: Callable[..., Any], rows: Tensor, *rest: Any) -> Any:
+    sizes.append(len(rows))
+    return work(rows, *rest)
+
+
+def test_caps_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, backbone="transformer", motion_prior=False, heads=2, sampling_steps=2)
+    torch.manual_seed(0)
+    free = VideoDiffusionModel.build(settings, SPEC, 4)
+    torch.nn.init.normal_(free.denoiser.out.weight, std=0.2)  # type: ignore[union-attr, arg-type]
+    capped = VideoDiffusionModel.build(replace(settings, imagined_rows=2, codec_rows=3), SPEC, 4)
+    capped.load_state_dict(free.state_dict())
+    sizes: dict[str, list[int]] = {"sample": [], "encode": [], "decode": []}
+    for owner, name in ((capped, "sample"), (capped.codec, "encode"), (capped.codec, "decode")):
+        monkeypatch.setattr(owner, name, partial(noting, sizes[name], getattr(owner, name)))
+    found = []
+    for model in (free, capped):
+        memory, imagined = model.imagine(
+            model.begin(first_frames(5)), torch.ones(5, 4, 3), torch.Generator().manual_seed(2)
+        )
+        found.append((memory, imagined, model.decode(imagined)))
+    (before, one, (seen, _)), (after, other, (again, _)) = found
+    torch.testing.assert_close(other.latents, one.latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.context, before.context, rtol=1e-4, atol=1e-4)
+    assert all((seen[name].int() - again[name].int()).abs().max() <= 1 for name in seen)
+    assert sizes["sample"] == [2, 2, 1] and max(sizes["encode"]) == max(sizes["decode"]) == 3
+
+
+def test_a_dream_decodes_what_is_looked_at(model: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = model.codec.decode
+    monkeypatch.setattr(model.codec, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
+    outcomes, judge = [], cast(Any, Judge())
+    for whole in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        dream = ImaginedEnv(model, judge, SPEC, first_frames(3), range(3), generator=generator, whole=whole)
+        dream.reset(range(3))
+        outcomes.append(dream.step(range(3), torch.ones(3, 4, 3)))
+    assert decoded == [12, 12, 12, 3]  # four frames of three videos and two cameras; then one of the other camera
+    one, other = (outcome.last(("go",) * 3) for outcome in outcomes)
+    assert all(torch.equal(one.images[name], other.images[name]) for name in SPEC.cameras)
+    assert torch.equal(outcomes[0].images["front"], outcomes[1].images["front"])
+
+
+def test_checkpoints_that_take_long_are_written_less_often(tmp_path: Path) -> None:
+    files = Checkpoints(tmp_path / "training", {})
+    files.written -= 30
+    assert files.is_due(20) and not files.is_due(40)
+    files.took = 2.0  # of which 20 times are more than 30
+    assert not files.is_due(20)
+    files.took = 0.01
+    assert files.is_due(20)
+    files.save(1, {})
+    assert not files.is_due(20) and files.took > 0

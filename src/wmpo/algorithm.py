@@ -358,7 +358,7 @@ def practise_from(
         shown, digest = partial(frames.sample, cfg.imitation_batch, seed), cache.digest(liked)
     dream = ImaginedEnv(
         world_model, reward_model, run.env.spec, first.to(run.device), numbers,
-        generator=generator, stride=run.recipe.reward.stride,
+        generator=generator, stride=run.recipe.reward.stride, whole=False,
     )  # fmt: skip
     practise(
         dream, policy, numbers, cfg, seed=seed, generator=generator, folder=run.folder,

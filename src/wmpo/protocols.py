@@ -226,6 +226,15 @@ class WorldModel(Protocol):
     def save_pretrained(self, folder: Path) -> None: ...
 
 
+@runtime_checkable
+class DecodesSome(Protocol):
+    """Optional, of a world model whose decoding costs: only what somebody looks at."""
+
+    def decode_some(self, latents: Latents, frames: Mapping[str, slice]) -> tuple[dict[str, Tensor], Tensor]:
+        """Camera -> some of the K frames, and all states (B, K, S)."""
+        ...
+
+
 class RewardModel(Trainable, Protocol):
     """Says how likely a clip shows the accomplished task. Its loss is on `data.clips.RewardBatch`."""
 

@@ -16,7 +16,7 @@ States and actions that come in or go out have the units of the data; the networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypedDict
@@ -145,7 +145,8 @@ class VideoDiffusionModel(nn.Module):
         if frames.is_floating_point():
             return frames.float()
         frames = self.cameras.enter(camera, frames)
-        return self.codec.encode(frames.flatten(0, -4)).unflatten(0, frames.shape[:-3])
+        latents = in_pieces(self.codec.encode, frames.flatten(0, -4), self.config.settings.codec_rows)
+        return latents.unflatten(0, frames.shape[:-3])
 
     def latent_shape(self, camera: str) -> tuple[int, int, int]:
         return (self.codec.latent_channels, *self.latent[1:])
@@ -161,13 +162,17 @@ class VideoDiffusionModel(nn.Module):
     @torch.no_grad()
     def decode(self, imagined: Imagined) -> tuple[dict[str, Tensor], Tensor]:
         """Frames of each camera, (B, K, C, H, W) uint8, and states (B, K, S)."""
-        latents = imagined.latents
-        flat = latents.flatten(0, 1)
-        parts = flat.chunk(len(self.config.cameras), dim=1)
-        images = {
-            name: self.cameras.leave(name, self.codec.decode(part).unflatten(0, latents.shape[:2]))
-            for name, part in zip(self.config.cameras, parts, strict=True)
-        }
+        return self.decode_some(imagined, {name: slice(None) for name in self.config.cameras})
+
+    @torch.no_grad()
+    def decode_some(self, imagined: Imagined, frames: Mapping[str, slice]) -> tuple[dict[str, Tensor], Tensor]:
+        """The same, of some of the K frames of some cameras."""
+        parts = dict(zip(self.config.cameras, imagined.latents.chunk(len(self.config.cameras), dim=2), strict=True))
+        images = {}
+        for name, some in frames.items():
+            shown = parts[name][:, some]
+            pixels = in_pieces(self.codec.decode, shown.flatten(0, 1), self.config.settings.codec_rows)
+            images[name] = self.cameras.leave(name, pixels.unflatten(0, shown.shape[:2]))
         return images, self.kinematics.state(imagined.pose)
 
     # Learning
@@ -285,10 +290,11 @@ class VideoDiffusionModel(nn.Module):
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
         B, device = len(chunk_BKD), memory.anchor.device
         noise = standard_normal((B, self.config.chunk, *self.latent), device, generator)
-        at_once = CACHED_ROWS if device.type == "cpu" else B
+        at_once = self.config.settings.imagined_rows or B
+        at_once = min(at_once, CACHED_ROWS) if device.type == "cpu" else at_once
         pose = self.kinematics.follow(memory.pose, chunk_BKD)
         given = [(noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows]) for rows in slices(B, at_once)]
-        latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True)))
+        latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True), device=device))
         context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
         return Memory(context, memory.anchor, pose[:, -1], memory.first_pose), Imagined(latents, pose)
 
@@ -325,6 +331,11 @@ def standard_normal(shape: Sequence[int], device: torch.device, generator: torch
     return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
 
+def in_pieces(work: Callable[[Tensor], Tensor], frames: Tensor, rows: int) -> Tensor:
+    """`work(frames)`, on so many rows at a time; 0: on all."""
+    return torch.cat([work(part) for part in frames.split(rows)]) if 0 < rows < len(frames) else work(frames)
+
+
 def slices(n: int, size: int) -> list[slice]:
     """0 to n in pieces of at most `size`."""
     return [slice(begin, begin + size) for begin in range(0, n, size)]
@@ -346,7 +357,9 @@ def build_codec(settings: VideoDiffusionSettings) -> PixelCodec | Autoencoder | 
     """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
     if settings.codec == "pixels":
         return PixelCodec()
-    return Autoencoder() if settings.codec == "autoencoder" else DiffusersCodec(settings.codec_path)
+    if settings.codec == "diffusers":
+        return DiffusersCodec(settings.codec_path)
+    return Autoencoder(2 * settings.codec_downsample, settings.codec_downsample, settings.codec_width)
 
 
 class DenoiserShape(TypedDict):
