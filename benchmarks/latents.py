@@ -35,6 +35,7 @@ from wmpo.recipes import recipe_named
 from wmpo.training.fit import Learner
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec
+from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
 
 CASES: dict[str, dict[str, Any]] = {
@@ -63,6 +64,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measured(cache: FrameCache, spec: EnvSpec, settings: Settings, changes: dict[str, Any]) -> dict[str, float]:
     recipe = recipe_named("place").world_model
+    assert isinstance(recipe, VideoDiffusionSettings)
     torch.manual_seed(0)
     config = replace(recipe, codec="autoencoder", shift=0, precision="float32", **changes)
     model = VideoDiffusionModel.build(config, spec, 4)

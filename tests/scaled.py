@@ -56,11 +56,13 @@ def few(fit: FitConfig, parts: int = 2) -> FitConfig:
 def scaled(name: str, policy: Path) -> Recipe:
     """A preset with its code paths: bfloat16, parts of batches, blocks computed again, latents once, caps."""
     recipe = RECIPES[name]
-    world, reward = recipe.world_model, recipe.reward
+    world: Any = recipe.world_model
+    reward: Any = recipe.reward
+    env: Any = recipe.env
     return replace(
         recipe,
         device="cpu",
-        env=replace(recipe.env, image_size=PIXELS, workers=1, renderer="rays"),
+        env=replace(env, image_size=PIXELS, workers=1, renderer="rays"),
         demonstrations=replace(recipe.demonstrations, episodes=4),
         collect=replace(recipe.collect, episodes=4),
         policy=replace(recipe.policy, pretrained=str(policy), fit=few(recipe.policy.fit)),

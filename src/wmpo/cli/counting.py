@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -87,9 +87,22 @@ class AsOnAGpu(TorchFunctionMode):
         if func in HALF | WHOLE and torch.is_autocast_enabled("cpu"):
             dtype = torch.bfloat16 if func in HALF else torch.float32
             args, kwargs = tree_map(lambda value: cast(value, dtype), (args, kwargs))
+        if func is torch.autograd.grad:
+            with self:  # also while blocks are computed again for their gradients; torch would leave the mode here
+                return gradients(*args, **kwargs)  # type: ignore[arg-type]
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)  # type: ignore[arg-type]
         return func(*args, **kwargs)
+
+
+def gradients(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], **settings: object) -> object:
+    """`torch.autograd.grad` of the sum of outputs; inputs that aren't used get none."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    ones = tuple(torch.ones_like(output) for output in outputs)
+    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    return engine.run_backward(
+        tuple(outputs), ones, False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
 
 
 def cast(value: object, dtype: torch.dtype) -> object:

@@ -41,6 +41,16 @@ DREAM = VideoDiffusionSettings(
     shift=0,
 )
 
+JUDGE = VideoMAESettings(
+    family="videomae",
+    clip_length=8,
+    width=384,
+    depth=12,
+    heads=6,
+    image_size=224,
+    fit=FitConfig(steps=10_000, batch_size=64, accumulate=8, lr=1e-4, warmup=500),
+)
+
 LARGE_24GB = Recipe(
     name="large-24gb",
     control=False,
@@ -53,15 +63,7 @@ LARGE_24GB = Recipe(
     ),
     collect=CollectConfig(episodes=1280),
     world_model=DREAM,
-    reward=VideoMAESettings(
-        family="videomae",
-        clip_length=8,
-        width=384,
-        depth=12,
-        heads=6,
-        image_size=224,
-        fit=FitConfig(steps=10_000, batch_size=64, accumulate=8, lr=1e-4, warmup=500),
-    ),
+    reward=JUDGE,
     grpo=GRPOConfig(iterations=100, groups=64, group_size=8, shards=PARTS, lr=1e-5, micro_batch=1),
 )
 
@@ -74,5 +76,5 @@ LARGE_80GB = replace(
         fit=FitConfig(steps=20_000, batch_size=64, accumulate=32, lr=5e-4, warmup=1000),
     ),
     world_model=replace(DREAM, imagined_rows=64, codec_rows=256, width=1152, depth=28, heads=16),
-    reward=replace(LARGE_24GB.reward, width=768, heads=12),
+    reward=replace(JUDGE, width=768, heads=12),
 )
