@@ -14,41 +14,18 @@ from typing import Any
 import torch
 import transformers
 import tyro
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
-from wmpo.cli.planning import META, Need, plan
-from wmpo.config import FitConfig, FlowConfig, Recipe
+from wmpo.cli.counting import META
+from wmpo.cli.planning import Need, plan
+from wmpo.config import FitConfig, Recipe
 from wmpo.envs import make_env
 from wmpo.io.files import write_json
 from wmpo.io.provenance import commit
-from wmpo.policies.flow_vla import FlowVLA, FlowVLAConfig
-from wmpo.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
-from wmpo.policies.openvla_oft.config import LanguageConfig, TowerConfig
-from wmpo.policies.openvla_oft.prompt import Prompt
+from wmpo.policies.sizes import RANK, openvla_oft, pi0, smolvla
 from wmpo.recipes import recipe_named
 from wmpo.types import EnvSpec
 
-CHUNK, RANK = 8, 32
-GREY = (0.5, 0.5, 0.5)
-
-# The config.json of HuggingFaceTB/SmolVLM2-500M-Video-Instruct, as far as sizes go.
-SMOLVLM: dict[str, Any] = {
-    "text_config": {
-        "model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "head_dim": 64,
-        "num_attention_heads": 15, "num_key_value_heads": 5, "vocab_size": 49280,
-    },
-    "vision_config": {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "image_size": 512, "patch_size": 16,
-    },
-    "scale_factor": 4, "image_token_id": 49190,
-}  # fmt: skip
-
-# DINOv2 ViT-L/14 with registers and SigLIP SO400M/14, each without its last layer; Llama 2 7B.
-DINO = TowerConfig(224, 14, 1024, 4096, 23, 16, GREY, GREY, registers=4)
-SIGLIP = TowerConfig(224, 14, 1152, 4304, 26, 16, GREY, GREY)
-LLAMA = LanguageConfig(vocabulary=32064, padding=64)
+CHUNK = 8
 
 
 @dataclass
@@ -57,28 +34,14 @@ class Settings:
     """Where to write the plans, as JSON."""
 
 
-def words() -> Tokenizer:
-    """It knows what `Prompt` looks for, and reads any sentence as one word."""
-    return Tokenizer(WordLevel({"<unk>": 0, "▁": 1, "</s>": 2}, unk_token="<unk>"))
-
-
-def flow(network: Any, settings: Callable[[], dict[str, Any]], spec: EnvSpec) -> FlowVLA:
-    config = FlowVLAConfig(network, settings(), CHUNK, spec.state_dim, spec.action_dim, FlowConfig(steps=10))
-    return FlowVLA(config, words().to_str())
-
-
-def openvla(spec: EnvSpec, **settings: Any) -> OpenVLAOFT:
-    cameras = tuple(spec.cameras)
-    config = OpenVLAOFTConfig(cameras, None, spec.action_dim, CHUNK, DINO, SIGLIP, LLAMA, **settings)
-    return OpenVLAOFT(config, Prompt(words(), "here"))
-
-
 POLICIES: dict[str, Callable[[EnvSpec], Any]] = {
-    "SmolVLA": lambda spec: flow("smolvla", lambda: {"vlm": SMOLVLM}, spec),
-    "pi0": lambda spec: flow("pi0", lambda: transformers.PI0Config().to_dict(), spec),
-    "OpenVLA-OFT": openvla,
-    f"OpenVLA-OFT, lora_rank {RANK}": lambda spec: openvla(spec, lora_rank=RANK),
-    f"OpenVLA-OFT, lora_rank {RANK}, checkpointing": lambda spec: openvla(spec, lora_rank=RANK, checkpointing=True),
+    "SmolVLA": lambda spec: smolvla(spec, CHUNK),
+    "pi0": lambda spec: pi0(spec, CHUNK),
+    "OpenVLA-OFT": lambda spec: openvla_oft(spec, CHUNK),
+    f"OpenVLA-OFT, lora_rank {RANK}": lambda spec: openvla_oft(spec, CHUNK, lora_rank=RANK),
+    f"OpenVLA-OFT, lora_rank {RANK}, checkpointing": lambda spec: openvla_oft(
+        spec, CHUNK, lora_rank=RANK, checkpointing=True
+    ),
 }
 
 

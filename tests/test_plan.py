@@ -15,23 +15,23 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from wmpo.cli import main, planning
+from wmpo.cli.counting import META, Alive, go_through
 from wmpo.cli.planning import (
-    META,
-    Alive,
     Need,
     blank,
     fitting,
-    go_through,
     images,
     plan,
     training,
     updating,
     world_model_training,
 )
-from wmpo.config import FitConfig, GRPOConfig
+from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.errors import UserError
+from wmpo.nn.precision import computing_in
 from wmpo.policies import load_policy
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.openvla_oft import OpenVLAOFT
@@ -42,6 +42,11 @@ from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.video_diffusion import Memory, VideoDiffusionModel
 
 SPEC = EnvSpec({"front": (32, 32)}, 4, 4, 24, 5)
+
+
+def stages(recipe: Recipe, spec: EnvSpec) -> list[Need]:
+    """What is trained or practised, without what only plays or replays."""
+    return [need for need in plan(recipe, spec) if need.stage not in ("collect, evaluate", "replay")]
 
 
 class Square(nn.Module):
@@ -99,7 +104,7 @@ def test_steps_of_a_run_by_hand() -> None:
         recipe, rounds=2, control=True, world_model=replace(recipe.world_model, align=align),
         grpo=replace(recipe.grpo, iterations=5, groups=6, group_size=4, minibatches=2, micro_batch=3),
     )  # fmt: skip
-    needs = plan(recipe, SPEC)  # 24 actions in chunks of 4
+    needs = stages(recipe, SPEC)  # 24 actions in chunks of 4
     world = recipe.world_model  # its kinematics are trained anew in each of the two rounds
     worlds = (3 * world.kinematics_fit.steps, world.fit.steps + 2 * 30 * 2)
     assert [need.stage for need in needs[1:3]] == ["world: kinematics", "world: denoiser"]
@@ -107,21 +112,62 @@ def test_steps_of_a_run_by_hand() -> None:
     fits = (imitation, *worlds, 2 * recipe.reward.fit.steps)
     chunks = 3 * 5 * 6 * recipe.grpo.shards
     assert [need.steps for need in needs] == [*fits, chunks, 3 * 5 * 24 / 3]
-    cross_fitted = plan(replace(recipe, reward=replace(recipe.reward, threshold="calibrated")), SPEC)
+    cross_fitted = stages(replace(recipe, reward=replace(recipe.reward, threshold="calibrated")), SPEC)
     assert cross_fitted[3].steps == 3 * needs[3].steps  # one that sees all episodes, and two that see half
-    thrice = plan(replace(recipe, grpo=replace(recipe.grpo, epochs=3)), SPEC)
+    thrice = stages(replace(recipe, grpo=replace(recipe.grpo, epochs=3)), SPEC)
     assert [need.steps for need in thrice[-2:]] == [chunks, 3 * 3 * 5 * 24 / 3]
     once = plan(replace(recipe, reward=replace(recipe.reward, stride=4)), SPEC)[-2].flop  # one clip a chunk, not two
-    double = plan(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[-2].flop
+    double = stages(replace(recipe, grpo=replace(recipe.grpo, groups=12)), SPEC)[-2].flop
     assert double == pytest.approx(2 * needs[-2].flop, rel=1e-3)  # but for sentences, each read once
     judge = build_reward_model(recipe.reward, SPEC).to(META)
     with Alive() as alive:
         rows = 24 // recipe.grpo.shards  # of those that are imagined at once
         judge.score(images((32, 32), rows, recipe.reward.clip_length), ("",) * rows)
     assert needs[-2].flop - once == alive.flop > 0
-    slow = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=3)), SPEC)[-2].flop
-    slower = plan(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=5)), SPEC)[-2].flop
+    slow = stages(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=3)), SPEC)[-2].flop
+    slower = stages(replace(recipe, world_model=replace(recipe.world_model, sampling_steps=5)), SPEC)[-2].flop
     assert slower - slow == slow - needs[-2].flop > 0
+
+
+def test_playing_and_replaying_by_hand() -> None:
+    recipe = RECIPES["smoke"]
+    recipe = replace(recipe, collect=replace(recipe.collect, episodes=40), rounds=1, control=False)
+    needs = {need.stage: need for need in plan(recipe, replace(SPEC, max_batch=16))}
+    batches = -(-(40 + 2 * 32 * recipe.evaluate.time_factor) // 16)  # rollouts; base and practised policy, evaluated
+    assert needs["collect, evaluate"].steps == 6 * batches
+    replayed = 40 + 40  # rollouts, and as many demonstrations
+    assert needs["replay"].steps * 80 == 6 * replayed
+    more = {need.stage: need for need in plan(recipe, replace(SPEC, max_batch=32))}
+    assert more["collect, evaluate"].activations > 1.8 * needs["collect, evaluate"].activations
+
+
+def test_hours_of_several_processes_by_hand() -> None:
+    need = Need("train", 1, 0, 0, 0, "", flop=10**12, steps=800, parts=8, sent=10**9)
+    assert need.hours(1.0) == 800 / 3600
+    assert need.hours(1.0, 8, gigabytes=1.0) == pytest.approx((100 + 100 * 2 * 7 / 8) / 3600)
+    assert need.hours(1.0, 5, gigabytes=1e9) == pytest.approx(200 / 3600)  # some have two parts
+    assert need.hours(1.0, 64, gigabytes=1e9) == pytest.approx(100 / 3600)  # no more of them have work
+
+
+def test_bfloat16_and_attention_are_counted_as_a_gpu_computes_them() -> None:
+    x = torch.empty(2, 4, 1000, 16, device=META, requires_grad=True)
+    layer = nn.Linear(16, 16, bias=False, device=META)
+
+    def attend() -> None:
+        with computing_in("bfloat16", META):
+            assert scaled_dot_product_attention(layer(x), x, x).dtype == torch.bfloat16
+
+    size, pairs = 2 * x.numel(), 2 * 2 * 4 * 1000**2
+    taken = go_through(torch.no_grad(), attend)
+    assert taken.flop == 2 * x.numel() * 16 + 4 * 2 * 4 * 1000**2 * 16
+    assert 3 * size + 2 * size <= taken.peak < pairs / 2  # x as it came, halves of it, what comes out; no pairs
+
+    def twice() -> None:
+        with computing_in("bfloat16", META):
+            found = checkpoint(lambda given: layer(given).exp(), x, use_reentrant=False)
+        torch.autograd.grad(found.sum(), [x])  # outside, where what is computed again must be bfloat16 too
+
+    assert go_through(torch.enable_grad(), twice).flop == 3 * 2 * x.numel() * 16
 
 
 def test_what_is_let_go_is_not_counted() -> None:
@@ -162,7 +208,7 @@ def test_planned_activations_are_those_of_a_real_step(rows: int) -> None:
 
 def test_more_rows_need_more_memory_and_the_advice_fits() -> None:
     recipe = RECIPES["smoke"]
-    needs = {need.stage: need for need in plan(recipe, SPEC)}
+    needs = {need.stage: need for need in stages(recipe, SPEC)}
     assert list(needs) == [
         "imitate", "world: kinematics", "world: denoiser", "reward model", "practise: imagine", "practise: update"
     ]  # fmt: skip
@@ -279,7 +325,7 @@ def test_every_kind_of_world_model_is_planned(settings: dict[str, Any]) -> None:
 
 
 def test_frozen_parts_have_no_optimiser() -> None:
-    kinematics, denoiser = plan(RECIPES["smoke"], SPEC)[1:3]
+    kinematics, denoiser = stages(RECIPES["smoke"], SPEC)[1:3]
     matrix, moments = 4 * (denoiser.parameters - kinematics.parameters), 2  # of AdamW
     fit = RECIPES["smoke"].world_model.fit
     assert fit.optimizer == "adamw" and denoiser.training == matrix * (1 + moments)
@@ -313,3 +359,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--tflops", "-1"]) == 2
     assert main(["plan", "smoke", "--env.renderer", "rays", "--gpu-memory", "0.001"]) == 1
     assert main(["plan", "smoke", "--gpu-memory", "0"]) == 2
+    capsys.readouterr()
+    assert main(["plan", "smoke", "--env.renderer", "rays", "--tflops", "1e-6", "--gpus", "6"]) == 0
+    table = capsys.readouterr().out.partition("hours by the number of GPUs")[2]
+    assert [cell.strip() for cell in table.splitlines()[2].split("┃")[1:-1]] == ["stage", "1", "2", "4", "6"]

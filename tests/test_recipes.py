@@ -30,6 +30,10 @@ def test_named_recipes_make_sense(recipe: Recipe) -> None:
     if recipe.name == "paper":
         with pytest.raises(UserError, match=r"world_model\.codec_path, '', is no folder"):
             check_recipe(recipe)
+    elif recipe.name.startswith("large-"):
+        with pytest.raises(UserError, match=r"name a folder to begin from, policy\.pretrained"):
+            check_recipe(recipe)
+        check_recipe(replace(recipe, policy=RECIPES["place"].policy))
     else:
         check_recipe(recipe)
     if recipe.env.family == "tabletop":

@@ -5,10 +5,12 @@ import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from av.video.reformatter import VideoReformatter
 
 from episodes_by_hand import SPEC, assert_same, make_episode, make_store
 from wmpo.data import layout, parts
@@ -38,6 +40,27 @@ def test_episodes_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert opened.episodes([]) == []
         with pytest.raises(UserError, match="no episode 5"):
             opened.episodes([1, 5])
+
+
+def test_first_frames_are_found_by_seeking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    episodes = [make_episode(n, 30 + n, source="expert") for n in range(4)]
+    store = make_store(tmp_path, episodes[:3])
+    store.append(episodes[3:])
+    decoded: list[int] = []
+    reformat = VideoReformatter.reformat
+    monkeypatch.setattr(
+        "wmpo.data.video.VideoReformatter",
+        lambda: SimpleNamespace(reformat=lambda *given, **how: decoded.append(1) or reformat(own, *given, **how)),
+    )
+    own = VideoReformatter()
+    for order in ([2, 0, 3], [1]):
+        decoded.clear()
+        for index, found in zip(order, store.with_first_frames(order), strict=True):
+            images = {name: frames[:1] for name, frames in episodes[index].images.items()}
+            assert_same(found, dataclasses.replace(episodes[index], images=images))
+        assert len(decoded) == len(order) * len(SPEC.cameras)
+    with pytest.raises(UserError, match="no episode 4"):
+        store.with_first_frames([0, 4])
 
 
 def test_any_number_of_dimensions(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from episodes_by_hand import make_episode, make_store
 from wmpo import success
@@ -31,8 +31,17 @@ from wmpo.policies.settings import MiniVLASettings
 from wmpo.report.measure import outcomes
 from wmpo.rewards.settings import ConvSettings
 from wmpo.run import Run
-from wmpo.success import FOLDS, SuccessData, cross_fitted_threshold, imagined_again, learn_success, to_judge, verdicts
-from wmpo.types import Episode
+from wmpo.success import (
+    FOLDS,
+    SuccessData,
+    cross_fitted_threshold,
+    imagined_again,
+    learn_success,
+    threshold_by_rate,
+    to_judge,
+    verdicts,
+)
+from wmpo.types import Decision, Episode, Observation
 
 SUCCESS = {0: (), 1: (), 2: (7, 8), 3: (5, 6, 7, 8)}  # episode -> frames that show it
 
@@ -47,7 +56,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 class ByNumber:
     """Scores a clip by the number of its episode, which its red channel shows."""
 
-    clip_length = 2
+    clip_length, threshold = 2, 0.5
 
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         return clips_BLCHW[:, -1, 0].float().mean((1, 2))
@@ -100,7 +109,7 @@ def test_every_episode_is_judged_once_and_those_of_one_state_together(tmp_path: 
 class ByFrame:
     """Scores a clip by the number of its last frame, which its green channel shows."""
 
-    clip_length = 2
+    clip_length, threshold = 2, 0.5
 
     def score(self, clips_BLCHW: Tensor, instruction: tuple[str, ...]) -> Tensor:
         return clips_BLCHW[:, -1, 1].float().mean((1, 2))
@@ -199,7 +208,12 @@ def test_replays_hold_few_episodes_at_once_and_go_on_after_a_stop(run: Run, monk
         held.append(len(episodes))
         if len(held) == 2:
             raise KeyboardInterrupt
-        return Replay([replace(episode, source=f"dream {settings['seed']}") for episode in episodes], [])
+        dreamt = []
+        for episode in episodes:
+            assert all(len(frames) == 1 for frames in episode.images.values())  # the others were not decoded
+            images = {name: np.repeat(frames, episode.length + 1, 0) for name, frames in episode.images.items()}
+            dreamt.append(replace(episode, images=images, source=f"dream {settings['seed']}"))
+        return Replay(dreamt, [])
 
     monkeypatch.setattr(success, "replay", imagine)
     monkeypatch.setattr(success, "REPLAYED_AT_ONCE", 2)
@@ -212,6 +226,41 @@ def test_replays_hold_few_episodes_at_once_and_go_on_after_a_stop(run: Run, monk
     assert [episode.images["front"][0, 0, 0, 0] for episode in dreams.episodes(range(3))] == [3, 0, 1]
     seeds = [record.source for record in dreams.records()]
     assert seeds[0] == seeds[1] != seeds[2]
+
+
+class Still(nn.Module):
+    """A world in which nothing moves."""
+
+    chunk, begun = 4, 0
+
+    def begin(self, first: Observation) -> Observation:
+        self.begun = max(self.begun, len(first))
+        return first
+
+    def imagine(self, memory: Observation, chunk: Tensor, generator: object) -> tuple[Observation, Observation]:
+        return memory, memory
+
+    def decode(self, latents: Observation) -> tuple[dict[str, Tensor], Tensor]:
+        images = {name: image[:, None].expand(-1, 4, -1, -1, -1) for name, image in latents.images.items()}
+        return images, latents.state[:, None].expand(-1, 4, -1)
+
+
+class Idle:
+    chunk = 4
+
+    def act(self, observation: Observation, **settings: object) -> Decision:
+        chunk = torch.zeros(len(observation), 4, 3)
+        return Decision(chunk, chunk, torch.zeros_like(chunk))
+
+
+def test_a_threshold_by_rate_holds_few_episodes_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four succeed, so half of the dreams must: each scores the number of the episode that it begins as."""
+    monkeypatch.setattr(success, "REPLAYED_AT_ONCE", 3)
+    monkeypatch.setattr(type(run.store), "each", lambda *given: pytest.fail("whole videos are decoded"))
+    world, policy, judge = Still(), Idle(), ByNumber()
+    threshold = threshold_by_rate(run, cast(Any, policy), cast(Any, world), cast(Any, judge), [3, 0, 2, 1], 1)
+    assert world.begun == 3 * success.DREAMS_PER_INITIAL_STATE
+    assert 1 <= threshold < 2
 
 
 def test_keyframes_are_of_the_given_episodes_and_before_success(run: Run) -> None:

@@ -278,11 +278,14 @@ def fit_stage(
 ) -> None:
     """One training of a world model. `parts` of a batch: clips, how many, and their seed."""
 
+    name = f"world_model_{stage.name}{suffix}"
+    parts = [(run.shown_to(stage, clips, name), size, seed) for clips, size, seed in parts]
+
     def clips(step: int) -> VideoBatch:
         return cat([clips.sample(size, seed, step) for clips, size, seed in parts])
 
     depends = {f"clips {i}": f"{size} of {clips.digest()}" for i, (clips, size, _) in enumerate(parts)}
-    run.fit(stage.module, clips, stage.fit, f"world_model_{stage.name}{suffix}", seed, depends)
+    run.fit(stage.module, clips, stage.fit, name, seed, depends)
 
 
 def model_success(run: Run, policy: Policy, world_model: WorldModel, turn: int) -> RewardModel:
@@ -355,7 +358,7 @@ def practise_from(
         shown, digest = partial(frames.sample, cfg.imitation_batch, seed), cache.digest(liked)
     dream = ImaginedEnv(
         world_model, reward_model, run.env.spec, first.to(run.device), numbers,
-        generator=generator, stride=run.recipe.reward.stride,
+        generator=generator, stride=run.recipe.reward.stride, whole=False,
     )  # fmt: skip
     practise(
         dream, policy, numbers, cfg, seed=seed, generator=generator, folder=run.folder,

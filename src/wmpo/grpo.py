@@ -318,8 +318,9 @@ def practise(
             bar.update(1, f"success {groups.success_rate:.0%}")
             if callback is not None:
                 callback(iteration + 1, policy)
-            files.save(iteration + 1, learner.tensors())
-            (stopping,) = ranks.agree(stop.is_set())
+            stopping, due = ranks.agree(stop.is_set(), files.is_due())
+            if stopping or due:
+                files.save(iteration + 1, learner.tensors())
             if stopping and iteration + 1 < cfg.iterations:
                 raise KeyboardInterrupt(f"{name}: stopped after iteration {iteration + 1}")
     learner.take_average()

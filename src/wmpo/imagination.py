@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo.protocols import Memory, RewardModel, WorldModel
+from wmpo.protocols import DecodesSome, Latents, Memory, RewardModel, WorldModel
 from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Episode, Observation, Outcome
 
@@ -36,11 +36,14 @@ class ImaginedEnv:
         generator: torch.Generator,
         stride: int = 1,
         stop: bool = True,
+        whole: bool = True,
     ) -> None:
         """`first_frames[i]` is the real first frame of initial-state number `initial_states[i]`.
 
         `stop=False` goes on to the horizon whatever the score, to look at a whole replay. A dream draws its random
-        numbers from `generator`, so that its owner can make them repeatable.
+        numbers from `generator`, so that its owner can make them repeatable. `whole=False`: of the cameras that the
+        reward model doesn't watch, an outcome shows the last frame of a chunk alone, at which the policy decides; such
+        episodes can't be recorded.
         """
         self.spec = spec
         self.world_model = world_model
@@ -49,6 +52,7 @@ class ImaginedEnv:
         self.row_of_start = {initial_state: row for row, initial_state in enumerate(initial_states)}
         self.stride = stride
         self.stop = stop
+        self.whole = whole
         self.generator = generator
         self.camera = next(iter(spec.cameras))  # the reward model watches the first camera
 
@@ -71,7 +75,7 @@ class ImaginedEnv:
             self.memory = self.world_model.select(self.memory, [place[row] for row in rows])
             self.memory_rows = rows
         self.memory, latents = self.world_model.imagine(self.memory, chunk_AKD, self.generator)
-        images, state = self.world_model.decode(latents)
+        images, state = self.decode(latents)
         index = torch.as_tensor(rows)
         time_AK = self.steps[index][:, None] + torch.arange(1, chunk_AKD.shape[1] + 1)
         success = self._judge(index, images[self.camera], time_AK <= self.spec.horizon)
@@ -80,6 +84,13 @@ class ImaginedEnv:
         if self.stop:
             done |= success.any(1)
         return Outcome(images, state, success, done)
+
+    def decode(self, latents: Latents) -> tuple[dict[str, Tensor], Tensor]:
+        """Frames that somebody looks at, and states, see `WorldModel.decode`."""
+        if self.whole or not isinstance(self.world_model, DecodesSome):
+            return self.world_model.decode(latents)
+        seen = {name: slice(None) if name == self.camera else slice(-1, None) for name in self.spec.cameras}
+        return self.world_model.decode_some(latents, seen)
 
     def _judge(self, index: Tensor, frames_AKCHW: Tensor, counts_AK: Tensor) -> Tensor:
         """(A, K) bool: the clip that ends at this frame shows success, or an earlier one of the chunk did.
@@ -94,7 +105,8 @@ class ImaginedEnv:
         sentences = tuple(self.instruction[i] for i in index.tolist())
         ends = list(range(K - 1, -1, -self.stride))  # counted back from the chunk's end, which is always scored
         clips = [video[:, end : end + L] for end in ends]
-        for end, score in zip(ends, parallel_map(self.reward_model.score, clips, [sentences] * len(ends)), strict=True):
+        found = parallel_map(self.reward_model.score, clips, [sentences] * len(ends), device=video.device)
+        for end, score in zip(ends, found, strict=True):
             scores[index, end] = score.cpu().where(counts_AK[:, end], torch.nan)
         self.scores.append(scores)
         hit = scores[index] > self.reward_model.threshold  # both logits; NaN compares False

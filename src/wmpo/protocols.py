@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo.config import FitConfig, PolicyConfig
+from wmpo.data.latents import Encoder
 from wmpo.types import Decision, EnvSpec, Episode, Observation, Outcome
 
 if TYPE_CHECKING:
@@ -179,6 +180,9 @@ class TrainingStage:
     module: Trainable
     """Its loss is on `data.clips.VideoBatch`; it learns where that has gradients."""
     fit: FitConfig
+    encoder: Encoder | None = None
+    """Where given, no frame is shown to `module`, but its latents of this encoder, float16: each frame of the data is
+    encoded once (`data.latents`)."""
 
 
 class WorldModel(Protocol):
@@ -220,6 +224,15 @@ class WorldModel(Protocol):
     def eval(self) -> Self: ...
 
     def save_pretrained(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class DecodesSome(Protocol):
+    """Optional, of a world model whose decoding costs: only what somebody looks at."""
+
+    def decode_some(self, latents: Latents, frames: Mapping[str, slice]) -> tuple[dict[str, Tensor], Tensor]:
+        """Camera -> some of the K frames, and all states (B, K, S)."""
+        ...
 
 
 class RewardModel(Trainable, Protocol):

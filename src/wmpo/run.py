@@ -13,7 +13,9 @@ import torch
 
 from wmpo.batches import Batch
 from wmpo.config import FitConfig, Recipe
+from wmpo.data.clips import VideoClips
 from wmpo.data.initial_states import initial_states
+from wmpo.data.latents import encode_once
 from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import task_names
@@ -21,8 +23,9 @@ from wmpo.errors import UserError
 from wmpo.families import save_model
 from wmpo.io.files import read_json, write_json
 from wmpo.io.plain import differences, to_plain
-from wmpo.protocols import Env, Policy, RewardModel, WorldModel
+from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.training import ranks
+from wmpo.training.checkpoint import WEIGHTS
 from wmpo.training.fit import Network, fit, step_seed
 from wmpo.training.log import RunLog
 from wmpo.types import EnvSpec
@@ -114,6 +117,20 @@ class Run:
             module, sample, config, folder=self.folder, name=name, log=self.log, device=self.device, seed=seed,
             depends=depends,
         )  # fmt: skip
+
+    def shown_to(self, stage: TrainingStage, clips: VideoClips, name: str) -> VideoClips:
+        """Clips as a stage of training takes them, which goes by this name: latents of their frames, where it has an
+        encoder. Once it has ended none are needed."""
+        if stage.encoder is None:
+            return clips
+
+        def tell(missing: int) -> None:
+            self.log.info(f"{name}: {missing} frames are encoded, once")
+
+        stage.module.to(self.device)
+        fitted = ranks.first((self.folder / name / WEIGHTS).exists)
+        latents = {} if fitted else encode_once(clips.cache, clips.episodes, stage.encoder, tell)
+        return clips.encoded(latents, stage.encoder.encoder_digest())
 
     @once
     def save(self, kind: str, family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:

@@ -29,7 +29,7 @@ from wmpo.training.checkpoint import digest_of, digest_of_values
 from wmpo.types import Episode
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
-REPLAYED_AT_ONCE = 128  # episodes that are held in memory while they are imagined again
+REPLAYED_AT_ONCE = 128  # episodes that are held in memory while they are imagined again, however many there are
 FEW = 10  # episodes on which a threshold rests, below which it says little
 SHORT = 0.25  # seconds of a clip, below which hardly anything happens in it
 FOLDS = 2  # each episode is judged by a classifier that has not seen it, trained on the other folds
@@ -212,16 +212,20 @@ def threshold_by_rate(
     run: Run, policy: Policy, world_model: WorldModel, model: RewardModel, episodes: Sequence[int], turn: int
 ) -> float:
     """With it the policy succeeds in the dream as often as it did for real, from the same first frames."""
-    tried = run.store.episodes(episodes)
     spec, stride = run.env.spec, run.recipe.reward.stride
-    first = first_frames_of(tried, spec).to(run.device)
     generator = torch.Generator(device=run.device).manual_seed(run.seed(Purpose.THRESHOLD, turn))
-    numbers = range(len(tried))
-    dream = ImaginedEnv(world_model, model, spec, first, numbers, generator=generator, stride=stride, stop=False)
-    again = [*numbers] * DREAMS_PER_INITIAL_STATE
-    rollout(dream, policy, again, temperature=run.recipe.collect.temperature, generator=generator)
+    scores = []
+    for begin in range(0, len(episodes), REPLAYED_AT_ONCE):
+        tried = run.store.with_first_frames(episodes[begin : begin + REPLAYED_AT_ONCE])
+        first, numbers = first_frames_of(tried, spec).to(run.device), range(len(tried))
+        dream = ImaginedEnv(
+            world_model, model, spec, first, numbers, generator=generator, stride=stride, stop=False, whole=False
+        )
+        again = [*numbers] * DREAMS_PER_INITIAL_STATE
+        rollout(dream, policy, again, temperature=run.recipe.collect.temperature, generator=generator)
+        scores.append(dream.best_scores())
     rate = 0.5 if run.recipe.reward.threshold == "half" else success_rate(run, episodes)
-    return matching_threshold(dream.best_scores(), rate)
+    return matching_threshold(torch.cat(scores), rate)
 
 
 def success_rate(run: Run, episodes: Sequence[int]) -> float:
@@ -239,10 +243,8 @@ def imagined_again(run: Run, world_model: WorldModel, episodes: Sequence[int], t
         run.folder / f"dreams-{turn}", replace(spec, cameras={camera: spec.cameras[camera]})
     )
     chunk, untrained = world_model.chunk, build_reward_model(run.recipe.reward, spec).to(run.device)
-    for begin in range(
-        len(store), len(episodes), REPLAYED_AT_ONCE
-    ):  # so that memory is bounded, however many there are
-        real = run.store.episodes(episodes[begin : begin + REPLAYED_AT_ONCE])
+    for begin in range(len(store), len(episodes), REPLAYED_AT_ONCE):
+        real = run.store.with_first_frames(episodes[begin : begin + REPLAYED_AT_ONCE])
         dreamt = replay(
             world_model, untrained, spec, real, chunk=chunk, device=run.device, stride=chunk,
             seed=run.seed(Purpose.REPLAY, begin),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from wmpo.cli.run import parse_with_recipe
 from wmpo.config import Recipe
 from wmpo.errors import require_between
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wmpo.cli.planning import Need
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class PlanCommand:
     """Speed that the device holds in such work, in TFLOP/s (10^12 operations per second). A GPU may reach 40 % of what
     its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 here,
     measured, which bounds the time from below."""
+    gpus: int = 1
+    """Also say how long it takes with 2, 4 ... so many GPUs, a process each (docs/cluster.md)."""
+    link: float = 25.0
+    """GB (10^9 bytes) in a second that go from one GPU to the next: 25 over PCIe, 200 or more over NVLink, 12 over
+    Ethernet of 100 Gbit/s."""
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> PlanCommand:
@@ -39,12 +49,18 @@ class PlanCommand:
         from wmpo.cli.planning import fitting, plan
         from wmpo.envs import make_env
         from wmpo.opening import pick_device
+        from wmpo.policies.settings import MiniVLASettings
+        from wmpo.policies.sizes import is_sketched
         from wmpo.recipes.checks import check_recipe
         from wmpo.run import check_horizon
 
         require_between("--gpu-memory", self.gpu_memory, 1e-3, 1e9)
         require_between("--tflops", self.tflops, 0, 1e9)
-        check_recipe(self.recipe)
+        require_between("--gpus", self.gpus, 1, 65536)
+        require_between("--link", self.link, 1e-3, 1e6)
+        sketched = is_sketched(self.recipe.policy)
+        # what is only planned needs no folder with weights
+        check_recipe(replace(self.recipe, policy=MiniVLASettings()) if sketched else self.recipe)
         # Where a speed is given, the recipe's device may be another machine's.
         device = None if self.tflops else pick_device(self.recipe.device)
         env = make_env(replace(self.recipe.env, workers=0))
@@ -72,8 +88,29 @@ class PlanCommand:
         console.print(memory)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
         console.print(time)
+        if sketched:
+            console.print(
+                f"policy.pretrained is empty: a {self.recipe.policy.family} of its published size is planned."
+            )
+        if self.gpus > 1:
+            console.print(self.shared(needs, tflops))
         hours = sum(need.hours(tflops) for need in needs)
         console.print(f"{hours:,.2f} hours in all, for arithmetic alone: small networks take several times as long.")
         episodes = self.recipe.grpo.groups * self.recipe.grpo.group_size
         console.print(f"Imagined in an iteration: {episodes} episodes, up to {episodes * spec.horizon:,} frames.")
         return int(any(need.total > 1e9 * self.gpu_memory for need in needs))
+
+    def shared(self, needs: Sequence[Need], tflops: float) -> Table:
+        """Hours of each stage, by the number of GPUs."""
+        from rich.table import Table
+
+        counts = sorted({self.gpus, *(2**power for power in range(self.gpus.bit_length()))})
+        table = Table(title=f"{self.recipe.name}: hours by the number of GPUs", title_justify="left")
+        table.add_column("stage", no_wrap=True)
+        for gpus in counts:
+            table.add_column(str(gpus), justify="right", no_wrap=True)
+        rows = {need.stage: [need.hours(tflops, gpus, self.link) for gpus in counts] for need in needs}
+        rows["in all"] = [sum(hours) for hours in zip(*rows.values(), strict=True)]
+        for stage, hours in rows.items():
+            table.add_row(stage, *(f"{value:,.1f}" for value in hours))
+        return table

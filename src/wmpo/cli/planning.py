@@ -8,41 +8,30 @@ large networks; optimisers, the real environment, the autoencoder's own training
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, UntypedStorage, nn
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+from torch import Tensor, nn
 
 from wmpo.batches import split
+from wmpo.cli.counting import META, Network, go_through
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
+from wmpo.data.latents import AT_ONCE, Encoder
 from wmpo.errors import UserError
 from wmpo.grpo import trained_parameters
+from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy
+from wmpo.policies.sizes import is_sketched, sketch
 from wmpo.protocols import Policy, RewardModel, Trainable, WorldModel
 from wmpo.rewards import build_reward_model
-from wmpo.success import FOLDS, chosen_by_rate
+from wmpo.success import FOLDS, REPLAYED_AT_ONCE, chosen_by_rate
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models import build_world_model
 
-META = torch.device("meta")
 MARGIN = 1.15
-
-
-class Network(Protocol):
-    """What is asked of every network here."""
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -64,52 +53,23 @@ class Need:
     """Floating-point operations of one step, a product and its sum counted as two."""
     steps: float
     """How many such steps the run takes, where all imagined episodes last to the horizon and none is played again."""
+    parts: int = 1
+    """Steps, one after another, that several processes can share out between them."""
+    sent: int = 0
+    """Bytes of gradients that they then add up, once for all such parts."""
 
     @property
     def total(self) -> int:
         return round(MARGIN * (self.weights + self.training + self.activations))
 
-    def hours(self, tflops: float) -> float:
-        """At a speed in TFLOP/s (10^12 operations per second) that is held throughout."""
-        return self.steps * self.flop / tflops / 1e12 / 3600
-
-
-class Alive(TorchDispatchMode):
-    """Adds up what tensors hold, and what operations compute; `peak` is the most that was alive at once.
-
-    Operations are counted by torch's own formulas. Its `FlopCounterMode` has them too, but also a record of modules,
-    which does not bear `torch.autograd.grad` of their inputs.
-    """
-
-    def __init__(self, networks: Iterable[Network] = ()) -> None:
-        """`networks`: what they hold is not counted, though operations make views of it."""
-        super().__init__()
-        own = (tensor for module in networks for tensor in module.state_dict().values())
-        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
-        self.live = self.peak = self.flop = 0
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter((args, kwargs, result)):  # a batch is made before, and counted where it is used
-            if isinstance(tensor, Tensor) and tensor.device == META:
-                self.count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.live)
-        if formula := flop_registry.get(func._overloadpacket):
-            self.flop += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-    def count(self, storage: UntypedStorage) -> None:
-        """Once, whatever views there are of it, and until the last of them is let go, by autograd too."""
-        if storage not in self.known:
-            size = storage.nbytes()
-            self.known.add(storage)
-            self.live += size
-            weakref.finalize(storage, self.release, size)
-
-    def release(self, size: int) -> None:
-        self.live -= size
+    def hours(self, tflops: float, processes: int = 1, gigabytes: float = 25.0) -> float:
+        """At a speed in TFLOP/s (10^12 operations per second) that is held throughout, by so many processes, between
+        which so many GB (10^9 bytes) go in a second."""
+        busiest = -(-self.parts // processes)  # parts of the process that has most of them
+        computing = self.steps * busiest / self.parts * self.flop / tflops / 1e12
+        # A ring: each process sends, and gets, all of it twice but for its own share.
+        sending = self.steps / self.parts * 2 * self.sent * (1 - 1 / processes) / gigabytes / 1e9
+        return (computing + sending) / 3600
 
 
 def plan(recipe: Recipe, spec: EnvSpec, policy: Policy | None = None) -> list[Need]:
@@ -118,14 +78,20 @@ def plan(recipe: Recipe, spec: EnvSpec, policy: Policy | None = None) -> list[Ne
     Raises UserError where a family can't go through its steps without numbers.
     """
     chunk, start, rewards = recipe.policy.chunk, recipe.policy.pretrained, recipe.reward
-    size = "policy.width" if policy is None and not start else "what is trained (lora_rank)"
+    own = policy is None and not start and not is_sketched(recipe.policy)
+    size = "policy.width" if own else "what is trained (lora_rank)"
     with can_be_planned("policy"):
         if policy is None:
             # What is read from a folder has numbers at first; and once transformers has loaded a network,
             # torch.linspace may overlook the device that was asked for.
-            with torch.device("cpu" if start else META):
-                policy = build_policy(recipe.policy, spec)
+            if is_sketched(recipe.policy):
+                with META:
+                    policy = sketch(recipe.policy, spec)
+            else:
+                with torch.device("cpu" if start else META):
+                    policy = build_policy(recipe.policy, spec)
         policy = policy.to(META)
+        acting = deciding(recipe, policy, spec)
         batch = imitation_batch(spec, recipe.policy.fit.batch_size, chunk)
         steps = recipe.policy.fit.steps + recipe.rounds * recipe.self_imitation.steps
         imitate = training("imitate", policy, batch, recipe.policy.fit, f"policy.fit.batch_size, {size}", steps)
@@ -146,9 +112,10 @@ def plan(recipe: Recipe, spec: EnvSpec, policy: Policy | None = None) -> list[Ne
     networks = (policy, world_model, reward_model)
     practices = recipe.rounds + int(recipe.control)
     with can_be_planned("dream"):
+        again = replaying(recipe, world_model, reward_model, spec)
         imagine = imagining(recipe, policy, world_model, reward_model, spec, practices)
         update = updating(recipe.grpo, networks, spec, f"grpo.micro_batch, {size}", practices)
-    return [imitate, *worlds, judge, imagine, update]
+    return [imitate, acting, *worlds, again, judge, imagine, update]
 
 
 @contextmanager
@@ -172,7 +139,11 @@ def world_model_training(recipe: Recipe, world_model: WorldModel, spec: EnvSpec)
     for stage in world_model.training_stages(align=False):
         fit, again = stage.fit, align.get(stage.name)
         steps = fit.steps + (recipe.rounds * again.steps * again.batch_size / fit.batch_size if again else 0)
-        batch = video_batch(spec, fit.batch_size, world_model.context, world_model.chunk)
+        shapes = {name: (3, *size) for name, size in spec.cameras.items()}
+        if stage.encoder is not None:
+            needs.append(encoding(recipe, stage.encoder, spec))
+            shapes = {name: stage.encoder.latent_shape(name) for name in spec.cameras}
+        batch = video_batch(spec, fit.batch_size, world_model.context, world_model.chunk, shapes)
         name = next((name for name, value in vars(settings).items() if value is fit), "fit")
         change = f"world_model.{name}.batch_size, the world model's sizes"
         needs.append(training(f"world: {stage.name}", stage.module, batch, fit, change, steps))
@@ -198,10 +169,54 @@ def training(
     moments = 1 if config.optimizer == "muon" else 2
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's state
     weights = held(module) * (2 if config.ema > 0 else 1)
-    steps = (config.steps if steps is None else steps) * config.accumulate
+    steps, parts = (config.steps if steps is None else steps) * config.accumulate, config.accumulate
     held_gradients = 1 + (config.accumulate > 1)  # those of a part, and the sum of those before
     kept = trained * (held_gradients + moments)
-    return Need(stage, count(module), weights, kept, activations, change, taken.flop, steps)
+    return Need(stage, count(module), weights, kept, activations, change, taken.flop, steps, parts, trained)
+
+
+def deciding(recipe: Recipe, policy: Policy, spec: EnvSpec) -> Need:
+    """One decision of all episodes that are under way at once in the real environment, to collect or to evaluate."""
+    cfg, chunks = recipe.evaluate, -(-spec.horizon // policy.chunk)
+    rows = min(spec.max_batch, max(recipe.collect.episodes, cfg.episodes))
+    seen = observation(spec, rows)
+    taken = go_through(
+        torch.no_grad(),
+        lambda: policy.act(seen, temperature=1.0, generator=torch.default_generator),
+        [policy],
+    )
+    evaluated = (1 + recipe.rounds + int(recipe.control)) * cfg.episodes * cfg.time_factor
+    steps = chunks * -(-(recipe.rounds * recipe.collect.episodes + evaluated) // rows)
+    change = "how many episodes are under way at once (max_batch of the environment)"
+    return Need("collect, evaluate", count(policy), held(policy), 0, taken.peak, change, taken.flop, steps)
+
+
+def encoding(recipe: Recipe, encoder: Encoder, spec: EnvSpec) -> Need:
+    """A few frames, of those that are encoded once."""
+
+    def encode() -> None:
+        for name, size in spec.cameras.items():
+            encoder.encode_camera(name, images(size, AT_ONCE))
+
+    taken = go_through(torch.no_grad(), encode, [encoder] if isinstance(encoder, nn.Module) else [])
+    episodes = recipe.demonstrations.episodes + recipe.rounds * recipe.collect.episodes
+    weights = held(encoder) if isinstance(encoder, nn.Module) else 0
+    parameters = count(encoder) if isinstance(encoder, nn.Module) else 0
+    steps = episodes * (spec.horizon + 1) / AT_ONCE
+    return Need("world: latents", parameters, weights, 0, taken.peak, "world_model.codec_rows", taken.flop, steps)
+
+
+def replaying(recipe: Recipe, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec) -> Need:
+    """One chunk of all episodes that are imagined again at once."""
+    tried = recipe.rounds * recipe.collect.episodes
+    episodes = tried + min(tried or recipe.demonstrations.episodes, recipe.demonstrations.episodes)
+    rows = min(REPLAYED_AT_ONCE, episodes)
+    models: tuple[Network, ...] = (world_model, reward_model)
+    chunk = world_model.chunk
+    taken = go_through(torch.no_grad(), lambda: imagine(None, world_model, reward_model, spec, rows, chunk), models)
+    steps = -(-spec.horizon // chunk) * episodes / rows
+    change = "world_model.imagined_rows, world_model.codec_rows"
+    return Need("replay", sum(map(count, models)), sum(map(held, models)), 0, taken.peak, change, taken.flop, steps)
 
 
 def imagining(
@@ -217,7 +232,8 @@ def imagining(
     )
     weights = sum(map(held, networks))
     change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks * shards
-    return Need("practise: imagine", sum(map(count, networks)), weights, 0, taken.peak, change, taken.flop, steps)
+    parameters = sum(map(count, networks))
+    return Need("practise: imagine", parameters, weights, 0, taken.peak, change, taken.flop, steps, shards)
 
 
 def updating(
@@ -243,31 +259,30 @@ def updating(
     # The moving average, and the weights that practice began with, for the KL divergence from them.
     kept = trained * (bool(cfg.ema) + bool(cfg.target_kl or cfg.kl_coef))
     weights, steps = sum(map(held, networks)) + kept, practices * cfg.iterations * cfg.epochs * played / episodes
-    return Need("practise: update", count(policy), weights, 3 * trained + sums, activations, change, taken.flop, steps)
+    kept, parts = 3 * trained + sums, -(-step_episodes // episodes)
+    return Need(
+        "practise: update", count(policy), weights, kept, activations, change, taken.flop, steps, parts, trained
+    )
 
 
 def imagine(
-    policy: Policy, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, rows: int, stride: int
+    policy: Policy | None, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, rows: int, stride: int
 ) -> None:
-    """The second chunk of a dream, when all is in memory; a clip in every `stride` frames is scored."""
-    first = observation(spec, rows)
-    decision = policy.act(first, temperature=1.0, generator=torch.default_generator)
+    """The second chunk of a dream, when all is in memory; a clip in every `stride` frames is scored. Without a policy
+    actions are given, and all frames are looked at."""
+    first, chunk = observation(spec, rows), blank(rows, world_model.chunk, spec.action_dim)
+    if policy is not None:
+        chunk = policy.act(first, temperature=1.0, generator=torch.default_generator).chunk
+    dream = ImaginedEnv(
+        world_model, reward_model, spec, first, range(rows), generator=torch.default_generator, whole=policy is None
+    )
     memory = world_model.begin(first)
-    memory, imagined = world_model.imagine(memory, decision.chunk, torch.default_generator)
-    frames, _ = world_model.decode(imagined)
+    memory, imagined = world_model.imagine(memory, chunk, torch.default_generator)
+    frames, _ = dream.decode(imagined)
     clips = images(next(iter(spec.cameras.values())), rows, reward_model.clip_length)
-    for _ in range(0, policy.chunk, stride):
+    for _ in range(0, chunk.shape[1], stride):
         reward_model.score(clips, first.instruction)
-    del decision, frames
-
-
-def go_through(
-    mode: AbstractContextManager[object], work: Callable[[], object], networks: Iterable[Network] = ()
-) -> Alive:
-    """Bytes that `work` has alive at its fullest, beside those of the networks, and what it computes."""
-    with Alive(networks) as alive, mode:
-        work()
-    return alive
+    del frames
 
 
 def count(module: Network) -> int:
@@ -305,9 +320,16 @@ def imitation_batch(spec: EnvSpec, rows: int, chunk: int) -> ImitationBatch:
     return ImitationBatch(observation(spec, rows), blank(rows, chunk, spec.action_dim), mask)
 
 
-def video_batch(spec: EnvSpec, rows: int, context: int, chunk: int) -> VideoBatch:
+def video_batch(
+    spec: EnvSpec, rows: int, context: int, chunk: int, shapes: Mapping[str, tuple[int, int, int]]
+) -> VideoBatch:
+    """Of pictures, or of latents, whose `shapes` have other channels than three."""
+
     def shots(*frames: int) -> dict[str, Tensor]:
-        return {name: images(size, rows, *frames) for name, size in spec.cameras.items()}
+        return {
+            name: blank(rows, *frames, *shape, dtype=torch.uint8 if shape[0] == 3 else torch.float16)
+            for name, shape in shapes.items()
+        }
 
     return VideoBatch(
         shots(context),

@@ -6,7 +6,8 @@ the same batches as training that doesn't. Everything is one vectorised gather p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ MARGIN = 3  # frames before the first success that are neither
 class VideoBatch:
     """B moments of video: what came before, the K actions then taken, and what followed."""
 
-    context: dict[str, Tensor]  # camera -> (B, c, C, H, W) uint8, up to the current frame
+    context: dict[str, Tensor]  # camera -> (B, c, C, H, W) uint8, or latents (`VideoClips.encoded`), up to this frame
     anchor: dict[str, Tensor]  # camera -> (B, C, H, W) uint8, the episode's first frame
     future: dict[str, Tensor]  # camera -> (B, K, C, H, W) uint8, the frames after each action
     action: Tensor  # (B, K, D) float32
@@ -77,7 +78,7 @@ class VideoClips:
 
     def __init__(self, cache: FrameCache, episodes: Sequence[int], context: int, chunk: int, shift: int = 0) -> None:
         self.cache, self.images, self.context, self.chunk = cache, cache.images, context, chunk
-        self.shift = shift
+        self.shift, self.key = shift, ""
         self.episodes = episodes
         chosen = _chosen(cache, episodes)
         self.spans = Spans(chosen, cache.first[chosen], cache.length[chosen] - chunk + 1)
@@ -88,9 +89,19 @@ class VideoClips:
                 "or collect longer episodes."
             )
 
+    def encoded(self, latents: Mapping[str, np.ndarray], key: str) -> VideoClips:
+        """The same moments, of which batches show latents, camera -> (frames, c, h, w) float16, in place of pictures;
+        `key` tells the encoder. Pictures that are moved have other latents: raises ValueError."""
+        if self.shift:
+            raise ValueError("pictures that are moved can't be encoded beforehand")
+        clips = copy.copy(self)
+        clips.images, clips.key = dict(latents), key
+        return clips
+
     def digest(self) -> str:
         """See `FrameCache.digest`."""
-        return f"{self.cache.digest(self.episodes)}{f', moved by {self.shift}' if self.shift else ''}"
+        shown = f", moved by {self.shift}" if self.shift else f", encoded by {self.key}" if self.key else ""
+        return f"{self.cache.digest(self.episodes)}{shown}"
 
     def sample(self, batch_size: int, seed: int, step: int) -> VideoBatch:
         cache = self.cache

@@ -159,6 +159,18 @@ class EpisodeStore:
         images = {name: video.take(video.frames(row.offset), row.length + 1) for name, video in videos.items()}
         return self._episode(row, images)
 
+    def with_first_frames(self, indices: Sequence[int]) -> list[Episode]:
+        """Episodes whose videos hold their first frames alone, which are found by seeking, in the order asked for."""
+        shown: dict[int, dict[str, np.ndarray]] = {}
+        rows = (self._record(index) for index in sorted(set(indices)))
+        for part, group in itertools.groupby(rows, lambda row: row.part):
+            offsets = {row.index: row.offset for row in group}
+            for camera in self.spec.cameras:
+                frames = self.video(part, camera).at([*offsets.values()])
+                for index, frame in zip(offsets, frames, strict=True):
+                    shown.setdefault(index, {})[camera] = frame[None]
+        return [self._episode(self._record(index), shown[index]) for index in indices]
+
     def without_pictures(self, indices: Sequence[int]) -> list[Episode]:
         """Episodes whose videos are not decoded."""
         return [self._episode(self._record(index), {}) for index in indices]

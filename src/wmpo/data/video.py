@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -109,15 +110,28 @@ class Video:
 
     def frames(self, first: int = 0) -> Iterator[np.ndarray]:
         """Frames (H, W, 3) uint8 from number `first` on. Raises UserError where the file holds anything else."""
+        with self._open() as container:
+            yield from self._decode(container, first)
+
+    def at(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Single frames (H, W, 3) uint8, of ascending numbers: nothing is decoded but from the key frame before each,
+        which the first one of an episode is itself."""
+        with self._open() as container:
+            for number in numbers:
+                yield next(self._decode(container, number))
+
+    @contextmanager
+    def _open(self) -> Iterator[InputContainer]:
         try:
             # Of any other format, e.g. a list of other files, nothing is opened.
             with av.open(str(self.path), format="mp4") as container:
-                yield from self._decode(container, first)
+                self._check(container.streams.video[0])
+                yield container
         except FileNotFoundError:
             raise UserError(f"The video {self.path} is missing: restore it from a copy of the store.") from None
         except PermissionError:
             raise UserError(f"The video {self.path} can't be read: look for its permissions.") from None
-        except (av.error.FFmpegError, OSError, IndexError):
+        except (av.error.FFmpegError, OSError, IndexError, StopIteration):
             raise self._wrong("is damaged or truncated") from None
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -134,8 +148,7 @@ class Video:
             raise self._wrong("ends too early")
         return np.stack(block)
 
-    def _decode(self, container: InputContainer, first: int) -> Iterator[np.ndarray]:
-        stream = container.streams.video[0]
+    def _check(self, stream: av.VideoStream) -> None:
         stream.codec_context.thread_count = 1
         if stream.codec_context.name != STORED:
             raise self._wrong(f"is {stream.codec_context.name} where its store has {STORED}")
@@ -143,6 +156,9 @@ class Video:
             raise self._wrong(f"shows {stream.height}x{stream.width} pixels where its store says {_by(self.size)}")
         if stream.frames != self.count:
             raise self._wrong(f"has {stream.frames} frames where its store says {self.count}")
+
+    def _decode(self, container: InputContainer, first: int) -> Iterator[np.ndarray]:
+        stream = container.streams.video[0]
         to_rgb = VideoReformatter()  # one for all frames: setting it up costs ten times a small frame
         tick = cast(Fraction, stream.time_base)
         if first:

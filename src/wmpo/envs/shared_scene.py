@@ -25,6 +25,8 @@ class Scene(Protocol):
     model: mujoco.MjModel
     data: mujoco.MjData
 
+    def __hash__(self) -> int: ...
+
     def begin(self, initial_state: int) -> None:
         """Equal numbers mean equal initial states, whatever was played before."""
         ...

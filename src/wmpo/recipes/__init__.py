@@ -8,6 +8,7 @@ from __future__ import annotations
 from wmpo.config import Recipe
 from wmpo.errors import named
 from wmpo.families import completed
+from wmpo.recipes.large import LARGE_24GB, LARGE_80GB
 from wmpo.recipes.libero import LIBERO
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
@@ -15,7 +16,7 @@ from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, W
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: completed(recipe)
-    for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LIBERO)
+    for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LARGE_24GB, LARGE_80GB, LIBERO)
 }
 
 ABOUT: dict[str, str] = {
@@ -28,6 +29,8 @@ ABOUT: dict[str, str] = {
     "sentences": "Place the red or the blue block, as the sentence says: one policy, one dream.",
     "smoke": "All stages of push, tiny: shows within minutes that everything works, learns nothing much.",
     "libero": "A task of LIBERO, a Panda arm seen by two cameras: two cores in hours; needs wmpo[libero].",
+    "large-24gb": "place at 256 pixels by a SmolVLA of yours, for one GPU of 24 GB or many.",
+    "large-80gb": "place at 256 pixels by an OpenVLA-OFT of yours and a dream of the paper's size, for GPUs of 80 GB.",
     "paper": "The paper's numbers: a large transformer on SDXL latents of 256-pixel images; needs GPUs.",
 }
 

@@ -80,7 +80,7 @@ def fit(
     tensors, saved = files.load()
     if saved:
         learner.restore(tensors, files.checkpoint)
-    window, saved_at = Window(name, tensors, device), time.monotonic()
+    window = Window(name, tensors, device)
     batches = prefetch(sample, range(saved, config.steps))
     module.train()
     if (parts := learner.parts) < ranks.world():
@@ -89,7 +89,7 @@ def fit(
         bar.skip(saved)
         for step, batch in zip(range(saved, config.steps), batches, strict=True):
             window.add(learner.step(batch, step))
-            stopping, waited = ranks.agree(stop.is_set(), time.monotonic() - saved_at > checkpoint_seconds)
+            stopping, waited = ranks.agree(stop.is_set(), files.is_due(checkpoint_seconds))
             last = step + 1 == config.steps
             due = not last and (stopping or waited)
             if due or last or len(window) == LOG_EVERY:
@@ -101,7 +101,7 @@ def fit(
             bar.update(1)
             if due:
                 files.save(step + 1, learner.tensors() | window.tensors())
-                saved, saved_at = step + 1, time.monotonic()
+                saved = step + 1
                 if stopping:
                     raise KeyboardInterrupt(f"{name}: stopped after step {saved}; the same command continues there.")
     learner.finish(files)

@@ -39,13 +39,18 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def parallel_map(work: Callable[..., T], *arguments: Iterable[object]) -> list[T]:
-    """`[work(*row) for row in zip(*arguments)]`, as many at a time as there are cores (or `OMP_NUM_THREADS` says).
+def parallel_map(
+    work: Callable[..., T],
+    *arguments: Iterable[object],
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> list[T]:
+    """`[work(*row) for row in zip(*arguments)]`, as many at a time as there are cores (or `OMP_NUM_THREADS` says); one
+    after the other on other devices, whose memory they would share.
 
     Modes of gradients and of precision do not travel into `work`: it must set its own.
     """
     rows = list(zip(*arguments, strict=True))
-    count = cores()
+    count = cores() if device.type == "cpu" else 1
     if count < 2 or len(rows) < 2:
         return [work(*row) for row in rows]
     return list(workers(count).map(lambda row: work(*row), rows))

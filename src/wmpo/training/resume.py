@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from wmpo.training import ranks
 from wmpo.training.checkpoint import WEIGHTS, load_tensors, load_weights, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
+QUICK = 0.5  # seconds of writing that don't matter
+SPARING = 20  # times as long as writing one takes must have gone by before the next
 
 
 class Checkpoints:
@@ -28,6 +31,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self.depends: dict[str, object] = to_plain(depends)
         self.result, self.checkpoint = self.folder / WEIGHTS, self.folder / CHECKPOINT
+        self.written, self.took = time.monotonic(), 0.0
 
     def load_result(self, module: Trainable) -> bool:
         """Fill `module` with the finished weights; False where training hasn't ended."""
@@ -40,8 +44,17 @@ class Checkpoints:
         """(tensors, steps taken) of the checkpoint; ({}, 0) where there is none."""
         return self._read(self.checkpoint) if ranks.first(self.checkpoint.exists) else ({}, 0)
 
+    def is_due(self, seconds: float = 0.0) -> bool:
+        """Whether `seconds` have gone by since the last one, and so many that writing takes a small part of them: what
+        is large is written less often. Ranks may differ, and must agree."""
+        pause = SPARING * self.took if self.took > QUICK else 0.0
+        return time.monotonic() - self.written >= max(seconds, pause)
+
     def save(self, steps: int, tensors: Mapping[str, Tensor]) -> None:
+        begin = time.monotonic()
         ranks.first(lambda: self._write(self.checkpoint, tensors, steps))
+        self.written = time.monotonic()
+        self.took = self.written - begin
 
     def finish(self, module: Trainable, steps: int) -> None:
         """Training has ended with these weights."""

@@ -22,8 +22,19 @@ class VideoDiffusionSettings(WorldModelConfig):
     AutoencoderKL from a local folder. [paper: SDXL VAE]"""
     codec_path: str = ""
     """Folder of the diffusers autoencoder."""
+    codec_downsample: Literal[2, 4, 8, 16] = 4
+    """Pixels of the small autoencoder that one position of its latents stands for, in each direction; it gets twice as
+    many channels as this number."""
+    codec_width: Annotated[int, Between(1, 4096)] = 32
+    """Channels of the small autoencoder at half resolution."""
+    codec_rows: Annotated[int, Between(0, 1000000)] = 0
+    """Frames that are encoded or decoded at once; 0: all. Fewer take less memory."""
     codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
     """Training of the small autoencoder."""
+    cache_latents: bool = True
+    """With an autoencoder, and pictures that aren't moved (`shift` 0), training sees latents that are computed once and
+    kept on disk, in half precision, beside the decoded frames. Else each frame is encoded in each step that shows
+    it."""
     image_size: tuple[int, int] | None = None
     """Height and width in which cameras are imagined: each is scaled to them, and back. None: each keeps its pixels;
     smaller ones are filled up to the largest height and width by repeating their edge."""
@@ -46,6 +57,9 @@ class VideoDiffusionSettings(WorldModelConfig):
     work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
     sampling_steps: Annotated[int, Between(1, 1000)] = 1
     """Euler steps per imagined chunk. [code 30]"""
+    imagined_rows: Annotated[int, Between(0, 1000000)] = 0
+    """Videos that are denoised at once; 0: all on a GPU, as many as lie in the caches of a CPU. Fewer take less memory,
+    and end as they would together, but for rounding."""
     width: Annotated[int, Between(1, 16384)] = 32
     """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
     depth: Annotated[int, Between(1, 256)] = 4

@@ -16,7 +16,7 @@ States and actions that come in or go out have the units of the data; the networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypedDict
@@ -30,12 +30,12 @@ from wmpo.data.normalizer import Normalizer
 from wmpo.losses import flow
 from wmpo.nn.precision import computing_in
 from wmpo.protocols import TrainingStage
-from wmpo.training.checkpoint import load_config, load_module, save_module
+from wmpo.training.checkpoint import digest_of, digest_of_values, load_config, load_module, save_module
 from wmpo.training.parallel import parallel_map
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
 from wmpo.world_models.cameras import CommonSize
-from wmpo.world_models.codecs import Codec, PixelCodec
+from wmpo.world_models.codecs import PixelCodec
 from wmpo.world_models.kinematics import Kinematics
 from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.transformer import SpaceTimeTransformer
@@ -95,7 +95,7 @@ class VideoDiffusionModel(nn.Module):
         self.config = config
         self.chunk, self.context = config.chunk, config.settings.context
         settings = config.settings
-        self.codec: Codec = build_codec(settings)
+        self.codec: PixelCodec | Autoencoder | DiffusersCodec = build_codec(settings)
         downsample = self.codec.downsample
         self.cameras = CommonSize(config.cameras, settings.image_size, multiple=2 * downsample)
         height, width = (side // downsample for side in self.cameras.size)
@@ -121,7 +121,9 @@ class VideoDiffusionModel(nn.Module):
         stages = [TrainingStage("kinematics", self.kinematics, settings.kinematics_fit)]
         if isinstance(self.codec, Autoencoder) and not align:  # the other codecs come ready-made
             stages.append(TrainingStage("autoencoder", CodecTraining(self.codec, self.cameras), settings.codec_fit))
-        return [*stages, TrainingStage("denoiser", self, settings.align if align else settings.fit)]
+        once = settings.cache_latents and not settings.shift and not isinstance(self.codec, PixelCodec)
+        fit = settings.align if align else settings.fit
+        return [*stages, TrainingStage("denoiser", self, fit, self if once else None)]
 
     @property
     def normalizer(self) -> Normalizer:
@@ -134,24 +136,43 @@ class VideoDiffusionModel(nn.Module):
     # Frames and latents
 
     def encode(self, images: dict[str, Tensor]) -> Tensor:
-        """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels."""
-        parts = []
-        for name in self.config.cameras:
-            frames = self.cameras.enter(name, images[name])
-            latents = self.codec.encode(frames.flatten(0, -4))
-            parts.append(latents.unflatten(0, frames.shape[:-3]))
+        """camera -> (..., C, H, W) uint8 becomes (..., channels, h, w), cameras side by side in channels. Numbers that
+        aren't uint8 are latents of a camera already."""
+        parts = [self.encode_camera(name, images[name]) for name in self.config.cameras]
         return torch.cat(parts, dim=-3)
+
+    def encode_camera(self, camera: str, frames: Tensor) -> Tensor:
+        if frames.is_floating_point():
+            return frames.float()
+        frames = self.cameras.enter(camera, frames)
+        latents = in_pieces(self.codec.encode, frames.flatten(0, -4), self.config.settings.codec_rows)
+        return latents.unflatten(0, frames.shape[:-3])
+
+    def latent_shape(self, camera: str) -> tuple[int, int, int]:
+        return (self.codec.latent_channels, *self.latent[1:])
+
+    def encoder_device(self) -> torch.device:
+        return self.kinematics.moves.weight.device
+
+    def encoder_digest(self) -> str:
+        scale = {name: getattr(self.codec, name) for name in ("scale", "shift") if hasattr(self.codec, name)}
+        sizes = {"own": self.cameras.own, "inner": self.cameras.inner, "size": self.cameras.size}
+        return digest_of_values({"codec": digest_of(self.codec), **scale, **sizes})
 
     @torch.no_grad()
     def decode(self, imagined: Imagined) -> tuple[dict[str, Tensor], Tensor]:
         """Frames of each camera, (B, K, C, H, W) uint8, and states (B, K, S)."""
-        latents = imagined.latents
-        flat = latents.flatten(0, 1)
-        parts = flat.chunk(len(self.config.cameras), dim=1)
-        images = {
-            name: self.cameras.leave(name, self.codec.decode(part).unflatten(0, latents.shape[:2]))
-            for name, part in zip(self.config.cameras, parts, strict=True)
-        }
+        return self.decode_some(imagined, {name: slice(None) for name in self.config.cameras})
+
+    @torch.no_grad()
+    def decode_some(self, imagined: Imagined, frames: Mapping[str, slice]) -> tuple[dict[str, Tensor], Tensor]:
+        """The same, of some of the K frames of some cameras."""
+        parts = dict(zip(self.config.cameras, imagined.latents.chunk(len(self.config.cameras), dim=2), strict=True))
+        images = {}
+        for name, some in frames.items():
+            shown = parts[name][:, some]
+            pixels = in_pieces(self.codec.decode, shown.flatten(0, 1), self.config.settings.codec_rows)
+            images[name] = self.cameras.leave(name, pixels.unflatten(0, shown.shape[:2]))
         return images, self.kinematics.state(imagined.pose)
 
     # Learning
@@ -269,10 +290,11 @@ class VideoDiffusionModel(nn.Module):
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
         B, device = len(chunk_BKD), memory.anchor.device
         noise = standard_normal((B, self.config.chunk, *self.latent), device, generator)
-        at_once = CACHED_ROWS if device.type == "cpu" else B
+        at_once = self.config.settings.imagined_rows or B
+        at_once = min(at_once, CACHED_ROWS) if device.type == "cpu" else at_once
         pose = self.kinematics.follow(memory.pose, chunk_BKD)
         given = [(noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows]) for rows in slices(B, at_once)]
-        latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True)))
+        latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True), device=device))
         context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
         return Memory(context, memory.anchor, pose[:, -1], memory.first_pose), Imagined(latents, pose)
 
@@ -309,6 +331,11 @@ def standard_normal(shape: Sequence[int], device: torch.device, generator: torch
     return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
 
+def in_pieces(work: Callable[[Tensor], Tensor], frames: Tensor, rows: int) -> Tensor:
+    """`work(frames)`, on so many rows at a time; 0: on all."""
+    return torch.cat([work(part) for part in frames.split(rows)]) if 0 < rows < len(frames) else work(frames)
+
+
 def slices(n: int, size: int) -> list[slice]:
     """0 to n in pieces of at most `size`."""
     return [slice(begin, begin + size) for begin in range(0, n, size)]
@@ -330,7 +357,9 @@ def build_codec(settings: VideoDiffusionSettings) -> PixelCodec | Autoencoder | 
     """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
     if settings.codec == "pixels":
         return PixelCodec()
-    return Autoencoder() if settings.codec == "autoencoder" else DiffusersCodec(settings.codec_path)
+    if settings.codec == "diffusers":
+        return DiffusersCodec(settings.codec_path)
+    return Autoencoder(2 * settings.codec_downsample, settings.codec_downsample, settings.codec_width)
 
 
 class DenoiserShape(TypedDict):

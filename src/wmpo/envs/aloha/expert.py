@@ -124,7 +124,8 @@ def insert(scene: AlohaScene) -> Path:
     lifted = [np.array([-0.1, 0.5, 0.2]), np.array([0.12, 0.5, 0.2])]
 
     def both(where: list[np.ndarray], grip: float, wait: int = 1, near: float = NEAR) -> Step:
-        return Step(*(Waypoint(place, turned, grip) for place, turned in zip(where, DOWN, strict=True)), wait, near)
+        left, right = (Waypoint(place, turned, grip) for place, turned in zip(where, DOWN, strict=True))
+        return Step(left, right, wait, near)
 
     def joined(apart: float) -> Callable[[], Step]:
         """The middle of the peg so far beside that of the socket, and as high."""

@@ -86,7 +86,7 @@ class MetaWorldScene:
             self._move(action)
             mujoco.mj_forward(self.model, self.data)
         self.load(here)
-        mean = np.mean(actions, 0, dtype=np.float64)
+        mean: np.ndarray = np.stack(actions).mean(0, dtype=np.float64)
         mean[:MOVES] *= pace
         return mean
 

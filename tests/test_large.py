@@ -1,0 +1,93 @@
+"""The presets for large GPUs fit as they say, and small copies of them take what is planned, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from wmpo.cli import planning
+from wmpo.cli.planning import plan
+from wmpo.envs import make_env
+from wmpo.recipes import RECIPES
+from wmpo.types import EnvSpec
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from scaled import publish, scaled  # needs both
+from test_ranks import torchrun, weights
+
+PRESETS = pytest.mark.parametrize("name", ["large-24gb", "large-80gb"])
+PROGRAM = str(Path(__file__).parent / "scaled.py")
+CPU = torch.device("cpu")
+
+
+def spec_of(name: str, pixels: int = 0) -> EnvSpec:
+    env = RECIPES[name].env
+    env = replace(env, workers=0, renderer="rays", **({"image_size": pixels} if pixels else {}))
+    with closing(make_env(env)) as made:
+        return made.spec
+
+
+@PRESETS
+def test_each_stage_fits(name: str) -> None:
+    needs = plan(RECIPES[name], spec_of(name))
+    limit = 1e9 * int(name.removeprefix("large-").removesuffix("gb"))
+    assert {need.stage: need.total for need in needs if need.total > limit} == {}
+    whole, shared = (sum(need.hours(100.0, gpus) for need in needs) for gpus in (1, 64))
+    assert 10 < whole / shared <= 64
+    single = [need for need in needs if need.parts == 1]  # what one process does while the others wait
+    assert sum(need.hours(100.0) for need in single) < 0.05 * whole
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def measured(mode: AbstractContextManager[Any], work: Callable[[], object], networks: Any = ()) -> SimpleNamespace:
+    """Bytes allocated and not yet freed at the fullest moment, by torch's profiler."""
+    with mode:
+        work()  # what is made once and kept
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            work()
+    running = most = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            running += event.nbytes()
+            most = max(most, running)
+    return SimpleNamespace(peak=most, flop=0)
+
+
+@PRESETS
+def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
+    spec = replace(spec_of(name, 64), max_batch=4)
+    recipe = scaled(name, publish(name, spec, tmp_path / "published"))
+    foreseen = plan(recipe, spec)
+    with patch.multiple(planning, META=CPU, blank=zeros, go_through=measured):
+        taken = plan(recipe, spec)
+    rows = [(one.stage, one.total / other.total) for one, other in zip(foreseen, taken, strict=True)]
+    print(name, [(one.stage, one.activations, other.activations) for one, other in zip(foreseen, taken, strict=True)])
+    assert all(0.8 < ratio < 1.25 for _, ratio in rows), rows
+
+
+@pytest.mark.slow
+@PRESETS
+def test_a_small_copy_runs_on_two_processes(name: str, tmp_path: Path) -> None:
+    publish(name, spec_of(name, 64), tmp_path / "published")
+    done = torchrun(2, PROGRAM, str(tmp_path), name)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert (run / "report.html").exists() and "frames are encoded, once" in done.stdout
+    assert [path.suffix for path in (run / "episodes" / "cache").glob("front-*")] == [".f16"]
+    base, practised = (weights(run / "policies" / policy) for policy in ("base", "wmpo-1"))
+    assert any(not torch.equal(base[part], practised[part]) for part in base)
