@@ -173,7 +173,7 @@ def test_the_imitation_gradient_is_added_with_its_weight() -> None:
     policy, batch = Coin(), wrong_ones(0)
     parameters = list(policy.parameters())
     parameters[0].grad = torch.ones_like(parameters[0])
-    loss = add_imitation(policy, parameters, batch, replace(CONFIG, imitation_coef=0.5), torch.Generator())
+    loss = add_imitation(policy, parameters, batch, 0.5, torch.Generator())
     expected = torch.autograd.grad(policy(batch)[0], parameters)
     assert float(loss) == pytest.approx(math.log(2))
     torch.testing.assert_close(parameters[0].grad, 1 + 0.5 * expected[0])

@@ -191,7 +191,7 @@ def update(
         weights = [len(part) / len(rows) for part in parts]
         metrics = accumulate_gradients(parameters, gradient, weights, parts)
         if shown is not None and cfg.imitation_coef:
-            metrics["imitation_loss"] = add_imitation(policy, parameters, shown(step), cfg, generator)
+            metrics["imitation_loss"] = add_imitation(policy, parameters, shown(step), cfg.imitation_coef, generator)
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
         for name, value in metrics.items():
@@ -200,16 +200,12 @@ def update(
 
 
 def add_imitation(
-    policy: Policy,
-    parameters: Sequence[nn.Parameter],
-    batch: ImitationBatch,
-    cfg: GRPOConfig,
-    generator: torch.Generator,
+    policy: Policy, parameters: Sequence[nn.Parameter], batch: ImitationBatch, coef: float, generator: torch.Generator
 ) -> Tensor:
-    """Add the gradient of `cfg.imitation_coef` times the imitation loss of real frames; returns that loss. All ranks
+    """Add the gradient of `coef` times the imitation loss of real frames; returns that loss. All ranks
     compute it alike."""
     loss, _ = policy(to_device(batch, parameters[0].device), generator)
-    grads = torch.autograd.grad(cfg.imitation_coef * loss, parameters, allow_unused=True)
+    grads = torch.autograd.grad(coef * loss, parameters, allow_unused=True)
     for parameter, grad in zip(parameters, grads, strict=True):
         if grad is not None:
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
@@ -312,8 +308,8 @@ def practise(
             advantage_E = advantages(groups, cfg, generator)
             metrics = update(policy, learner.optimizer, groups, advantage_E, cfg, generator, iteration, begin, shown)
             learner.move_average(iteration)
-            metrics |= groups.metrics() | ({} if far is None else {"distance": far})
             metrics |= {"seconds_playing": played - clock, "seconds_updating": time.monotonic() - played}
+            metrics |= groups.metrics() | ({} if far is None else {"distance": far})
             log.scalars(iteration + 1, {f"{name}/{key}": value for key, value in metrics.items()})
             bar.update(1, f"success {groups.success_rate:.0%}")
             if callback is not None:

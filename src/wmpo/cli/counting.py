@@ -99,7 +99,7 @@ def gradients(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], **se
     """`torch.autograd.grad` of the sum of outputs; inputs that aren't used get none."""
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     ones = tuple(torch.ones_like(output) for output in outputs)
-    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    engine = torch.autograd.Variable._execution_engine
     return engine.run_backward(
         tuple(outputs), ones, False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
     )

@@ -222,3 +222,30 @@ def read_stats(root: Path, file: int, keys: Sequence[str]) -> Iterator[dict[str,
             }
     except (ValueError, TypeError):
         raise damaged(path, "has something else than numbers among its statistics") from None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How much a store holds."""
+
+    episodes: int
+    frames: int
+    by_source: dict[str, int]
+    """Source -> episodes."""
+    success_rate: dict[str, float]
+    """Source -> share of episodes that succeeded, in [0, 1], of those of which somebody has said it."""
+    unlabelled: dict[str, int]
+    """Source -> episodes of which nobody has."""
+    by_model: dict[str, int]
+    """Source -> episodes of which a model has said it."""
+
+    def lines(self) -> list[str]:
+        """For a person, one for each source."""
+        lines = []
+        for source, count in self.by_source.items():
+            left = self.unlabelled[source]
+            rate = f"{self.success_rate[source]:.1%} successful" if count > left else "none labelled"
+            more = f", {left} not labelled" if 0 < left < count else ""
+            more += f", {found} labelled by a model" if (found := self.by_model[source]) else ""
+            lines.append(f"{count} episodes of {source}, {rate}{more}")
+        return lines

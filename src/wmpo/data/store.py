@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from wmpo.data import layout
 from wmpo.data.checks import check_episode
 from wmpo.data.info import Info, check_spec, new_info, read_info
 from wmpo.data.parts import merge_parts, read_frames, relabel_part, split_by_length, write_part
-from wmpo.data.records import EpisodeRecord, episode_stats, read_records, read_stats
+from wmpo.data.records import EpisodeRecord, Summary, episode_stats, read_records, read_stats
 from wmpo.data.stats import Stats, merge_stats, vector_stats
 from wmpo.data.tables import column, damaged, read_table, read_tasks, vector
 from wmpo.data.video import LOSSLESS, Codec, Video
@@ -35,33 +35,6 @@ MERGE = 32
 """Parts with fewer episodes than this, and shorter than a quarter of the longest, are merged when there are as many."""
 GROWTH = 8
 """Quantiles are exact again whenever the store has grown by one part in so many; in between they are averaged."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How much a store holds."""
-
-    episodes: int
-    frames: int
-    by_source: dict[str, int]
-    """Source -> episodes."""
-    success_rate: dict[str, float]
-    """Source -> share of episodes that succeeded, in [0, 1], of those of which somebody has said it."""
-    unlabelled: dict[str, int]
-    """Source -> episodes of which nobody has."""
-    by_model: dict[str, int]
-    """Source -> episodes of which a model has said it."""
-
-    def lines(self) -> list[str]:
-        """For a person, one for each source."""
-        lines = []
-        for source, count in self.by_source.items():
-            left = self.unlabelled[source]
-            rate = f"{self.success_rate[source]:.1%} successful" if count > left else "none labelled"
-            more = f", {left} not labelled" if 0 < left < count else ""
-            more += f", {found} labelled by a model" if (found := self.by_model[source]) else ""
-            lines.append(f"{count} episodes of {source}, {rate}{more}")
-        return lines
 
 
 class EpisodeStore:
