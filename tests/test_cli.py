@@ -279,7 +279,7 @@ def test_the_smoke_recipe_runs_to_its_report(capsys: pytest.CaptureFixture[str],
     assert main(["run", "smoke", "--out", str(tmp_path), "--device", "cpu"]) == 0
     assert "Report:" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert list(result["policies"]) == ["base", "wmpo-1", "control"]
+    assert list(result["policies"]) == ["base", "imitated", "wmpo-1", "control"]
     assert result["interactions"]["rollouts"]["episodes"] == RECIPES["smoke"].collect.episodes
     assert result["fidelity"] and result["gaps"] and result["curves"]["practice-1"]["success"]
     page = (tmp_path / "report.html").read_text()
