@@ -74,6 +74,7 @@ def scaled(name: str, policy: Path) -> Recipe:
         reward=replace(
             reward, width=64, depth=3, heads=2, image_size=PIXELS, threshold="half", fit=few(reward.fit)
         ),
+        self_imitation=replace(recipe.self_imitation, steps=2),
         grpo=replace(
             recipe.grpo, iterations=1, groups=2, group_size=2, shards=2, minibatches=1, n_initial_states=4,
             min_group_success=0.0, max_group_success=1.0,
