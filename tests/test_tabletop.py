@@ -201,7 +201,7 @@ def test_success_needs_three_frames_then_lingers_and_is_never_forgotten() -> Non
     assert not info["success"] and info["accomplished"] and done
 
 
-@pytest.mark.parametrize(("task", "horizon"), [("push", 32), ("place", 48), ("stack", 56), ("insert", 96)])
+@pytest.mark.parametrize(("task", "horizon"), [("push", 32), ("place", 48), ("stack", 56), ("insert", 120)])
 def test_an_episode_is_cut_at_its_horizon_and_can_go_on(task: str, horizon: int) -> None:
     env = make(task)
     env.restart(0)

@@ -168,7 +168,7 @@ TASKS: dict[str, Task] = {
             RING_HALF_HEIGHT,
             0.012,
             noise=0.5,
-            horizon=96,
+            horizon=120,
         ),
         *_coloured("blue", "red", "-blue"),
     ]
