@@ -49,6 +49,7 @@ PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
         "libero": ("wmpo.envs.libero.family:Libero", "wmpo.envs.libero.settings:LiberoSettings"),
         "metaworld": ("wmpo.envs.metaworld.family:MetaWorld", "wmpo.envs.metaworld.settings:MetaWorldSettings"),
         "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
+        "robosuite": ("wmpo.envs.robosuite.family:Robosuite", "wmpo.envs.robosuite.settings:RobosuiteSettings"),
         "recorded": ("wmpo.envs.unreachable:Recorded", "wmpo.config:EnvConfig"),
         "robot": ("wmpo.envs.robot.env:RobotFamily", "wmpo.envs.robot.settings:RobotSettings"),
     }),
