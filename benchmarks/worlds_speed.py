@@ -1,4 +1,4 @@
-"""MetaWorld and gym-aloha: what a decision costs here, beside its bare physics and their own step, in CPU milliseconds.
+"""What a decision costs in other people's worlds, beside bare physics and their own step, in CPU milliseconds.
 
     python benchmarks/worlds_speed.py [--family metaworld] [--task peg-insert-side-v3] [--size 64]
 
@@ -66,9 +66,26 @@ def aloha(task: str, size: int) -> tuple[Any, int, np.ndarray, Callable[[], obje
     return episode, round(REPEAT / CONTROL / scene.model.opt.timestep), action, theirs
 
 
+def robosuite(task: str, size: int) -> tuple[Any, int, np.ndarray, Callable[[], object]]:
+    from wmpo.envs.robosuite.episode import RobosuiteEpisode
+    from wmpo.envs.robosuite.settings import CONTROL, REPEAT
+
+    episode = RobosuiteEpisode([task], ["front"], size, True, 1000)
+    scene = episode.scene_of(task)
+    scene.begin(0)
+    action, env = np.zeros(7), RobosuiteEpisode([task], ["front"], size, True, 0).scene_of(task).env
+    env.reset()
+
+    def theirs() -> None:
+        for _ in range(REPEAT):
+            env.step(action)
+
+    return episode, round(REPEAT / CONTROL / scene.model.opt.timestep), action, theirs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", default="metaworld", choices=("metaworld", "aloha"))
+    parser.add_argument("--family", default="metaworld", choices=("metaworld", "aloha", "robosuite"))
     parser.add_argument("--task", default="")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
@@ -77,7 +94,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import mujoco  # now that it knows how to draw
 
-    make, task = {"metaworld": (metaworld, "peg-insert-side-v3"), "aloha": (aloha, "insertion")}[options.family]
+    make, task = {
+        "metaworld": (metaworld, "peg-insert-side-v3"),
+        "aloha": (aloha, "insertion"),
+        "robosuite": (robosuite, "square"),
+    }[options.family]
     began = time.process_time()
     episode, steps, action, theirs = make(options.task or task, options.size)
     episode.reset(0)

@@ -61,7 +61,10 @@ def test_the_square_nut_is_mostly_put_on_its_peg() -> None:
 def test_a_step_is_four_of_robosuites_and_restoring_is_exact() -> None:
     import subprocess
 
-    assert subprocess.run([PYTHON, "-c", STEPS], capture_output=True, text=True, check=True).stdout.split() == ["equal"] * 2
+    assert (
+        subprocess.run([PYTHON, "-c", STEPS], capture_output=True, text=True, check=True).stdout.split()
+        == ["equal"] * 2
+    )
 
 
 STEPS = """

@@ -14,6 +14,7 @@ REACH, TURN = 0.12, 0.8  # metres and radians that the hand moves by in an actio
 OPEN, CLOSED = -1.0, 1.0
 UPRIGHT = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # axes of a hand that points down
 ABOVE = np.array([0, 0, 0.08])
+ON_CUBE = np.array([0, 0, 0.047])  # from the middle of the cube below to that of the one above
 THREADED = 0.02  # metres below the tip of a peg at which a nut is let go
 LOST = 0.05  # metres that a thing may be from where it was held
 CLOSE, INSIST = 0.03, 0.3  # metres; share of what is missing that is added at each action
@@ -183,7 +184,7 @@ def lift(scene: RobosuiteScene) -> tuple[Thing, np.ndarray]:
 
 
 def stack(scene: RobosuiteScene) -> tuple[Thing, np.ndarray]:
-    return Thing(scene, "cubeA_main"), Thing(scene, "cubeB_main").middle + [0, 0, 0.047]
+    return Thing(scene, "cubeA_main"), Thing(scene, "cubeB_main").middle + ON_CUBE
 
 
 def square(scene: RobosuiteScene) -> tuple[Thing, np.ndarray]:

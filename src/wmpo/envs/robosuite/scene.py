@@ -115,7 +115,8 @@ class RobosuiteScene:
 
 def _make(name: str) -> Any:
     """The environment, without its cameras, in an interpreter that has robosuite."""
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns of parts that a Panda doesn't have
+    # It warns of parts that a Panda doesn't have, and sets its own level when it is imported.
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         import robosuite
         from robosuite.controllers import load_composite_controller_config
