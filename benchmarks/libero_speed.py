@@ -37,8 +37,8 @@ def main() -> None:
     display.prepare_environment(display.choose("egl"))
     import mujoco  # now that it knows how to draw
 
-    from wmpo.envs.libero.episode import REPEAT, LiberoEpisode
-    from wmpo.envs.libero.scene import scene
+    from wmpo.envs.libero.episode import LiberoEpisode
+    from wmpo.envs.libero.scene import REPEAT, scene
 
     began = time.process_time()
     episode = LiberoEpisode(options.suite, [options.task], ["front", "wrist"], options.size, True, 2000)

@@ -66,9 +66,17 @@ class SceneEpisode:
     """(D,) of a demonstrator's noise of 1, in the units of the actions."""
 
     def __init__(
-        self, sentences: Mapping[str, str], views: Mapping[str, str], size: int, upside_down: Collection[str] = ()
+        self,
+        sentences: Mapping[str, str],
+        views: Mapping[str, str],
+        size: int,
+        upside_down: Collection[str] = (),
+        demonstrates: bool = True,
     ) -> None:
-        """`sentences`: of each task; `views`: camera -> what the simulator calls it; `upside_down` ones are turned."""
+        """`sentences`: of each task; `views`: camera -> what the simulator calls it; `upside_down` ones are turned;
+        `demonstrates`: whether there is an expert."""
+        if demonstrates:
+            self.demonstrate = self._demonstrate
         self.tasks, self._sentences = tuple(sentences), dict(sentences)
         self.cameras = dict.fromkeys(views, (size, size))
         self._views, self._size, self._upside_down = dict(views), size, frozenset(upside_down)
@@ -96,6 +104,9 @@ class SceneEpisode:
     def reset(self, initial_state: int) -> None:
         scene = self._enter(self.task_of(initial_state), None)
         self._since = -1
+        self.begin(scene, initial_state)
+
+    def begin(self, scene: Scene, initial_state: int) -> None:
         scene.begin(initial_state)
 
     def _enter(self, task: str, saved: Any) -> Scene:
@@ -138,7 +149,7 @@ class SceneEpisode:
         task, self._since, saved = state
         self._enter(task, saved)
 
-    def demonstrate(self, initial_state: int, noise: float, seed: int, min_pace: float) -> dict[str, Any]:
+    def _demonstrate(self, initial_state: int, noise: float, seed: int, min_pace: float) -> dict[str, Any]:
         """The scripted expert acts until the episode is done; noise depends on seed and initial-state number only."""
         self.reset(initial_state)
         rng = np.random.default_rng([seed, initial_state])

@@ -6,12 +6,14 @@ it, down, close, up, above the goal, down, open, up.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
 import numpy as np
 
-from wmpo.envs.libero.scene import Scene
+if TYPE_CHECKING:
+    from wmpo.envs.libero.scene import LiberoScene
+
 
 REACH, TURN = 0.05, 0.5  # metres and radians that the hand moves by in an action of 1, about
 WIDEST = 0.072  # metres between the fingers
@@ -43,7 +45,7 @@ class Waypoint(NamedTuple):
 class Expert:
     """Acts in one episode of a scene, from its first state on."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: LiberoScene) -> None:
         self.scene = scene
         [[_, thing, goal]] = scene.libero.parsed_problem["goal_state"]
         self.thing, self.goal = _body(scene, thing), _place(scene, goal)
@@ -134,11 +136,11 @@ def _angle(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.arctan2(one[0] * other[1] - one[1] * other[0], one @ other))
 
 
-def _body(scene: Scene, name: str) -> int:
+def _body(scene: LiberoScene, name: str) -> int:
     return int(scene.model.body(scene.libero.objects_dict[name].root_body).id)
 
 
-def _place(scene: Scene, name: str) -> np.ndarray:
+def _place(scene: LiberoScene, name: str) -> np.ndarray:
     """(3,) the middle of what things are put on or into, and the height of its ground."""
     if name in scene.libero.objects_dict:
         points = _points(scene, _body(scene, name))
@@ -148,7 +150,7 @@ def _place(scene: Scene, name: str) -> np.ndarray:
     return np.array(scene.data.site_xpos[site])
 
 
-def _points(scene: Scene, body: int) -> np.ndarray:
+def _points(scene: LiberoScene, body: int) -> np.ndarray:
     """(N, 3) points on the surface of what collides of a body and its parts, in the world."""
     model, data = scene.model, scene.data
     found = []

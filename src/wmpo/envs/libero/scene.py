@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,10 +17,13 @@ import mujoco
 import numpy as np
 
 from wmpo.envs.libero.arm import Arm
-from wmpo.envs.libero.settings import BENCHMARK_STATES, CONTROL
+from wmpo.envs.libero.expert import Expert
+from wmpo.envs.libero.settings import BENCHMARK_STATES, CONTROL, FPS
 from wmpo.envs.lighten import lighten
 from wmpo.errors import UserError
 
+REPEAT = CONTROL // FPS  # steps of the controller in an action
+COLLISION, HIDDEN = 0, 5  # groups of shapes: what robosuite collides with, and what is not drawn
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 _TRIES = 100  # of placing all objects, which the rules allow to fail
 _SETTLE = 10  # controller's steps with the hand still and open until objects lie still, as LIBERO is usually evaluated
@@ -33,7 +37,7 @@ class Snapshot:
     arm: np.ndarray
 
 
-class Scene:
+class LiberoScene:
     """A task: its model, which all episodes of a process share, each as a snapshot."""
 
     def __init__(self, suite: str, number: int, faces: int) -> None:
@@ -50,6 +54,7 @@ class Scene:
         if hasattr(self.model, "tex_colorspace"):
             self.model.tex_colorspace[:] = 0
         self.model.vis.quality.offsamples = 0
+        self.model.geom_group[self.model.geom_group == COLLISION] = HIDDEN
         if faces:
             lighten(self.model, faces)
         self.arm = Arm(self.libero.robots[0], self.model, self.data)
@@ -110,12 +115,18 @@ class Scene:
             self.arm.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))
         self.refresh()
 
-    def step(self, action: np.ndarray, repeat: int) -> bool:
-        """Execute an action (7,) for `repeat` steps of the controller; whether the goal is reached now."""
-        for _ in range(repeat):
+    def step(self, action: np.ndarray) -> bool:
+        """Execute an action (7,) for 4 steps of the controller; whether the goal is reached now."""
+        for _ in range(REPEAT):
             self.arm.step(action)
         self.refresh()
         return bool(self.libero._check_success())
+
+    def state(self) -> np.ndarray:
+        return self.arm.state()
+
+    def expert(self) -> Callable[[float], np.ndarray]:
+        return Expert(self).act
 
     def refresh(self) -> None:
         """Positions as of now: stepping leaves those of one time step ago. Changes nothing that the next step uses."""
@@ -203,6 +214,6 @@ def takes_packed_matrix() -> bool:
 
 
 @lru_cache(maxsize=16)
-def scene(suite: str, number: int, faces: int) -> Scene:
+def scene(suite: str, number: int, faces: int) -> LiberoScene:
     """Shared by all episodes of a process."""
-    return Scene(suite, number, faces)
+    return LiberoScene(suite, number, faces)

@@ -13,7 +13,6 @@ CONTROL = 20  # Hz, of LIBERO's controller
 FPS = 5
 STATE_DIM, ACTION_DIM = 9, 7
 BENCHMARK_STATES = 50  # initial states of each task that come with the benchmark
-LINGER = 2  # frames recorded after success
 
 
 class Suite(NamedTuple):
