@@ -259,6 +259,7 @@ def test_the_class_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_real_lerobot_features() -> None:
     pytest.importorskip("lerobot.robots")
+    pytest.importorskip("scservo_sdk")  # of its extra feetech, without which it makes no SO-101
     arm = LeRobotArm({"type": "so101_follower", "port": "/dev/null", "id": "none"}, "wave", -1, 1, 1)
     assert arm.motors == arm.numbers and len(arm.motors) == 6
 
