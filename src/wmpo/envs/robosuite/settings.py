@@ -25,7 +25,7 @@ class Task(NamedTuple):
     """In robosuite."""
     instruction: str
     horizon: int
-    """Longest episode, in actions: at least twice what our expert takes at most in a few tries."""
+    """Longest episode, in actions: about twice what our expert takes without noise."""
 
 
 TASKS = {
