@@ -16,6 +16,7 @@ from wmpo.envs.recorded import recorded
 from wmpo.envs.tabletop.render import EglRenderer
 
 LINGER = 2  # frames recorded after success
+HIDDEN = 5  # a group of shapes that is not drawn
 MEMORY = 0.5  # of a demonstrator's noise, from one action to the next
 
 
@@ -167,6 +168,18 @@ class SceneEpisode:
             success.append(self.step(actions[-1]))
             seen.append(self.observe())
         return recorded(seen, actions, labels, success, {"renderer": "egl"})
+
+
+def hide(model: mujoco.MjModel, group: int) -> None:
+    """Draw no shapes of this group, in place; what they collide with stays."""
+    model.geom_group[model.geom_group == group] = HIDDEN
+
+
+def refresh(model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    """Positions as of now: stepping leaves those of one time step ago. Changes nothing that the next step uses."""
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    mujoco.mj_camlight(model, data)
 
 
 @lru_cache(maxsize=64)

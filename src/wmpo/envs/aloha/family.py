@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from wmpo.envs.aloha.settings import TASKS, AlohaSettings
-from wmpo.envs.names import names_in
-from wmpo.envs.tabletop import display
+from wmpo.envs.names import describe, names_in
 from wmpo.envs.vector import VectorEnv
+from wmpo.envs.worlds import drawn_by_egl
 from wmpo.errors import require_package
 
 
@@ -19,7 +17,7 @@ class Aloha:
     @staticmethod
     def describe_tasks() -> dict[str, str]:
         """Task -> its sentence and horizon, for `wmpo tasks`."""
-        return {name: f"{task.instruction}  (at most {task.horizon} actions)" for name, task in TASKS.items()}
+        return describe(TASKS)
 
     @classmethod
     def build(cls, settings: AlohaSettings, disruption: str = "none") -> VectorEnv:
@@ -27,12 +25,5 @@ class Aloha:
         settings.check()
         if not settings.python:
             require_package("env.family is aloha", "gym_aloha", "aloha")
-        arguments = {
-            "tasks": names_in(settings.task, TASKS),
-            "cameras": list(settings.cameras),
-            "image_size": settings.image_size,
-            "state": settings.state,
-        }
-        environ = dict(os.environ)
-        display.prepare_environment(display.choose("egl"), environ)
-        return VectorEnv(settings, "wmpo.envs.aloha.episode:AlohaEpisode", arguments, environ)
+        own = {"tasks": names_in(settings.task, TASKS)}
+        return drawn_by_egl(settings, "wmpo.envs.aloha.episode:AlohaEpisode", own)

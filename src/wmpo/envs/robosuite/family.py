@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
-from wmpo.envs.names import names_in
+from wmpo.envs.names import describe, names_in
 from wmpo.envs.robosuite.settings import TASKS, RobosuiteSettings
-from wmpo.envs.tabletop import display
 from wmpo.envs.vector import VectorEnv
+from wmpo.envs.worlds import drawn_by_egl
 
 
 class Robosuite:
@@ -18,19 +16,11 @@ class Robosuite:
     @staticmethod
     def describe_tasks() -> dict[str, str]:
         """Task -> its sentence and horizon, for `wmpo tasks`."""
-        return {name: f"{task.instruction}  (at most {task.horizon} actions)" for name, task in TASKS.items()}
+        return describe(TASKS)
 
     @classmethod
     def build(cls, settings: RobosuiteSettings, disruption: str = "none") -> VectorEnv:
         """Raises UserError for tasks and cameras that there are not, and where robosuite 1.5 or EGL is missing."""
         settings.check()
-        arguments = {
-            "tasks": names_in(settings.task, TASKS),
-            "cameras": list(settings.cameras),
-            "image_size": settings.image_size,
-            "state": settings.state,
-            "faces": settings.faces,
-        }
-        environ = dict(os.environ)
-        display.prepare_environment(display.choose("egl"), environ)
-        return VectorEnv(settings, "wmpo.envs.robosuite.episode:RobosuiteEpisode", arguments, environ)
+        own = {"tasks": names_in(settings.task, TASKS), "faces": settings.faces}
+        return drawn_by_egl(settings, "wmpo.envs.robosuite.episode:RobosuiteEpisode", own)

@@ -14,10 +14,11 @@ import numpy as np
 from wmpo.envs.lighten import lighten
 from wmpo.envs.robosuite.expert import Expert
 from wmpo.envs.robosuite.settings import CONTROL, REPEAT, TASKS
+from wmpo.envs.shared_scene import hide, refresh
 from wmpo.errors import UserError
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
-COLLISION, HIDDEN = 0, 5  # groups of shapes: what robosuite collides with, and what is not drawn
+COLLISION = 0  # group of what robosuite collides with, and does not show
 STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])
 SETTLE = 5  # actions without moving in which what robosuite lets fall comes to rest
 
@@ -42,7 +43,7 @@ class RobosuiteScene:
         self.model: mujoco.MjModel = env.sim.model._model
         self.data: mujoco.MjData = env.sim.data._data
         self.model.vis.quality.offsamples = 0
-        self.model.geom_group[self.model.geom_group == COLLISION] = HIDDEN
+        hide(self.model, COLLISION)
         if faces:
             lighten(self.model, faces)
         [arm] = self.robot.arms
@@ -67,19 +68,13 @@ class RobosuiteScene:
                 sim.step1()
                 self.robot.control(action, policy_step=substep == 0)
                 sim.step2()
-        self.refresh()
+        refresh(self.model, self.data)
         return bool(self.env._check_success())
 
     @property
     def _controller(self) -> Any:
         """A new one after each reset."""
         return self.robot.part_controllers[self._arm]
-
-    def refresh(self) -> None:
-        """Positions as of now: stepping leaves those of one time step ago. Changes nothing that the next step uses."""
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_comPos(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
 
     @property
     def position(self) -> np.ndarray:
@@ -110,7 +105,7 @@ class RobosuiteScene:
         mujoco.mj_setState(self.model, self.data, snapshot.physics, _PHYSICS)
         self._gripper.current_action = snapshot.gripper.copy()
         self._controller.initial_joint = snapshot.posture.copy()
-        self.refresh()
+        refresh(self.model, self.data)
 
 
 def _make(name: str) -> Any:

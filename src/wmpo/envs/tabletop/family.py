@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from wmpo.envs.names import describe
 from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.settings import DISRUPTIONS, TabletopSettings
 from wmpo.envs.tabletop.tasks import TASKS
@@ -19,7 +20,7 @@ class Tabletop:
     @staticmethod
     def describe_tasks() -> dict[str, str]:
         """Task -> its sentence and horizon, for `wmpo tasks`."""
-        return {name: f"{task.instruction}  (at most {task.horizon} actions)" for name, task in TASKS.items()}
+        return describe(TASKS)
 
     @classmethod
     def build(cls, settings: TabletopSettings, disruption: str = "none") -> VectorEnv:
