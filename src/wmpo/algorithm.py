@@ -277,8 +277,8 @@ def fit_stage(
     run: Run, stage: TrainingStage, parts: Sequence[tuple[VideoClips, int, int]], suffix: str, seed: int
 ) -> None:
     """One training of a world model. `parts` of a batch: clips, how many, and their seed."""
-
     name = f"world_model_{stage.name}{suffix}"
+    stage.begin()
     parts = [(run.shown_to(stage, clips, name), size, seed) for clips, size, seed in parts]
 
     def clips(step: int) -> VideoBatch:

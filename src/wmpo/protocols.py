@@ -6,7 +6,7 @@ What a family needs beside these methods (`build`, `Settings`) stands in docs/ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
@@ -183,6 +183,10 @@ class TrainingStage:
     encoder: Encoder | None = None
     """Where given, no frame is shown to `module`, but its latents of this encoder, float16: each frame of the data is
     encoded once (`data.latents`)."""
+    chunks: int = 1
+    """Clips go on for so many chunks: `future` and `action` have chunks x K rows."""
+    begin: Callable[[], object] = bool
+    """Called before it, when the stages before have ended: may set weights from theirs. By default nothing happens."""
 
 
 class WorldModel(Protocol):

@@ -121,6 +121,7 @@ class Run:
     def shown_to(self, stage: TrainingStage, clips: VideoClips, name: str) -> VideoClips:
         """Clips as a stage of training takes them, which goes by this name: latents of their frames, where it has an
         encoder. Once it has ended none are needed."""
+        clips = clips.lasting(stage.chunks)
         if stage.encoder is None:
             return clips
 

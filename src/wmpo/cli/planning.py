@@ -143,7 +143,7 @@ def world_model_training(recipe: Recipe, world_model: WorldModel, spec: EnvSpec)
         if stage.encoder is not None:
             needs.append(encoding(recipe, stage.encoder, spec))
             shapes = {name: stage.encoder.latent_shape(name) for name in spec.cameras}
-        batch = video_batch(spec, fit.batch_size, world_model.context, world_model.chunk, shapes)
+        batch = video_batch(spec, fit.batch_size, world_model.context, stage.chunks * world_model.chunk, shapes)
         name = next((name for name, value in vars(settings).items() if value is fit), "fit")
         change = f"world_model.{name}.batch_size, the world model's sizes"
         needs.append(training(f"world: {stage.name}", stage.module, batch, fit, change, steps))

@@ -74,15 +74,17 @@ def check_world_model_training(model: WorldModel, spec: EnvSpec) -> list[str]:
     def shots(*leading: int) -> dict[str, Tensor]:
         return {name: pictures(size, B, *leading) for name, size in spec.cameras.items()}
 
-    action, state = torch.rand(B, K, spec.action_dim) * 2 - 1, torch.rand(B, 1 + K, spec.state_dim)
-    batch = VideoBatch(shots(c), shots(), shots(K), action, state, state[:, 0], action.sum(1))
+    def clips(frames: int) -> VideoBatch:
+        action, state = torch.rand(B, frames, spec.action_dim) * 2 - 1, torch.rand(B, 1 + frames, spec.state_dim)
+        return VideoBatch(shots(c), shots(), shots(frames), action, state, state[:, 0], action.sum(1))
+
     complaints = []
     for align in (False, True):
         stages = model.training_stages(align=align)
         if not stages:
             return ["training_stages names no stage, so that nothing is learned."]
         for stage in stages:
-            complaints += check_loss(stage.module, batch, f"the stage {stage.name}")
+            complaints += check_loss(stage.module, clips(stage.chunks * K), f"the stage {stage.name}")
     return complaints
 
 

@@ -89,6 +89,12 @@ class VideoClips:
                 "or collect longer episodes."
             )
 
+    def lasting(self, chunks: int) -> VideoClips:
+        """The moments from which so many chunks follow."""
+        if chunks == 1:
+            return self
+        return VideoClips(self.cache, self.episodes, self.context, chunks * self.chunk, self.shift)
+
     def encoded(self, latents: Mapping[str, np.ndarray], key: str) -> VideoClips:
         """The same moments, of which batches show latents, camera -> (frames, c, h, w) float16, in place of pictures;
         `key` tells the encoder. Pictures that are moved have other latents: raises ValueError."""

@@ -10,7 +10,8 @@ Variance preserving (arXiv 2006.11239) x_t = a x + s e,         a^2 + s^2 = 1, (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -23,6 +24,13 @@ PredictData = Callable[[Tensor, Tensor], Tensor]
 def expand(value_B: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, ...) with as many dimensions as `like`, in its type."""
     return value_B.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def standard_normal(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, drawn wherever the generator lives."""
+    if device.type == "meta":  # only shapes are asked for, which may be larger than this machine's memory
+        return torch.empty(shape, device=device)
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
 
 # --- rectified flow ---------------------------------------------------------------------------------------------------
@@ -59,13 +67,26 @@ def euler_sample(predict_data: PredictData, noise: Tensor, steps: int) -> Tensor
 
     One step returns predict_data(noise, 0) itself, and the last step always ends on a prediction.
     """
+    return deque(euler_path(predict_data, noise, steps), maxlen=1).pop()
+
+
+def euler_path(predict_data: PredictData, noise: Tensor, steps: int) -> Iterator[Tensor]:
+    """The points that `euler_sample` passes, at t = 0, 1 / steps, ..., 1."""
     times = torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
     x = noise
+    yield x
     for t, t_next in itertools.pairwise(times):
         x_hat = predict_data(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
         # Equals x + (t_next - t) * velocity, and is exactly x_hat in the last step, where 1 - t = t_next - t.
         x = torch.lerp(x, x_hat, (t_next - t) / (1 - t))
-    return x
+        yield x
+
+
+def data_from_step(x_t: Tensor, x_next: Tensor, t_B: Tensor, t_next_B: Tensor) -> Tensor:
+    """The estimate of the data of which one Euler step leads from x at t to x at t_next: x + (x_next - x) (1 - t) /
+    (t_next - t). A path of many steps, asked for with t and t_next far apart, gives what one step should estimate
+    (arXiv 2202.00512, appendix G, for rectified flow)."""
+    return torch.lerp(x_t, x_next, (1 - expand(t_B, x_t)) / expand(t_next_B - t_B, x_t))
 
 
 # --- noise prediction, variance preserving ----------------------------------------------------------------------------

@@ -57,6 +57,13 @@ class VideoDiffusionSettings(WorldModelConfig):
     work; all: logit-normal (flow) or uniform (epsilon). [paper: all]"""
     sampling_steps: Annotated[int, Between(1, 1000)] = 1
     """Euler steps per imagined chunk. [code 30]"""
+    student_steps: Annotated[int, Between(0, 1000)] = 0
+    """Euler steps per chunk of a student, distilled from the denoiser, that imagines in its place; 0: no student. A
+    divisor of `sampling_steps`, those of its teacher. [paper: no]"""
+    distil: FitConfig = field(
+        default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.98)
+    )
+    """Training of the student, after pretraining and again after alignment."""
     imagined_rows: Annotated[int, Between(0, 1000000)] = 0
     """Videos that are denoised at once; 0: all on a GPU, as many as lie in the caches of a CPU. Fewer take less memory,
     and end as they would together, but for rounding."""
@@ -90,6 +97,13 @@ class VideoDiffusionSettings(WorldModelConfig):
             raise UserError(f"world_model.image_size is {self.image_size}; both sides must be from 8 to 4096 pixels.")
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
+        if self.student_steps and self.sampling_steps % self.student_steps:
+            raise UserError(
+                f"world_model.student_steps is {self.student_steps}; it must divide world_model.sampling_steps, "
+                f"{self.sampling_steps}, the steps of its teacher."
+            )
+        if self.student_steps and self.objective != "flow":
+            raise UserError("world_model.student_steps needs world_model.objective flow, not epsilon.")
         if self.checkpointing and unet:
             raise UserError(
                 "world_model.checkpointing is for the transformer: set world_model.backbone transformer too."

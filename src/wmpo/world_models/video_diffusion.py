@@ -10,6 +10,7 @@ Departures from the paper, each a setting in `VideoDiffusionSettings`:
 2. The episode's first frame is always in view (`anchor`): without it long videos drift.
 3. A frame's modulation sees its action and how the robot's pose changes (`Kinematics`), not its action alone.
 4. The proprioceptive state, where there is one, is imagined along with the pictures.
+5. A student of fewer steps may imagine in place of the denoiser that taught it (`Distillation`).
 
 States and actions that come in or go out have the units of the data; the networks see them normalised.
 """
@@ -17,14 +18,12 @@ States and actions that come in or go out have the units of the data; the networ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from wmpo.config import DIMENSIONS, STATE_DIMENSIONS, Between
 from wmpo.data.clips import VideoBatch
 from wmpo.data.normalizer import Normalizer
 from wmpo.losses import flow
@@ -36,7 +35,10 @@ from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
 from wmpo.world_models.cameras import CommonSize
 from wmpo.world_models.codecs import PixelCodec
+from wmpo.world_models.distillation import Distillation
 from wmpo.world_models.kinematics import Kinematics
+from wmpo.world_models.memory import Memory
+from wmpo.world_models.networks import CodecTraining, VideoDiffusionConfig, build_codec, build_denoiser
 from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.transformer import SpaceTimeTransformer
 from wmpo.world_models.unet import UNet
@@ -46,33 +48,10 @@ LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the dat
 SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective, yet sampling begins there
 
 
-@dataclass(frozen=True)
-class VideoDiffusionConfig:
-    """What a saved world model needs to be built again."""
-
-    settings: VideoDiffusionSettings
-    cameras: Mapping[str, tuple[int, int]]  # (height, width) of each, in pixels
-    chunk: Annotated[int, Between(1, 1024)]
-    action_dim: Annotated[int, DIMENSIONS]
-    state_dim: Annotated[int, STATE_DIMENSIONS]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the model knows of B videos; stays on the device between chunks."""
-
-    context: Tensor  # (B, c, channels, h, w) latents of the last frames
-    anchor: Tensor  # (B, channels, h, w) latent of the first frame
-    pose: Tensor  # (B, P) of the robot, see `Kinematics`
-    first_pose: Tensor  # (B, P)
-
-    def rows(self, index: Tensor | slice) -> Memory:
-        return Memory(self.context[index], self.anchor[index], self.pose[index], self.first_pose[index])
-
-
 class Known(NamedTuple):
-    """What the denoiser is given beside the noisy frames of a chunk, and what it may put a frame together from."""
+    """Who estimates, what it is given beside the noisy frames of a chunk, and what it may put a frame together from."""
 
+    denoiser: UNet | SpaceTimeTransformer
     past: list[Tensor]  # what the denoiser keeps of context and anchor
     last: Tensor  # (B, channels, h, w): the last frame of the context
     conditioning: Tensor  # (B, K, E): actions and poses
@@ -106,7 +85,9 @@ class VideoDiffusionModel(nn.Module):
         if self.composites:
             sources = 2 * (1 + int(settings.anchor))
             self.mask_logits = sources * len(config.cameras) * self.codec.pixels_per_latent
-        self.denoiser = build_denoiser(config, self.latent, self.mask_logits, self.kinematics.pose_dim)
+        shape = (config, self.latent, self.mask_logits, self.kinematics.pose_dim)
+        self.denoiser = build_denoiser(*shape)
+        self.student = build_denoiser(*shape) if settings.student_steps else None
 
     @classmethod
     def build(cls, settings: VideoDiffusionSettings, spec: EnvSpec, chunk: int) -> VideoDiffusionModel:
@@ -116,14 +97,19 @@ class VideoDiffusionModel(nn.Module):
     # Training
 
     def training_stages(self, align: bool) -> list[TrainingStage]:
-        """Kinematics first, since the rest builds on them; then the autoencoder, if there is one; then the denoiser."""
+        """Kinematics first, since the rest builds on them; then the autoencoder, if there is one; then the denoiser,
+        and its student."""
         settings = self.config.settings
         stages = [TrainingStage("kinematics", self.kinematics, settings.kinematics_fit)]
         if isinstance(self.codec, Autoencoder) and not align:  # the other codecs come ready-made
             stages.append(TrainingStage("autoencoder", CodecTraining(self.codec, self.cameras), settings.codec_fit))
         once = settings.cache_latents and not settings.shift and not isinstance(self.codec, PixelCodec)
         fit = settings.align if align else settings.fit
-        return [*stages, TrainingStage("denoiser", self, fit, self if once else None)]
+        encoder = self if once else None
+        stages.append(TrainingStage("denoiser", self, fit, encoder))
+        if self.student is not None:
+            stages.append(Distillation(self).stage(encoder, first=not align))
+        return stages
 
     @property
     def normalizer(self) -> Normalizer:
@@ -177,27 +163,29 @@ class VideoDiffusionModel(nn.Module):
 
     # Learning
 
-    def known(self, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor) -> Known:
+    def known(
+        self, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor, denoiser: UNet | SpaceTimeTransformer
+    ) -> Known:
         """What the estimates of one chunk have in common, however noisy the frames."""
         anchor = memory.anchor if self.config.settings.anchor else None
         last = memory.context[:, -1]
         level_B = torch.full((len(last),), 1 - self.config.settings.context_noise, device=last.device)
         with computing_in(self.config.settings.precision, last.device):
-            past = self.denoiser.remember(memory.context, anchor, level_B)
+            past = denoiser.remember(memory.context, anchor, level_B)
         since_last = pose_BKP - memory.pose[:, None]
         conditioning = [self.normalizer.normalize_action(action_BKD), since_last]
         if self.config.state_dim:
             conditioning.append(pose_BKP)
         conditioning_BKE = torch.cat(conditioning, dim=-1)
         if not self.composites:
-            return Known(past, last, conditioning_BKE, [], [])
+            return Known(denoiser, past, last, conditioning_BKE, [], [])
         with torch.no_grad():
             # sharp pictures of the hand, however long the dream: the first frame is moved only once
             warped = [self.warp(last, since_last)]
             if anchor is not None:
                 warped.append(self.warp(anchor, pose_BKP - memory.first_pose[:, None]))
             still = [frame[:, None].expand_as(warped[0]) for frame in (last, anchor) if frame is not None]
-        return Known(past, last, conditioning_BKE, still, warped)
+        return Known(denoiser, past, last, conditioning_BKE, still, warped)
 
     def predict(self, noisy: Tensor, t_B: Tensor, known: Known) -> Tensor:
         """The denoiser's estimate of the clean K frames, put together from what it has seen.
@@ -208,7 +196,7 @@ class VideoDiffusionModel(nn.Module):
         """
         inputs = torch.cat([noisy, *known.warped], dim=2) if known.warped else noisy
         with computing_in(self.config.settings.precision, inputs.device):
-            out = self.denoiser(inputs, t_B, known.past, known.conditioning)
+            out = known.denoiser(inputs, t_B, known.past, known.conditioning)
         out = out.float()
         if not self.composites:
             return known.last[:, None] + out
@@ -262,12 +250,12 @@ class VideoDiffusionModel(nn.Module):
         generator = generator or torch.default_generator
         B = len(future)
         level = torch.full((B,), 1 - self.config.settings.context_noise, device=future.device)
-        context = self.add_noise(context, standard_normal(context.shape, context.device, generator), level)
+        context = self.add_noise(context, flow.standard_normal(context.shape, context.device, generator), level)
         t_B = self.draw_times(B, generator).to(future.device)
-        noise = standard_normal(future.shape, future.device, generator)
+        noise = flow.standard_normal(future.shape, future.device, generator)
         noisy = self.add_noise(future, noise, t_B)
         memory = Memory(context, anchor, pose[:, 0], first_pose)
-        estimate = self.predict(noisy, t_B, self.known(memory, batch.action, expected))
+        estimate = self.predict(noisy, t_B, self.known(memory, batch.action, expected, self.denoiser))
         error_B = (estimate - future).square().mean(dim=(1, 2, 3, 4))
         # Errors of predicted data, weighed so that they equal errors of predicted velocity, or of predicted noise.
         loss = (self.loss_weight(t_B) * error_B).mean()
@@ -289,25 +277,24 @@ class VideoDiffusionModel(nn.Module):
     @torch.no_grad()
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
         B, device = len(chunk_BKD), memory.anchor.device
-        noise = standard_normal((B, self.config.chunk, *self.latent), device, generator)
+        noise = flow.standard_normal((B, self.config.chunk, *self.latent), device, generator)
         at_once = self.config.settings.imagined_rows or B
         at_once = min(at_once, CACHED_ROWS) if device.type == "cpu" else at_once
         pose = self.kinematics.follow(memory.pose, chunk_BKD)
         given = [(noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows]) for rows in slices(B, at_once)]
         latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True), device=device))
-        context = torch.cat([memory.context, latents], dim=1)[:, -self.config.settings.context :]
-        return Memory(context, memory.anchor, pose[:, -1], memory.first_pose), Imagined(latents, pose)
+        return memory.then(latents, pose[:, -1]), Imagined(latents, pose)
 
     @torch.no_grad()
     def sample(self, noise: Tensor, memory: Memory, chunk_BKD: Tensor, pose_BKP: Tensor) -> Tensor:
         """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape."""
-        known = self.known(memory, chunk_BKD, pose_BKP)
-
-        def denoise(noisy: Tensor, t_B: Tensor) -> Tensor:
-            return self.predict(noisy, t_B, known)
-
-        sampler = flow.euler_sample if self.config.settings.objective == "flow" else flow.ddim_sample
-        return sampler(denoise, noise, self.config.settings.sampling_steps)
+        settings = self.config.settings
+        denoiser, steps = self.denoiser, settings.sampling_steps
+        if self.student is not None:
+            denoiser, steps = self.student, settings.student_steps
+        known = self.known(memory, chunk_BKD, pose_BKP, denoiser)
+        sampler = flow.euler_sample if settings.objective == "flow" else flow.ddim_sample
+        return sampler(lambda noisy, t_B: self.predict(noisy, t_B, known), noise, steps)
 
     def select(self, memory: Memory, rows: Sequence[int]) -> Memory:
         return memory.rows(torch.as_tensor(rows, dtype=torch.long, device=memory.anchor.device))
@@ -324,13 +311,6 @@ class VideoDiffusionModel(nn.Module):
         return model.eval()
 
 
-def standard_normal(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, drawn wherever the generator lives."""
-    if device.type == "meta":  # only shapes are asked for, which may be larger than this machine's memory
-        return torch.empty(shape, device=device)
-    return torch.randn(shape, generator=generator, device=generator.device).to(device)
-
-
 def in_pieces(work: Callable[[Tensor], Tensor], frames: Tensor, rows: int) -> Tensor:
     """`work(frames)`, on so many rows at a time; 0: on all."""
     return torch.cat([work(part) for part in frames.split(rows)]) if 0 < rows < len(frames) else work(frames)
@@ -339,59 +319,3 @@ def in_pieces(work: Callable[[Tensor], Tensor], frames: Tensor, rows: int) -> Te
 def slices(n: int, size: int) -> list[slice]:
     """0 to n in pieces of at most `size`."""
     return [slice(begin, begin + size) for begin in range(0, n, size)]
-
-
-class CodecTraining(nn.Module):
-    """Trains the autoencoder on one frame of each camera and clip."""
-
-    def __init__(self, codec: Autoencoder, cameras: CommonSize) -> None:
-        super().__init__()
-        self.codec, self.cameras = codec, cameras
-
-    def forward(self, batch: VideoBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        frames = [self.cameras.enter(name, frames[:, 0]) for name, frames in batch.future.items()]
-        return self.codec(torch.cat(frames), generator)
-
-
-def build_codec(settings: VideoDiffusionSettings) -> PixelCodec | Autoencoder | DiffusersCodec:
-    """The frame codec. Its weights, where it has any, don't change while the denoiser learns."""
-    if settings.codec == "pixels":
-        return PixelCodec()
-    if settings.codec == "diffusers":
-        return DiffusersCodec(settings.codec_path)
-    return Autoencoder(2 * settings.codec_downsample, settings.codec_downsample, settings.codec_width)
-
-
-class DenoiserShape(TypedDict):
-    """What both denoisers need to know."""
-
-    latent: tuple[int, int, int]
-    context: int
-    chunk: int
-    action_dim: int
-    width: int
-    depth: int
-    anchor: bool
-    action_conditioning: Literal["frame", "chunk"]
-
-
-def build_denoiser(
-    config: VideoDiffusionConfig, latent: tuple[int, int, int], mask_logits: int, pose_dim: int
-) -> UNet | SpaceTimeTransformer:
-    """`mask_logits`: channels per frame that weigh its sources, beside those that describe it."""
-    settings = config.settings
-    shape = DenoiserShape(
-        latent=latent,
-        context=settings.context,
-        chunk=config.chunk,
-        action_dim=config.action_dim + pose_dim + config.state_dim,  # the action, the change of pose, the pose
-        width=settings.width,
-        depth=settings.depth,
-        anchor=settings.anchor,
-        action_conditioning=settings.action_conditioning,
-    )
-    if settings.backbone == "transformer":
-        return SpaceTimeTransformer(**shape, heads=settings.heads, checkpointing=settings.checkpointing)
-    # It also sees how each frame would look if everything moved along with the robot.
-    frames_in = 1 + (1 + int(settings.anchor) if mask_logits else 0)
-    return UNet(**shape, channels_in=latent[0] * frames_in, channels_out=latent[0] + mask_logits)
