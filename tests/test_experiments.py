@@ -86,7 +86,8 @@ def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
         for cell in cells:
             check_recipe(cell.recipe)
     full = EXPERIMENTS[name]
-    assert name.startswith("tuning") or (len(full.tasks) >= 3 and len(full.seeds) >= 3)
+    one_world = name.startswith("tuning") or name == "few-steps"  # a search, and dreams beside each other
+    assert one_world or (len(full.tasks) >= 3 and len(full.seeds) >= 3)
     assert all(cell.recipe.evaluate.episodes >= 200 for cell in full.cells())
 
 
