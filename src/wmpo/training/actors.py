@@ -40,6 +40,10 @@ REACH = 10.0  # seconds that an address may take to answer
 START = 60.0  # seconds in which all actors should have started; those that take longer join later
 PATIENCE = 900.0  # seconds to wait for the first one, on a cluster that is busy or must start nodes
 PACKAGES = ("wmpo", "torch", "numpy")  # whose versions decide what is computed
+TOKEN = (  # what Ray itself says of it, it says to its own log
+    " If `ray start` has said that token authentication is enabled, set RAY_AUTH_MODE=token here and on each machine "
+    "of the cluster, all with the ~/.ray/auth_token of the first."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -323,7 +327,8 @@ def _join(ray: Any, address: str, cores: int) -> None:
             socket.create_connection((host, int(port)), REACH).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
-        raise UserError(f"There is no way to the Ray cluster {address}: {shorten(str(error), 300)}") from error
+        token = "" if own or os.environ.get("RAY_AUTH_MODE") == "token" else TOKEN
+        raise UserError(f"There is no way to the Ray cluster {address}: {shorten(str(error), 300)}{token}") from error
 
 
 def _room(ray: Any, address: str, cpus: int, gpus: int) -> int:
