@@ -125,6 +125,9 @@ class VideoDiffusionModel(nn.Module):
         fit = settings.align if align else settings.fit
         return [*stages, TrainingStage("denoiser", self, fit, self if once else None)]
 
+    def units(self) -> list[nn.Module]:
+        return [*self.denoiser.blocks]
+
     @property
     def normalizer(self) -> Normalizer:
         return self.kinematics.normalizer
