@@ -31,7 +31,8 @@ class PlanCommand:
     its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 here,
     measured, which bounds the time from below."""
     gpus: int = 1
-    """Also say how long it takes with 2, 4 ... so many GPUs, a process each (docs/cluster.md)."""
+    """Also say how long it takes with 2, 4 ... so many GPUs, a process each, and what each holds where they share
+    weights and the optimiser's state, as with fit.fsdp (docs/cluster.md)."""
     link: float = 25.0
     """GB (10^9 bytes) in a second that go from one GPU to the next: 25 over PCIe, 200 or more over NVLink, 12 over
     Ethernet of 100 Gbit/s."""
@@ -70,10 +71,13 @@ class PlanCommand:
         needs = plan(self.recipe, spec)
         tflops = self.tflops if device is None else matmul_gflops(torch.float32, device=device) / 1000
 
+        verdicts = {need.stage: fitting(need, 1e9 * self.gpu_memory, self.gpus) for need in needs}
         memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
         memory.add_column("stage", no_wrap=True)
         for head in ("weights", "training", "activations", "in all"):
             memory.add_column(head, justify="right", no_wrap=True)
+        if self.gpus > 1:
+            memory.add_column(f"fsdp of {self.gpus}", justify="right", no_wrap=True)
         memory.add_column(f"{self.gpu_memory:g} GB", overflow="fold")  # advice may take several lines
         time = Table(title=f"{self.recipe.name}: arithmetic, and hours at {tflops:.3g} TFLOP/s", title_justify="left")
         time.add_column("stage", no_wrap=True)
@@ -81,12 +85,15 @@ class PlanCommand:
             time.add_column(head, justify="right", no_wrap=True)
         for need in needs:
             sizes = [f"{size / 1e9:.3f}" for size in (need.weights, need.training, need.activations, need.total)]
-            memory.add_row(need.stage, *sizes, fitting(need, 1e9 * self.gpu_memory))
+            sizes += [f"{need.total_of(self.gpus) / 1e9:.3f}" if need.shared else ""] if self.gpus > 1 else []
+            memory.add_row(need.stage, *sizes, verdicts[need.stage])
             work = (f"{need.flop / 1e12:,.3f}", f"{need.steps:,.0f}", f"{need.steps * need.flop / 1e15:,.3f}")
             time.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *work, f"{need.hours(tflops):,.2f}")
         console = Console()
         console.print(memory)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
+        if self.gpus > 1:
+            console.print(f"fsdp of {self.gpus}: in all, of each of {self.gpus} GPUs, where fit.fsdp is set.")
         console.print(time)
         if sketched:
             console.print(
@@ -98,7 +105,7 @@ class PlanCommand:
         console.print(f"{hours:,.2f} hours in all, for arithmetic alone: small networks take several times as long.")
         episodes = self.recipe.grpo.groups * self.recipe.grpo.group_size
         console.print(f"Imagined in an iteration: {episodes} episodes, up to {episodes * spec.horizon:,} frames.")
-        return int(any(need.total > 1e9 * self.gpu_memory for need in needs))
+        return int(set(verdicts.values()) != {"fits"})
 
     def shared(self, needs: Sequence[Need], tflops: float) -> Table:
         """Hours of each stage, by the number of GPUs."""

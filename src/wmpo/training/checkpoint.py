@@ -24,6 +24,7 @@ from wmpo.protocols import Trainable, WorldModel
 from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")
+SomeTensor = TypeVar("SomeTensor", bound=Tensor)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LARGE, MANY = 2**26, 20_000  # numbers in a parameter, and parameters, that any network may have; see `opening`
 
@@ -212,7 +213,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: Mapping[str, SomeTensor]) -> dict[str, SomeTensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 

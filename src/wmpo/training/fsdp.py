@@ -48,14 +48,12 @@ def is_shared(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's rows, of a tensor that ranks share; it as it is, else. The memory is the same."""
-    rows: Tensor = tensor.to_local() if is_shared(tensor) else tensor  # type: ignore[operator]
-    return rows
+    return cast("DTensor", tensor).to_local() if is_shared(tensor) else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
     """All rows, of a tensor that ranks share; it as it is, else."""
-    whole: Tensor = tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[operator]
-    return whole
+    return cast("DTensor", tensor).full_tensor() if is_shared(tensor) else tensor
 
 
 @torch.no_grad()
