@@ -192,12 +192,11 @@ def training(
 
 
 def gathered(module: Trainable, trained: AbstractSet[nn.Parameter]) -> int:
-    """Weights, and their gradients, that `training.fsdp` holds whole: of two units, the one that is gone through and
-    the next, and of what is in no unit."""
+    """What `training.fsdp` holds whole: the weights of two units, this one and the next, and of what is in no unit; and
+    all gradients, since those of a unit that is gone through twice, as the denoiser's are, come late."""
     units = [set(unit.parameters()) for unit in module.units()] if isinstance(module, HasUnits) else []
     rest = set(module.parameters()).difference(*units)
-    sizes = sorted(size_of(part) + size_of(part & trained) for part in units)
-    return sum(sizes[-2:]) + size_of(rest) + size_of(rest & trained)
+    return sum(sorted(map(size_of, units))[-2:]) + size_of(rest) + size_of(trained)
 
 
 def deciding(recipe: Recipe, policy: Policy, spec: EnvSpec) -> Need:

@@ -76,8 +76,7 @@ def fit(
     shares = config.fsdp and ranks.world() > 1
     module.to(torch.device("cpu") if shares else device)
     ranks.same(module.state_dict().values())
-    settings = {name: value for name, value in to_plain(config).items() if name != "fsdp"}  # it changes no number
-    inputs = {**settings, "seed": seed, "weights": digest_of(module), **(depends or {})}
+    inputs = {**numbers_of(config), "seed": seed, "weights": digest_of(module), **(depends or {})}
     files = Checkpoints(Path(folder) / name, inputs)
     if files.load_result(module):
         return module.to(device).eval()
@@ -113,6 +112,11 @@ def fit(
     return module.to(device).eval()
 
 
+def numbers_of(config: FitConfig) -> dict[str, object]:
+    """The settings that change what is learned by more than rounding."""
+    return {name: value for name, value in to_plain(config).items() if name != "fsdp"}
+
+
 class Learner:
     """All that a step of training changes: weights, their running mean, the optimiser's state; or this rank's shares of
     them, until `finish`."""
@@ -135,6 +139,7 @@ class Learner:
         metrics = self._find_gradients(batch, step)
         norm = fsdp.full(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
         self.optimizer.step()
+        self.optimizer.zero_grad()  # else they lie beside the next ones
         if self.average:
             move_average(self.average, self.module, self.config.ema, step)
         return {**metrics, "grad_norm": norm}
@@ -156,7 +161,7 @@ class Learner:
         sizes = [rows_of(part) for part in parts] if self.parts > 1 else [1]
         weights = [size / sum(sizes) for size in sizes]
         if self.shares:
-            return fsdp.share_gradients(self.parameters, forward, weights, parts, generators)
+            return fsdp.share_gradients(forward, weights, parts, generators)
         return accumulate_gradients(self.parameters, gradients, weights, parts, generators)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -88,12 +88,12 @@ def with_shares(tensors: Mapping[str, Tensor], like: Mapping[str, DTensor]) -> d
 
 
 def share_gradients(
-    parameters: Sequence[nn.Parameter],
     work: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
     weights: Sequence[float],
     *arguments: Iterable[object],
 ) -> dict[str, Tensor]:
-    """As `parallel.accumulate_gradients`, for a network of `shared`: each rank gets its rows of the sums.
+    """As `parallel.accumulate_gradients`, for a network of `shared` that has no gradients yet: each rank gets its rows
+    of the sums.
 
     `work(*row)` returns loss and metrics. All parts must use the same parameters.
     """
@@ -101,8 +101,6 @@ def share_gradients(
     rows = [every[place] for place in ranks.share(len(every))]
     # Weights are gathered by all or none: a rank with fewer parts goes through the first one, for nothing.
     rows += [(0.0, *every[0][1:])] * (-(-len(every) // ranks.world()) - len(rows))
-    for parameter in parameters:
-        parameter.grad = None
     metrics: dict[str, Tensor] = {}
     with ranks.listening(computing=True):
         for weight, *given in rows:
