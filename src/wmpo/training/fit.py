@@ -132,6 +132,7 @@ class Learner:
         self.average = {name: tensor.detach().clone() for name, tensor in own.items()}
         self.optimizer = make_optimizer(module, config, device)
 
+    @ranks.listening(computing=True)
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimiser step; its metrics."""
         for group in self.optimizer.param_groups:

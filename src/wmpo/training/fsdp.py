@@ -56,6 +56,7 @@ def full(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor).full_tensor() if is_shared(tensor) else tensor
 
 
+@ranks.listening(computing=True)
 @torch.no_grad()
 def gather_weights(module: Trainable, whole: Trainable) -> None:
     """Fill `whole` with the weights of `module`, which ranks share: one tensor after the other."""
@@ -102,12 +103,11 @@ def share_gradients(
     # Weights are gathered by all or none: a rank with fewer parts goes through the first one, for nothing.
     rows += [(0.0, *every[0][1:])] * (-(-len(every) // ranks.world()) - len(rows))
     metrics: dict[str, Tensor] = {}
-    with ranks.listening(computing=True):
-        for weight, *given in rows:
-            loss, found = work(*given)
-            (ranks.world() * weight * loss).backward()  # torch takes the mean over ranks
-            for name, value in found.items():
-                metrics[name] = metrics.get(name, 0.0) + weight * value.detach().float()
+    for weight, *given in rows:
+        loss, found = work(*given)
+        (ranks.world() * weight * loss).backward()  # torch takes the mean over ranks
+        for name, value in found.items():
+            metrics[name] = metrics.get(name, 0.0) + weight * value.detach().float()
     values = torch.stack([*metrics.values()])
     ranks.add_up([values])
     return dict(zip(metrics, values.unbind(), strict=True))
