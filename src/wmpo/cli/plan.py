@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,8 +76,6 @@ class PlanCommand:
         memory.add_column("stage", no_wrap=True)
         for head in ("weights", "training", "activations", "in all"):
             memory.add_column(head, justify="right", no_wrap=True)
-        if self.gpus > 1:
-            memory.add_column(f"fsdp of {self.gpus}", justify="right", no_wrap=True)
         memory.add_column(f"{self.gpu_memory:g} GB", overflow="fold")  # advice may take several lines
         time = Table(title=f"{self.recipe.name}: arithmetic, and hours at {tflops:.3g} TFLOP/s", title_justify="left")
         time.add_column("stage", no_wrap=True)
@@ -85,7 +83,6 @@ class PlanCommand:
             time.add_column(head, justify="right", no_wrap=True)
         for need in needs:
             sizes = [f"{size / 1e9:.3f}" for size in (need.weights, need.training, need.activations, need.total)]
-            sizes += [f"{need.total_of(self.gpus) / 1e9:.3f}" if need.shared else ""] if self.gpus > 1 else []
             memory.add_row(need.stage, *sizes, verdicts[need.stage])
             work = (f"{need.flop / 1e12:,.3f}", f"{need.steps:,.0f}", f"{need.steps * need.flop / 1e15:,.3f}")
             time.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *work, f"{need.hours(tflops):,.2f}")
@@ -93,31 +90,35 @@ class PlanCommand:
         console.print(memory)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
         if self.gpus > 1:
-            console.print(f"fsdp of {self.gpus}: in all, of each of {self.gpus} GPUs, where fit.fsdp is set.")
+            sharing = [need for need in needs if need.shared]
+            console.print(self.by_gpus("GB in all, with fsdp,", sharing, lambda need, n: need.total_of(n) / 1e9))
         console.print(time)
         if sketched:
             console.print(
                 f"policy.pretrained is empty: a {self.recipe.policy.family} of its published size is planned."
             )
         if self.gpus > 1:
-            console.print(self.shared(needs, tflops))
+            console.print(self.by_gpus("hours", needs, lambda need, n: need.hours(tflops, n, self.link), summed=True))
         hours = sum(need.hours(tflops) for need in needs)
         console.print(f"{hours:,.2f} hours in all, for arithmetic alone: small networks take several times as long.")
         episodes = self.recipe.grpo.groups * self.recipe.grpo.group_size
         console.print(f"Imagined in an iteration: {episodes} episodes, up to {episodes * spec.horizon:,} frames.")
         return int(set(verdicts.values()) != {"fits"})
 
-    def shared(self, needs: Sequence[Need], tflops: float) -> Table:
-        """Hours of each stage, by the number of GPUs."""
+    def by_gpus(
+        self, what: str, needs: Sequence[Need], figure: Callable[[Need, int], float], summed: bool = False
+    ) -> Table:
+        """A figure of each stage, by the number of GPUs."""
         from rich.table import Table
 
         counts = sorted({self.gpus, *(2**power for power in range(self.gpus.bit_length()))})
-        table = Table(title=f"{self.recipe.name}: hours by the number of GPUs", title_justify="left")
+        table = Table(title=f"{self.recipe.name}: {what} by the number of GPUs", title_justify="left")
         table.add_column("stage", no_wrap=True)
         for gpus in counts:
             table.add_column(str(gpus), justify="right", no_wrap=True)
-        rows = {need.stage: [need.hours(tflops, gpus, self.link) for gpus in counts] for need in needs}
-        rows["in all"] = [sum(hours) for hours in zip(*rows.values(), strict=True)]
-        for stage, hours in rows.items():
-            table.add_row(stage, *(f"{value:,.1f}" for value in hours))
+        rows = {need.stage: [figure(need, gpus) for gpus in counts] for need in needs}
+        if summed:
+            rows["in all"] = [sum(figures) for figures in zip(*rows.values(), strict=True)]
+        for stage, figures in rows.items():
+            table.add_row(stage, *(f"{value:,.1f}" for value in figures))
         return table
