@@ -379,5 +379,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--gpu-memory", "0"]) == 2
     capsys.readouterr()
     assert main(["plan", "smoke", "--env.renderer", "rays", "--tflops", "1e-6", "--gpus", "6"]) == 0
-    table = capsys.readouterr().out.partition("hours by the number of GPUs")[2]
+    memory, _, table = capsys.readouterr().out.partition("hours by the number of GPUs")
+    sharing = memory.partition("GB in all, with fsdp, by")[2]
+    assert "world: denoiser" in sharing and "practise" not in sharing.partition("arithmetic")[0]
     assert [cell.strip() for cell in table.splitlines()[2].split("┃")[1:-1]] == ["stage", "1", "2", "4", "6"]
