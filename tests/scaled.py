@@ -49,8 +49,8 @@ def publish(name: str, spec: EnvSpec, folder: Path) -> Path:
 
 
 def few(fit: FitConfig, parts: int = 2) -> FitConfig:
-    """Two steps, each in so many parts of two samples."""
-    return replace(fit, steps=2, warmup=1, batch_size=2 * parts, accumulate=parts)
+    """Two steps, each in so many parts of two samples, whose weights processes share."""
+    return replace(fit, steps=2, warmup=1, batch_size=2 * parts, accumulate=parts, fsdp=True)
 
 
 def scaled(name: str, policy: Path) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -25,6 +26,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from scaled import publish, scaled  # needs both
+from test_ranks import ROOT, torchrun, weights
 
 PRESETS = pytest.mark.parametrize("name", ["large-24gb", "large-80gb"])
 CPU = torch.device("cpu")
@@ -79,3 +81,15 @@ def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
     rows = [(one.stage, one.total / other.total) for one, other in zip(foreseen, taken, strict=True)]
     print(name, [(one.stage, one.activations, other.activations) for one, other in zip(foreseen, taken, strict=True)])
     assert all(0.8 < ratio < 1.25 for _, ratio in rows), rows
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_a_small_copy(tmp_path: Path) -> None:
+    """They share the weights of every training."""
+    publish("large-24gb", spec_of("large-24gb", 64), tmp_path / "published")
+    done = torchrun(2, str(ROOT / "tests" / "scaled.py"), str(tmp_path), "large-24gb")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["recipe"]["world_model"]["fit"]["fsdp"]
+    base, practised = (weights(tmp_path / "run" / "policies" / name) for name in ("base", "wmpo-1"))
+    assert base.keys() == practised.keys() and any(not torch.equal(base[name], practised[name]) for name in base)

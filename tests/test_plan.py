@@ -23,6 +23,7 @@ from wmpo.cli.planning import (
     Need,
     blank,
     fitting,
+    gathered,
     images,
     plan,
     training,
@@ -71,6 +72,9 @@ def test_by_hand() -> None:
     assert few.activations <= 6 * 64 * 4 + 8 < matrix  # and nothing of the matrix, of which products see a view
     lean = training("square", module, blank(1000, 64), FitConfig(optimizer="muon"), "")
     assert (lean.weights, lean.training) == (matrix, 2 * matrix)
+    held = need.shared / 4 + need.gathered + need.activations  # a quarter of weights, average, gradients and moments
+    assert (need.shared, need.gathered) == (5 * matrix, 2 * matrix)  # and all weights and gradients, for a moment
+    assert (need.total_of(1), need.total_of(4)) == (need.total, round(planning.MARGIN * held))
     product = 2 * 1000 * 64 * 64
     assert need.flop == 2 * product  # forward, and the gradient of the matrix; none of the input is asked for
     assert (need.steps, need.hours(2.0)) == (1000, 1000 * 2 * product / 2e12 / 3600)
@@ -219,6 +223,20 @@ def test_more_rows_need_more_memory_and_the_advice_fits() -> None:
     assert fitting(more, (more.total + imagine.total) / 2).startswith("lower grpo.groups to ")
     large = Need("imitate", 10, 10**9, 10**9, 1, "policy.fit.batch_size, policy.width", 1, 1)
     assert fitting(large, 1e9) == "the networks alone are too large: lower policy.width"
+    sharing = replace(large, shared=2 * 10**9, gathered=10)
+    assert [fitting(sharing, 1e9, processes) for processes in (1, 2, 4)] == [
+        fitting(large, 1e9), fitting(large, 1e9), "set its fit.fsdp"
+    ]  # fmt: skip
+    assert fitting(replace(sharing, fsdp=True), 1e9, 4) == "fits" != fitting(replace(sharing, fsdp=True), 1e9)
+
+
+def test_two_units_and_the_rest_are_gathered() -> None:
+    with torch.device(META):
+        module = nn.Sequential(*(nn.Linear(64, 64 * rows, bias=False) for rows in (1, 2, 3, 4)))
+    row = 64 * 64 * 4
+    assert gathered(module, set()) == 10 * row
+    module.units = lambda: [*module[:3]]  # type: ignore[assignment]
+    assert gathered(module, {module[0].weight}) == (4 + 2 + 3) * row + row
 
 
 def grpo(**settings: int) -> GRPOConfig:
@@ -361,5 +379,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--gpu-memory", "0"]) == 2
     capsys.readouterr()
     assert main(["plan", "smoke", "--env.renderer", "rays", "--tflops", "1e-6", "--gpus", "6"]) == 0
-    table = capsys.readouterr().out.partition("hours by the number of GPUs")[2]
+    memory, _, table = capsys.readouterr().out.partition("hours by the number of GPUs")
+    sharing = memory.partition("GB in all, with fsdp, by")[2]
+    assert "world: denoiser" in sharing and "practise" not in sharing.partition("arithmetic")[0]
     assert [cell.strip() for cell in table.splitlines()[2].split("┃")[1:-1]] == ["stage", "1", "2", "4", "6"]

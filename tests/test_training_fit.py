@@ -55,6 +55,12 @@ def test_it_learns(tmp_path: Path) -> None:
     assert metrics["line/loss"][-1][1] < 0.1 * metrics["line/loss"][0][1]
 
 
+def test_no_gradients_are_kept(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True) as log:
+        module = fit(Line(), sample, FitConfig(steps=2), folder=tmp_path, name="line", log=log)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
 @pytest.fixture(params=[1, 2])
 def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))

@@ -48,6 +48,9 @@ class FitConfig:
     accumulate: Annotated[int, Between(1, 1024)] = 1
     """Equal parts of a batch of which gradients are computed one after another, each in its shards: less memory.
     Several processes share the parts (docs/cluster.md)."""
+    fsdp: bool = False
+    """Of several processes each keeps only a share of the weights, their gradients, their average and the optimiser's
+    state (docs/cluster.md): less memory, and changes what is learned by nothing but rounding."""
     lr: Annotated[float, Between(1e-12, 100)] = 1e-3
     """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
     warmup: Annotated[int, Between(0, 100000000)] = 50

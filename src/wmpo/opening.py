@@ -174,7 +174,7 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
     kept = load_recipe(folder, without=CHANGES_NO_NUMBER)
     grows = recipe.env.family == RECORDED and kept.rounds < recipe.rounds
     for name, (was, now) in differences(to_plain(kept), to_plain(recipe)).items():
-        if name not in CHANGES_NO_NUMBER and not (grows and name == "rounds"):
+        if name not in CHANGES_NO_NUMBER and not name.endswith(".fsdp") and not (grows and name == "rounds"):
             raise UserError(
                 f"{folder} holds a run with {was}, not {now}: give the same settings to continue it, or another folder "
                 "with --out."

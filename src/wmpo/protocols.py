@@ -172,6 +172,15 @@ class ChoosesTokens(Protocol):
         ...
 
 
+@runtime_checkable
+class HasUnits(Protocol):
+    """Optional, of a network: large parts of it, of which ranks that share its weights gather one at a time."""
+
+    def units(self) -> Sequence[nn.Module]:
+        """Parts that share no weights, and whose weights are used only where they themselves are called."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingStage:
     """One supervised training of a world model, or of a part of it."""

@@ -26,6 +26,7 @@ from wmpo.rewards import build_reward_model, load_reward_model
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, once
 from wmpo.training.checkpoint import digest_of, digest_of_values
+from wmpo.training.fit import numbers_of
 from wmpo.types import Episode
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
@@ -117,7 +118,7 @@ def learn_success(
         )
     data = labelled(run, data)
     cache, folder = FrameCache(run.store), run.folder / f"reward_model-{turn}"
-    inputs: dict[str, object] = {"settings": to_plain(cfg), "seed": run.recipe.seed}
+    inputs: dict[str, object] = {"settings": {**to_plain(cfg), "fit": numbers_of(cfg.fit)}, "seed": run.recipe.seed}
     inputs |= {f"episodes {name}": cache.digest(episodes) for name, episodes in vars(data).items()}
     inputs |= {"world model": digest_of(world_model) if world_model else None}
     inputs |= {"policy": digest_of(policy) if policy else None}

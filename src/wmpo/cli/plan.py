@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +31,8 @@ class PlanCommand:
     its maker promises for the precision, if networks are large. 0: the speed of large matrix products in float32 here,
     measured, which bounds the time from below."""
     gpus: int = 1
-    """Also say how long it takes with 2, 4 ... so many GPUs, a process each (docs/cluster.md)."""
+    """Also say how long it takes with 2, 4 ... so many GPUs, a process each, and what each holds where they share
+    weights and the optimiser's state, as with fit.fsdp (docs/cluster.md)."""
     link: float = 25.0
     """GB (10^9 bytes) in a second that go from one GPU to the next: 25 over PCIe, 200 or more over NVLink, 12 over
     Ethernet of 100 Gbit/s."""
@@ -70,6 +71,7 @@ class PlanCommand:
         needs = plan(self.recipe, spec)
         tflops = self.tflops if device is None else matmul_gflops(torch.float32, device=device) / 1000
 
+        verdicts = {need.stage: fitting(need, 1e9 * self.gpu_memory, self.gpus) for need in needs}
         memory = Table(title=f"{self.recipe.name}: memory per stage, in GB", title_justify="left")
         memory.add_column("stage", no_wrap=True)
         for head in ("weights", "training", "activations", "in all"):
@@ -81,36 +83,42 @@ class PlanCommand:
             time.add_column(head, justify="right", no_wrap=True)
         for need in needs:
             sizes = [f"{size / 1e9:.3f}" for size in (need.weights, need.training, need.activations, need.total)]
-            memory.add_row(need.stage, *sizes, fitting(need, 1e9 * self.gpu_memory))
+            memory.add_row(need.stage, *sizes, verdicts[need.stage])
             work = (f"{need.flop / 1e12:,.3f}", f"{need.steps:,.0f}", f"{need.steps * need.flop / 1e15:,.3f}")
             time.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *work, f"{need.hours(tflops):,.2f}")
         console = Console()
         console.print(memory)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
+        if self.gpus > 1:
+            sharing = [need for need in needs if need.shared]
+            console.print(self.by_gpus("GB in all, with fsdp,", sharing, lambda need, n: need.total_of(n) / 1e9))
         console.print(time)
         if sketched:
             console.print(
                 f"policy.pretrained is empty: a {self.recipe.policy.family} of its published size is planned."
             )
         if self.gpus > 1:
-            console.print(self.shared(needs, tflops))
+            console.print(self.by_gpus("hours", needs, lambda need, n: need.hours(tflops, n, self.link), summed=True))
         hours = sum(need.hours(tflops) for need in needs)
         console.print(f"{hours:,.2f} hours in all, for arithmetic alone: small networks take several times as long.")
         episodes = self.recipe.grpo.groups * self.recipe.grpo.group_size
         console.print(f"Imagined in an iteration: {episodes} episodes, up to {episodes * spec.horizon:,} frames.")
-        return int(any(need.total > 1e9 * self.gpu_memory for need in needs))
+        return int(set(verdicts.values()) != {"fits"})
 
-    def shared(self, needs: Sequence[Need], tflops: float) -> Table:
-        """Hours of each stage, by the number of GPUs."""
+    def by_gpus(
+        self, what: str, needs: Sequence[Need], figure: Callable[[Need, int], float], summed: bool = False
+    ) -> Table:
+        """A figure of each stage, by the number of GPUs."""
         from rich.table import Table
 
         counts = sorted({self.gpus, *(2**power for power in range(self.gpus.bit_length()))})
-        table = Table(title=f"{self.recipe.name}: hours by the number of GPUs", title_justify="left")
+        table = Table(title=f"{self.recipe.name}: {what} by the number of GPUs", title_justify="left")
         table.add_column("stage", no_wrap=True)
         for gpus in counts:
             table.add_column(str(gpus), justify="right", no_wrap=True)
-        rows = {need.stage: [need.hours(tflops, gpus, self.link) for gpus in counts] for need in needs}
-        rows["in all"] = [sum(hours) for hours in zip(*rows.values(), strict=True)]
-        for stage, hours in rows.items():
-            table.add_row(stage, *(f"{value:,.1f}" for value in hours))
+        rows = {need.stage: [figure(need, gpus) for gpus in counts] for need in needs}
+        if summed:
+            rows["in all"] = [sum(figures) for figures in zip(*rows.values(), strict=True)]
+        for stage, figures in rows.items():
+            table.add_row(stage, *(f"{value:,.1f}" for value in figures))
         return table

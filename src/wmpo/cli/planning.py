@@ -9,6 +9,7 @@ large networks; optimisers, the real environment, the autoencoder's own training
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from wmpo.grpo import trained_parameters
 from wmpo.imagination import ImaginedEnv
 from wmpo.policies import build_policy
 from wmpo.policies.sizes import is_sketched, sketch
-from wmpo.protocols import Policy, RewardModel, Trainable, WorldModel
+from wmpo.protocols import HasUnits, Policy, RewardModel, Trainable, WorldModel
 from wmpo.rewards import build_reward_model
 from wmpo.success import FOLDS, REPLAYED_AT_ONCE, chosen_by_rate
 from wmpo.types import EnvSpec, Observation
@@ -57,10 +58,22 @@ class Need:
     """Steps, one after another, that several processes can share out between them."""
     sent: int = 0
     """Bytes of gradients that they then add up, once for all such parts."""
+    shared: int = 0
+    """Bytes of weights, gradients and the optimiser's state of which each process can keep a share (`fsdp`)."""
+    gathered: int = 0
+    """Bytes that it then holds of others' shares at its fullest."""
+    fsdp: bool = False
+    """Whether they are to share these."""
 
     @property
     def total(self) -> int:
         return round(MARGIN * (self.weights + self.training + self.activations))
+
+    def total_of(self, processes: int) -> int:
+        """What each of so many takes that share what they can."""
+        if processes < 2 or not self.shared:
+            return self.total
+        return round(MARGIN * (self.shared / processes + self.gathered + self.activations))
 
     def hours(self, tflops: float, processes: int = 1, gigabytes: float = 25.0) -> float:
         """At a speed in TFLOP/s (10^12 operations per second) that is held throughout, by so many processes, between
@@ -171,8 +184,19 @@ def training(
     weights = held(module) * (2 if config.ema > 0 else 1)
     steps, parts = (config.steps if steps is None else steps) * config.accumulate, config.accumulate
     held_gradients = 1 + (config.accumulate > 1)  # those of a part, and the sum of those before
-    kept = trained * (held_gradients + moments)
-    return Need(stage, count(module), weights, kept, activations, change, taken.flop, steps, parts, trained)
+    kept, shared = trained * (held_gradients + moments), weights + trained * (1 + moments)
+    return Need(
+        stage, count(module), weights, kept, activations, change, taken.flop, steps, parts, trained, shared,
+        gathered(module, used), config.fsdp,
+    )  # fmt: skip
+
+
+def gathered(module: Trainable, trained: AbstractSet[nn.Parameter]) -> int:
+    """What `training.fsdp` holds whole: the weights of two units, this one and the next, and of what is in no unit; and
+    all gradients, since those of a unit that is gone through twice, as the denoiser's are, come late."""
+    units = [set(unit.parameters()) for unit in module.units()] if isinstance(module, HasUnits) else []
+    rest = set(module.parameters()).difference(*units)
+    return sum(sorted(map(size_of, units))[-2:]) + size_of(rest) + size_of(trained)
 
 
 def deciding(recipe: Recipe, policy: Policy, spec: EnvSpec) -> Need:
@@ -342,11 +366,14 @@ def video_batch(
     )
 
 
-def fitting(need: Need, gpu_bytes: float) -> str:
-    """What to do about a stage that doesn't fit."""
-    if need.total <= gpu_bytes:
+def fitting(need: Need, gpu_bytes: float, processes: int = 1) -> str:
+    """What to do about a stage that doesn't fit each of so many GPUs."""
+    total = need.total_of(processes) if need.fsdp else need.total
+    if total <= gpu_bytes:
         return "fits"
-    fraction = max(0.0, gpu_bytes / MARGIN - need.weights - need.training) / max(need.activations, 1)
+    if need.total_of(processes) <= gpu_bytes:
+        return "set its fit.fsdp"
+    fraction = max(0.0, (gpu_bytes - total) / MARGIN + need.activations) / max(need.activations, 1)
     if fraction < 0.02:
         return "the networks alone are too large: lower " + need.change.rpartition(", ")[2]
     return f"lower {need.change.partition(', ')[0]} to {fraction:.0%} of it"

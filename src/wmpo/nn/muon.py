@@ -7,6 +7,8 @@ that has no unit for it (one thread, 64 x 576 and 512 x 512; with such a unit 1.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ SMALLEST = 32  # narrower kernels are left to AdamW: there is little to make ort
 
 def is_matrix(parameter: nn.Parameter) -> bool:
     """Whether Muon takes this: a kernel, (out, in, ...), that is wide both ways."""
-    return parameter.ndim in (2, 4) and min(len(parameter), parameter[0].numel()) >= SMALLEST
+    return parameter.ndim in (2, 4) and min(len(parameter), math.prod(parameter.shape[1:])) >= SMALLEST
 
 
 class Muon(torch.optim.AdamW):

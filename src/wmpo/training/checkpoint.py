@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from wmpo.protocols import Trainable, WorldModel
 from wmpo.types import EnvSpec
 
 Config = TypeVar("Config")
+SomeTensor = TypeVar("SomeTensor", bound=Tensor)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LARGE, MANY = 2**26, 20_000  # numbers in a parameter, and parameters, that any network may have; see `opening`
 
@@ -46,13 +48,36 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], JsonObject]:
     """(tensors, facts) as `save_tensors` stored them."""
-    path = Path(path)
+    with opened(Path(path), device) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+    return tensors, facts if isinstance(facts, dict) else {}
+
+
+def load_rows(paths: Sequence[Path], rows: Mapping[str, range]) -> dict[str, Tensor]:
+    """Tensors that lie in several files, some rows of each in every one; of those in `rows` only these are read."""
+    parts: dict[str, list[Tensor]] = {}
+    before: Counter[str] = Counter()
+    for path in paths:
+        with opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                piece = file.get_slice(name)
+                here = range(before[name], before[name] + piece.get_shape()[0])
+                asked = rows.get(name, here)
+                begin, end = (min(max(place, here.start), here.stop) for place in (asked.start, asked.stop))
+                parts.setdefault(name, []).append(piece[begin - here.start : end - here.start])
+                before[name] = here.stop
+    return {name: torch.cat(some) for name, some in parts.items()}
+
+
+@contextmanager
+def opened(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
+    """A safetensors file, to read from. Raises UserError for what is none."""
     try:
         with path.open("rb"):
             pass  # whether it is there and may be read, which safetensors doesn't say
         with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            yield file
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; train first, or give the folder of a finished run.") from None
     except OSError as error:
@@ -60,7 +85,6 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     except (SafetensorError, ValueError, RecursionError) as error:
         reason = first_line(error)
         raise UserError(f"{path} is truncated or no safetensors file ({reason}); delete it and run again.") from None
-    return tensors, facts if isinstance(facts, dict) else {}
 
 
 def first_line(error: Exception) -> str:
@@ -189,7 +213,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: Mapping[str, SomeTensor]) -> dict[str, SomeTensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 

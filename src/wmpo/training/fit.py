@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
 from wmpo.protocols import Trainable
-from wmpo.training import ranks
+from wmpo.training import fsdp, ranks
 from wmpo.training.checkpoint import (
     digest_of,
     load_optimizer,
@@ -34,11 +34,14 @@ from wmpo.training.checkpoint import (
     without_prefix,
 )
 from wmpo.training.log import RunLog
-from wmpo.training.optimiser import learning_rate, make_optimizer, move_average
+from wmpo.training.optimiser import QUANTITIES, learning_rate, make_optimizer, move_average
 from wmpo.training.parallel import accumulate_gradients
 from wmpo.training.prefetch import prefetch
 from wmpo.training.resume import Checkpoints
 from wmpo.training.signals import stop_requests
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 LOG_EVERY = 20
 Network = TypeVar("Network", bound=Trainable)
@@ -70,19 +73,20 @@ def fit(
     On Ctrl-C or SIGTERM the step in hand is finished and saved, then KeyboardInterrupt is raised.
     """
     device = torch.device(device)
-    module.to(device)
+    shares = config.fsdp and ranks.world() > 1
+    module.to(torch.device("cpu") if shares else device)
     ranks.same(module.state_dict().values())
-    inputs = {**to_plain(config), "seed": seed, "weights": digest_of(module), **(depends or {})}
+    inputs = {**numbers_of(config), "seed": seed, "weights": digest_of(module), **(depends or {})}
     files = Checkpoints(Path(folder) / name, inputs)
     if files.load_result(module):
-        return module.eval()
-    learner = Learner(module, config, device, seed)
-    tensors, saved = files.load()
+        return module.to(device).eval()
+    learner = Learner(module, config, device, seed, shares)
+    tensors, saved = files.load(learner.rows())
     if saved:
         learner.restore(tensors, files.checkpoint)
     window = Window(name, tensors, device)
     batches = prefetch(sample, range(saved, config.steps))
-    module.train()
+    learner.module.train()
     if (parts := learner.parts) < ranks.world():
         log.info(f"{name}: a batch has {parts} parts, so that no more of the processes have work: see fit.accumulate")
     with closing(batches), log.progress(name, config.steps) as bar, stop_requests() as stop:
@@ -105,27 +109,38 @@ def fit(
                 if stopping:
                     raise KeyboardInterrupt(f"{name}: stopped after step {saved}; the same command continues there.")
     learner.finish(files)
-    return module.eval()
+    return module.to(device).eval()
+
+
+def numbers_of(config: FitConfig) -> dict[str, object]:
+    """The settings that change what is learned by more than rounding."""
+    return {name: value for name, value in to_plain(config).items() if name != "fsdp"}
 
 
 class Learner:
-    """All that a step of training changes: weights, their running mean, the optimiser's state."""
+    """All that a step of training changes: weights, their running mean, the optimiser's state; or this rank's shares of
+    them, until `finish`."""
 
-    def __init__(self, module: Trainable, config: FitConfig, device: torch.device, seed: int) -> None:
-        self.module, self.config, self.device, self.seed = module, config, device, seed
+    def __init__(
+        self, module: Trainable, config: FitConfig, device: torch.device, seed: int, shares: bool = False
+    ) -> None:
+        self.whole, self.config, self.device, self.seed, self.shares = module, config, device, seed, shares
+        self.module = module = fsdp.shared(module, device) if shares else module
         self.parts = config.accumulate * (config.cpu_shards if device.type == "cpu" else 1)
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         own = module.state_dict() if config.ema > 0 else {}
         self.average = {name: tensor.detach().clone() for name, tensor in own.items()}
         self.optimizer = make_optimizer(module, config, device)
 
+    @ranks.listening(computing=True)
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimiser step; its metrics."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         metrics = self._find_gradients(batch, step)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        norm = fsdp.full(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
         self.optimizer.step()
+        self.optimizer.zero_grad()  # else they lie beside the next ones
         if self.average:
             move_average(self.average, self.module, self.config.ema, step)
         return {**metrics, "grad_norm": norm}
@@ -133,9 +148,12 @@ class Learner:
     def _find_gradients(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Give every parameter its gradient; what is computed depends on the parts, not on cores and ranks."""
 
-        def gradients(part: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
+        def forward(part: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             loss, metrics = self.module(to_device(part, self.device), generator)
-            metrics = {key: value.detach() for key, value in {**metrics, "loss": loss}.items()}
+            return loss, {key: value.detach() for key, value in {**metrics, "loss": loss}.items()}
+
+        def gradients(part: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
+            loss, metrics = forward(part, generator)
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), metrics
 
         parts = split(batch, self.parts) if self.parts > 1 else [batch]
@@ -143,6 +161,8 @@ class Learner:
         generators = [torch.Generator(self.device).manual_seed(number) for number in seeds]
         sizes = [rows_of(part) for part in parts] if self.parts > 1 else [1]
         weights = [size / sum(sizes) for size in sizes]
+        if self.shares:
+            return fsdp.share_gradients(forward, weights, parts, generators)
         return accumulate_gradients(self.parameters, gradients, weights, parts, generators)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -152,8 +172,24 @@ class Learner:
             **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
         }
 
+    def rows(self) -> dict[str, range]:
+        """Of which of `tensors` this rank has some rows only."""
+        return {name: fsdp.rows_of(tensor) for name, tensor in self._shared().items()} if self.shares else {}
+
+    def _shared(self) -> dict[str, DTensor]:
+        """By their names in `tensors`, and of their shapes."""
+        weights = fsdp.shares(self.module.state_dict())
+        learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {f"{i}.{key}": parameter for i, parameter in enumerate(learned) for key in QUANTITIES}
+        return {
+            **with_prefix("module", weights),
+            **with_prefix("average", weights),
+            **with_prefix("optimizer", fsdp.shares(state)),
+        }
+
     def restore(self, tensors: Mapping[str, Tensor], where: Path) -> None:
-        """Put back what `tensors` gave."""
+        """Put back what `tensors` gave, of which `rows` may be missing."""
+        tensors = fsdp.with_shares(tensors, self._shared()) if self.shares else tensors
         load_weights(self.module, without_prefix("module", tensors), where)
         for name, tensor in without_prefix("average", tensors).items():
             self.average[name].copy_(tensor)
@@ -162,7 +198,9 @@ class Learner:
     def finish(self, files: Checkpoints) -> None:
         if self.average:
             self.module.load_state_dict(self.average)
-        files.finish(self.module, self.config.steps)
+        if self.shares:
+            fsdp.gather_weights(self.module, self.whole)
+        files.finish(self.whole, self.config.steps)
 
 
 class Window:

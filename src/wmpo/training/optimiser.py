@@ -10,8 +10,10 @@ from torch import Tensor
 from wmpo.config import FitConfig
 from wmpo.nn.muon import Muon, is_matrix
 from wmpo.protocols import Trainable
+from wmpo.training.fsdp import local
 
 BETAS = (0.9, 0.99)
+QUANTITIES = ("exp_avg", "exp_avg_sq", "momentum")  # of a parameter's shape, that an optimiser may keep of it
 
 
 def make_optimizer(module: Trainable, config: FitConfig, device: torch.device) -> torch.optim.AdamW:
@@ -44,7 +46,7 @@ def move_average(average: dict[str, Tensor], module: Trainable, decay: float, st
     decay = min(decay, (1 + step) / (10 + step))
     own = module.state_dict()
     moving = [name for name, tensor in average.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([average[name] for name in moving], [own[name] for name in moving], 1 - decay)
+    torch._foreach_lerp_([local(average[name]) for name in moving], [local(own[name]) for name in moving], 1 - decay)
     for name, tensor in average.items():
         if not tensor.is_floating_point():
             tensor.copy_(own[name])

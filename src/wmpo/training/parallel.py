@@ -83,6 +83,7 @@ def accumulate_gradients(
             for place, (total, grad) in enumerate(zip(sums, grads, strict=True)):
                 if grad is not None:
                     sums[place] = weight * grad if total is None else total.add_(weight * grad)
+            del grads, grad  # before the next parts have theirs
     if ranks.world() > 1:
         sums, metrics = _added_up(parameters, sums, metrics)
     for parameter, total in zip(parameters, sums, strict=True):

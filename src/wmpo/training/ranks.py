@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous
 
 from wmpo.batches import Batch, to_device
@@ -113,7 +114,7 @@ def agree(*flags: bool) -> tuple[bool, ...]:
     if world() == 1:
         return flags
     counts = torch.tensor(flags, dtype=torch.int)
-    with _listening():
+    with listening():
         dist.all_reduce(counts)
     return tuple(count > 0 for count in counts.tolist())
 
@@ -130,8 +131,8 @@ def add_up(tensors: Sequence[Tensor]) -> None:
             end += 1
         some = tensors[begin:end]
         flat = torch.cat([tensor.flatten().float() for tensor in some])
-        with _listening():
-            dist.all_reduce(flat, group=_group(flat))
+        with listening():
+            dist.all_reduce(flat, group=_group(flat.device))
         for tensor, summed in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
             tensor.copy_(summed.view_as(tensor))
         begin = end
@@ -143,9 +144,14 @@ def same(tensors: Iterable[Tensor]) -> None:
         return
     for tensor in tensors:
         sent = tensor.detach().contiguous()
-        with _listening():
-            dist.broadcast(sent, 0, group=_group(sent))
+        with listening():
+            dist.broadcast(sent, 0, group=_group(sent.device))
         tensor.data.copy_(sent)
+
+
+def mesh(device: torch.device) -> DeviceMesh:
+    """All ranks, as torch wants them where they share tensors of that device."""
+    return DeviceMesh.from_group(_group(device) or dist.distributed_c10d._get_default_group(), device.type)
 
 
 def last_words(text: str, status: int) -> tuple[str, int]:
@@ -178,17 +184,17 @@ def _bytes(packed: bytes) -> Tensor:
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
-def _group(tensor: Tensor) -> dist.ProcessGroup | None:
+def _group(device: torch.device) -> dist.ProcessGroup | None:
     """NCCL for tensors on GPUs, which it alone moves without the CPU."""
-    if tensor.is_cuda and _State.gpus is None:
+    if device.type == "cuda" and _State.gpus is None:
         _State.gpus = dist.new_group(backend="nccl")
-    return _State.gpus if tensor.is_cuda else None
+    return _State.gpus if device.type == "cuda" else None
 
 
 def _wait(work: dist.Work) -> None:
     """Until it is done, but, unlike torch's, so that being asked to stop ends it."""
     pause = 1e-4
-    with _listening():
+    with listening():
         while not work.is_completed():
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
@@ -196,11 +202,13 @@ def _wait(work: dist.Work) -> None:
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
-    """Raises UserError where another rank has ended meanwhile."""
+def listening(computing: bool = False) -> Iterator[None]:
+    """Raises UserError where another rank has ended meanwhile. `computing`: there may be other errors, which pass."""
     try:
         yield
     except RuntimeError as error:
+        if computing and not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
         raise UserError(
             "Another process of this run has ended, and so does this one: look for what it says; the same command "
             "continues."

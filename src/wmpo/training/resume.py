@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
 from wmpo.errors import UserError
 from wmpo.io.plain import differences, to_plain
 from wmpo.protocols import Trainable
-from wmpo.training import ranks
-from wmpo.training.checkpoint import WEIGHTS, load_tensors, load_weights, save_tensors
+from wmpo.training import fsdp, ranks
+from wmpo.training.checkpoint import WEIGHTS, load_rows, load_tensors, load_weights, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 QUICK = 0.5  # seconds of writing that don't matter
@@ -25,6 +26,10 @@ class Checkpoints:
     `depends` names all that the weights follow from: settings, seed, digests of inputs. It is stored with both files;
     where they were made from something else, reading them raises a UserError that says what differs. Rank 0 writes;
     the others read what it has written, however many they were then.
+
+    Of tensors that ranks share (`fsdp`), each writes its rows to a file of its own. They count once
+    `checkpoint.safetensors`, which comes last, says so. Not by torch.distributed.checkpoint, whose files are described
+    by a pickle, or, as safetensors, by nothing that could come last.
     """
 
     def __init__(self, folder: Path, depends: Mapping[str, object]) -> None:
@@ -40,9 +45,14 @@ class Checkpoints:
         load_weights(module, self._read(self.result)[0], self.result)
         return True
 
-    def load(self) -> tuple[dict[str, Tensor], int]:
-        """(tensors, steps taken) of the checkpoint; ({}, 0) where there is none."""
-        return self._read(self.checkpoint) if ranks.first(self.checkpoint.exists) else ({}, 0)
+    def load(self, rows: Mapping[str, range] = MappingProxyType({})) -> tuple[dict[str, Tensor], int]:
+        """(tensors, steps taken) of the checkpoint; ({}, 0) where there is none. Of the tensors in `rows`, only these
+        rows."""
+        if not ranks.first(self.checkpoint.exists):
+            return {}, 0
+        tensors, steps, count = self._read(self.checkpoint)
+        own = {name: tensors[name][some.start : some.stop] for name, some in rows.items() if name in tensors}
+        return {**tensors, **own, **load_rows(self._shares(steps, count), rows)}, steps
 
     def is_due(self, seconds: float = 0.0) -> bool:
         """Whether `seconds` have gone by since the last one, and so many that writing takes a small part of them: what
@@ -52,7 +62,17 @@ class Checkpoints:
 
     def save(self, steps: int, tensors: Mapping[str, Tensor]) -> None:
         begin = time.monotonic()
-        ranks.first(lambda: self._write(self.checkpoint, tensors, steps))
+        shares = {name: fsdp.local(tensor) for name, tensor in tensors.items() if fsdp.is_shared(tensor)}
+        paths = self._shares(steps, ranks.world() if shares else 0)
+        if shares:
+            self._write(paths[ranks.rank()], shares, steps)
+
+        def count_them() -> None:
+            others = {name: tensor for name, tensor in tensors.items() if name not in shares}
+            self._write(self.checkpoint, others, steps, len(paths))
+            self._remove_shares(but=paths)
+
+        ranks.first(count_them)
         self.written = time.monotonic()
         self.took = self.written - begin
 
@@ -62,15 +82,25 @@ class Checkpoints:
         def write() -> None:
             self._write(self.result, module.state_dict(), steps)
             self.checkpoint.unlink(missing_ok=True)
+            self._remove_shares()
 
         ranks.first(write)
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], steps: int) -> None:
+    def _shares(self, steps: int, count: int) -> list[Path]:
+        """The files of ranks, so many, that share tensors."""
+        return [self.folder / f"checkpoint-{steps}.{rank + 1}-of-{count}.safetensors" for rank in range(count)]
+
+    def _remove_shares(self, but: Sequence[Path] = ()) -> None:
+        for path in set(self.folder.glob("checkpoint-*-of-*.safetensors")).difference(but):
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], steps: int, shares: int = 0) -> None:
         if not self.folder.parent.is_dir():
             raise UserError(f"{self.folder.parent} has been removed while it was in use; run the same command again.")
-        save_tensors(path, tensors, {"step": steps, "depends": self.depends})
+        save_tensors(path, tensors, {"step": steps, "depends": self.depends} | ({"shares": shares} if shares else {}))
 
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], int]:
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], int, int]:
+        """(tensors, steps taken, files of ranks that go with it)."""
         tensors, facts = load_tensors(path)
         old = facts.get("depends")
         if not isinstance(old, dict):
@@ -79,4 +109,4 @@ class Checkpoints:
             )
         for was, now in differences(old, self.depends).values():
             raise UserError(f"{self.folder} was trained with {was}, not {now}; use another folder, or delete it.")
-        return tensors, int(facts.get("step", 0))
+        return tensors, int(facts.get("step", 0)), int(facts.get("shares", 0))

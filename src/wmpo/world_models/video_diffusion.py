@@ -111,6 +111,9 @@ class VideoDiffusionModel(nn.Module):
             stages.append(Distillation(self).stage(encoder, first=not align))
         return stages
 
+    def units(self) -> list[nn.Module]:
+        return [*self.denoiser.blocks]
+
     @property
     def normalizer(self) -> Normalizer:
         return self.kinematics.normalizer
