@@ -58,6 +58,20 @@ class Browser:
             self.ask("/actions", {"actions": [{"type": "key", "id": "k", "actions": [{"type": kind, "value": key}]}]})
             time.sleep(pause)
 
+    def here(self) -> str:
+        """The tab that is looked at."""
+        return str(self.ask("/window"))
+
+    def go(self, tab: str) -> None:
+        self.ask("/window", {"handle": tab})
+
+    def tab(self, address: str) -> str:
+        """A new one, which is looked at from now on."""
+        handle = str(self.ask("/window/new", {"type": "tab"})["handle"])
+        self.go(handle)
+        self.ask("/url", {"url": address})
+        return handle
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.ask("/screenshot")))
 
