@@ -56,6 +56,8 @@ class Options:
     """How many labels are given."""
     again: tuple[int, ...] = (10, 20)
     """Of these, after which as many doubtful ones more are given."""
+    judges: tuple[int, ...] = (20, 80)
+    """Of these, with which reward models are made."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the draw, and of the models' weights and batches."""
     steps: int = 400
@@ -82,7 +84,7 @@ class Options:
                     if any(name.items() <= line.items() for line in lines):
                         continue
                     drawn = Draw(hidden, success, held_out, self.steps, seed, Path(folder))
-                    lines.append({**name, **drawn.measured(order[:k], k in self.again)})
+                    lines.append({**name, **drawn.measured(order[:k], k in self.again, k in self.judges)})
                     write(self.out, lines)
                     print(json.dumps(lines[-1]), flush=True)
 
@@ -98,13 +100,14 @@ class Draw:
     seed: int
     folder: Path
 
-    def measured(self, known: Sequence[int], again: bool) -> Plain:
+    def measured(self, known: Sequence[int], again: bool, judge: bool) -> Plain:
         began = time.process_time()
         found: Plain = {"episodes": len(self.success), "successes": sum(bool(hits.any()) for hits in self.success)}
         place = self.folder / "labelled"
         found["first"], doubtful = self.labelled(known, place)
-        found["model_alone"] = self.judged(place, known)
-        if doubtful:
+        if judge:
+            found["model_alone"] = self.judged(place, known)
+        if doubtful and judge:
             found["model_all"] = self.judged(place, range(len(self.success)))
         if doubtful and again:
             found["second"], _ = self.labelled([*known, *doubtful[: len(known)]], place)
@@ -126,7 +129,7 @@ class Draw:
             try:
                 labels = label_rest(run)
             except UserError as error:  # too few of a kind, say
-                return {"known": len(known), "refused": str(error)}, []
+                return {"known": len(known), "refused": str(error).replace(str(place), "STORE")}, []
         keep(store, labels)
         left = sorted(labels.success)
         said = torch.tensor([bool(labels.success[i].any()) for i in left])

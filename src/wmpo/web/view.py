@@ -87,8 +87,8 @@ class View:
         return {}
 
     def _current(self, work: Callable[[], Found]) -> Found:
-        """What `work` finds in the store as it is now, which somebody else, `wmpo data label` say, may change meanwhile:
-        then once more."""
+        """What `work` finds in the store as it is now; once more where somebody else, `wmpo data label` say, changes it
+        meanwhile."""
         self.store.refresh()
         try:
             return work()
