@@ -141,7 +141,10 @@ def judge_of(facts: Facts, success: str, threshold: float, last: int) -> Judge:
     """`success` is the name of a column, a CSV file, one of RULES, or empty: the column that is known to say it."""
     column = success or facts.success
     if success in RULES or success.lower().endswith(".csv"):
-        return Judge(verdicts=by_rule(success, len(facts.episodes)), last=last)
+        verdicts = by_rule(success, len(facts.episodes))
+        for number, verdict in verdicts.items():
+            verdict.frames(facts.episodes[number].frames, last, f"Episode {number}")  # or it is told after long work
+        return Judge(verdicts=verdicts, last=last)
     if column and (column not in facts.columns or facts.columns[column].size != 1):
         raise UserError(
             f"There is no column {column!r} of single numbers to tell success by: there are "
