@@ -195,9 +195,9 @@ def labels_table(lines: Sequence[Plain]) -> str:
             *(mean([line[name]["f1"] for line in own if "f1" in line.get(name, {})], 2)
               for name in ("model_alone", "model_all")),
         ])  # fmt: skip
-    head = ("labels by hand", "draws", "right, %", "foretold, %", "F1", "wrong", "foretold",
-            "wrong after as many doubtful ones", "or random ones", "reward model of these alone, F1",
-            "with the model's labels, F1")  # fmt: skip
+    head = ("labels by hand", "draws", "right, %", "right as told, %", "F1", "wrong", "wrong as told",
+            "wrong, with as many doubtful ones by hand", "with as many at random",
+            "reward model of the hand's labels, F1", "of all, F1")  # fmt: skip
     return table(head, rows)
 
 

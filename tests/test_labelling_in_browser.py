@@ -143,6 +143,12 @@ def test_keys_that_mean_nothing_change_nothing(tmp_path: Path) -> None:
         page.press("ArrowUp")  # there is none above
         page.run("return new Promise(done => setTimeout(done, 500))")
         assert shown(page) == 0 and records(root) == before
+        (root / ".lock").unlink()
+        (root / ".lock").mkdir()
+        page.press("s")
+        page.until("return document.getElementById('line').textContent.includes('could not be written')")
+        (root / ".lock").rmdir()
+        assert shown(page) == 0 and records(root) == before  # once more, then
         page.press("S")  # with Caps Lock
         page.until("return state.shown && state.index == 1")
         page.run("document.getElementById('filter').focus()")
