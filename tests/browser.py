@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-KEYS = {"ArrowRight": "\ue014", "ArrowLeft": "\ue012", "ArrowDown": "\ue015"}
+KEYS = {"ArrowRight": "\ue014", "ArrowLeft": "\ue012", "ArrowDown": "\ue015", "ArrowUp": "\ue013"}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--no-first-run", "--window-size=1100,900")  # fmt: skip
 
@@ -57,6 +57,20 @@ class Browser:
         for kind, pause in (("keyDown", hold), ("keyUp", 0)):
             self.ask("/actions", {"actions": [{"type": "key", "id": "k", "actions": [{"type": kind, "value": key}]}]})
             time.sleep(pause)
+
+    def here(self) -> str:
+        """The tab that is looked at."""
+        return str(self.ask("/window"))
+
+    def go(self, tab: str) -> None:
+        self.ask("/window", {"handle": tab})
+
+    def tab(self, address: str) -> str:
+        """A new one, which is looked at from now on."""
+        handle = str(self.ask("/window/new", {"type": "tab"})["handle"])
+        self.go(handle)
+        self.ask("/url", {"url": address})
+        return handle
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.ask("/screenshot")))

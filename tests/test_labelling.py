@@ -136,3 +136,9 @@ def test_the_page_tells_who_said_it(tmp_path: Path) -> None:
     ]  # fmt: skip
     view.label({"index": 1, "success": True, "frame": 4})
     assert EpisodeStore.open(store.root).records()[1].by == "person"
+    EpisodeStore.open(store.root).relabel({0: np.zeros(9, bool)})  # somebody else, whose files have other names
+    rows = view.episodes({})
+    assert [row["success"] for row in rows["rows"]] == [False, True, None]
+    EpisodeStore.open(store.root).relabel({0: np.ones(9, bool)})
+    found: Any = view.episode({"index": 0})
+    assert all(found["success"])

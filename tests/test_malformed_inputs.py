@@ -460,7 +460,7 @@ def digests(root: Path) -> dict[str, str]:
     """Name -> digest of every file below `root`; locks are no content."""
     files = (path for path in root.rglob("*") if path.name != ".lock" and not path.is_dir())
     return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
         for path in files
     }
 

@@ -25,6 +25,7 @@ from wmpo.rewards import build_reward_model
 from wmpo.run import Purpose, Run
 
 FOLDS = 5
+TRIES = 3  # at storing labels while a person gives others
 LEAST, FEW = 2, 10  # labelled episodes of a kind, without which there is no model, or one that is not to be trusted
 
 
@@ -77,11 +78,13 @@ def label_rest(run: Run) -> Labels:
     models = [train(run, cache, [i for i, own in fold_of.items() if own != fold], seed, fold)
               for fold in sorted(set(fold_of.values()))]  # fmt: skip
     scores: dict[int, np.ndarray] = {}
+    frames_NCHW = next(iter(cache.images.values()))  # as they were: files of a store that is labelled are replaced
     with run.log.progress("look at episodes", len(records)) as bar:
-        for index, episode in zip(range(len(records)), run.store, strict=True):
-            video = next(iter(episode.images.values()))
-            judges = models if index in left else [models[fold_of[index]]]
-            scores[index] = np.stack([score_video(model, video, episode.instruction) for model in judges])
+        for record in records:
+            span = slice(record.first_frame, record.first_frame + record.length + 1)
+            video = frames_NCHW[span].transpose(0, 2, 3, 1)
+            judges = models if record.index in left else [models[fold_of[record.index]]]
+            scores[record.index] = np.stack([score_video(model, video, record.instruction) for model in judges])
             bar.update(1)
     curve, quality = calibrated(known, {i: best(scores[i]) for i in fold_of}, str(run.store.root))
     hits = sum(record.succeeded for record in known)
@@ -94,9 +97,15 @@ def label_rest(run: Run) -> Labels:
 
 def keep(store: EpisodeStore, labels: Labels) -> None:
     """Store the labels of the episodes that no person has labelled meanwhile."""
-    records = store.records()
-    fresh = {i: shown for i, shown in labels.success.items() if records[i].unlabelled or records[i].by == "model"}
-    store.relabel(fresh, labels.probability)
+    for tries in reversed(range(TRIES)):
+        store.refresh()
+        records = store.records()
+        fresh = {i: shown for i, shown in labels.success.items() if records[i].unlabelled or records[i].by == "model"}
+        try:
+            return store.relabel(fresh, labels.probability)
+        except UserError:  # somebody has labelled one just now
+            if not tries:
+                raise
 
 
 def folds(known: Sequence[EpisodeRecord], where: str) -> dict[int, int]:

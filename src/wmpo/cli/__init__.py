@@ -120,6 +120,8 @@ def exit_status(command: Callable[[], int]) -> int:
         place = error.filename or "the disk, or what this is printed to"
         return complain(f"{error.strerror}: {place}; what was made so far is kept.", 2)
     except (MemoryError, RuntimeError) as error:
+        if str(error).startswith("Symlink loop"):  # as Path.resolve says it before Python 3.13
+            return complain(f"{error}: give another path.", 2)
         if not out_of_memory(error):
             raise
         return complain("Out of memory: choose smaller sizes or batches; `wmpo plan` says what a recipe needs.", 2)

@@ -125,9 +125,13 @@ class DataLabelCommand:
         from wmpo.cli.dreaming import refuse_unused
         from wmpo.config import Recipe
         from wmpo.data.store import EpisodeStore
+        from wmpo.io.files import require_writable
         from wmpo.labelling import keep, label_rest
         from wmpo.opening import open_stage
 
+        if self.success_frames != type(self).success_frames:
+            raise UserError("--success-frames does nothing here: a model says from which frame on success is shown.")
+        require_writable(self.store, "can't be labelled")  # before the long work
         for name in ("stride", "threshold", "imagined_fraction"):
             refuse_unused(self.reward, name, "a model that labels sees all frames, real ones alone")
         recipe = Recipe(seed=self.seed, reward=self.reward, device=self.device)

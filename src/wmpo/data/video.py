@@ -17,6 +17,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from wmpo.errors import UserError, named
+from wmpo.io.files import is_stream
 
 ENCODERS = {
     "libx264rgb": ("rgb24", "gbrp", {"qp", "preset"}),
@@ -122,6 +123,8 @@ class Video:
 
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
+        if is_stream(self.path):
+            raise self._wrong("is no file but a pipe or a device")
         try:
             # Of any other format, e.g. a list of other files, nothing is opened.
             with av.open(str(self.path), format="mp4") as container:

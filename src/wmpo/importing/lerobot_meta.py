@@ -13,6 +13,7 @@ from wmpo.data import layout
 from wmpo.data.tables import TYPES, read_table
 from wmpo.errors import UserError
 from wmpo.importing.source import damaged, inside
+from wmpo.io.files import is_stream
 from wmpo.io.plain import Json, JsonObject
 
 OLD = ("v2.0", "v2.1")
@@ -137,6 +138,8 @@ def _filled(root: Path, info: JsonObject, name: str, values: Mapping[str, int | 
 
 
 def _lines(path: Path) -> Iterator[JsonObject]:
+    if is_stream(path):
+        raise damaged(path, "is no file but a pipe or a device")
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from wmpo.data.records import BY, PROBABILITY, is_unlabelled, labelled_by
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.importing.source import Facts, Source
+from wmpo.io.files import is_stream
 
+COLUMNS = ("episode_index", "success", "frame")
 WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 RULES = ("all", "none")
 
@@ -35,18 +38,28 @@ class Verdict:
 
 
 def read_csv(path: Path, episodes: int) -> dict[int, Verdict]:
-    """Episode -> verdict from a table with the columns episode_index, success and, where it is known, frame. Raises
-    UserError where it is anything else, or names an episode beyond the last."""
+    """Episode -> verdict from a table with the columns episode_index, success and, where it is known, frame; others are
+    read over. Raises UserError where it is anything else, or names an episode beyond the last."""
+    if is_stream(path):
+        raise UserError(f"The labels {path} are no file but a pipe or a device: write them into one.")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restkey="surplus"))
+            lines = csv.reader(file)
+            head = [name.strip().lower() for name in next(lines, [])]
+            rows = [(lines.line_num, values) for values in lines if any(value.strip() for value in values)]
     except OSError as error:
         raise UserError(f"The labels {path} can't be read: {error.strerror}.") from None
     except (ValueError, csv.Error):
         raise UserError(f"The labels {path} are no table of comma-separated values in UTF-8.") from None
+    _check_head(head, path)
     found: dict[int, Verdict] = {}
-    for line, row in enumerate(rows, start=2):
-        number, word, frame = ((row.get(name) or "").strip() for name in ("episode_index", "success", "frame"))
+    for line, values in rows:
+        if any(value.strip() for value in values[len(head) :]):
+            raise UserError(
+                f"{path}, line {line}: {len(values)} values stand below a first line that names {len(head)}."
+            )
+        row = dict(zip(head, values, strict=False))
+        number, word, frame = (row.get(name, "").strip() for name in COLUMNS)
         if not (number.isascii() and number.isdigit() and len(number) < 10) or word.lower() not in WORDS:
             raise UserError(
                 f"{path}, line {line}: give an episode_index and 1 or 0 for success, below a first line "
@@ -65,13 +78,24 @@ def read_csv(path: Path, episodes: int) -> dict[int, Verdict]:
     return found
 
 
+def _check_head(names: Sequence[str], path: Path) -> None:
+    """Raise UserError where the first line names a column of ours twice, or the last one by another name, which would
+    be read over."""
+    for name in names:
+        if name in COLUMNS and names.count(name) > 1:
+            raise UserError(f"{path}, line 1: the column {name} is named twice.")
+        near = "frame" in name or difflib.get_close_matches(name, ["frame"], cutoff=0.75)
+        if near and set(names) >= {*COLUMNS[:2]} and "frame" not in names:
+            raise UserError(f"{path}, line 1: there is a column {name[:100]!r}; did you mean frame?")
+
+
 def by_rule(rule: str, episodes: int) -> dict[int, Verdict]:
     """`rule` is one of RULES, or the path of a CSV file."""
     if rule in RULES:
         return dict.fromkeys(range(episodes), Verdict(rule == "all"))
     if rule.lower().endswith(".csv"):
         return read_csv(Path(rule), episodes)
-    raise UserError(f"{rule!r} is no way to label: give a file that ends in .csv, all or none.")
+    raise UserError(f"{rule!r} is no way to label: give a file that ends in .csv, all, none or model.")
 
 
 def relabel(store: EpisodeStore, verdicts: Mapping[int, Verdict], last: int = 1) -> None:
@@ -117,7 +141,10 @@ def judge_of(facts: Facts, success: str, threshold: float, last: int) -> Judge:
     """`success` is the name of a column, a CSV file, one of RULES, or empty: the column that is known to say it."""
     column = success or facts.success
     if success in RULES or success.lower().endswith(".csv"):
-        return Judge(verdicts=by_rule(success, len(facts.episodes)), last=last)
+        verdicts = by_rule(success, len(facts.episodes))
+        for number, verdict in verdicts.items():
+            verdict.frames(facts.episodes[number].frames, last, f"Episode {number}")  # or it is told after long work
+        return Judge(verdicts=verdicts, last=last)
     if column and (column not in facts.columns or facts.columns[column].size != 1):
         raise UserError(
             f"There is no column {column!r} of single numbers to tell success by: there are "

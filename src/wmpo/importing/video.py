@@ -17,6 +17,7 @@ from PIL import Image
 from wmpo.data.info import SIDE
 from wmpo.errors import UserError
 from wmpo.importing.source import damaged
+from wmpo.io.files import is_stream
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 """Nothing else is opened: other formats may be lists of further files."""
@@ -28,6 +29,8 @@ def open_video(path: Path) -> InputContainer:
     """Raises UserError where there is no video."""
     if path.suffix.lower() not in CONTAINERS:
         raise UserError(f"The file {path} is no video that wmpo opens: it takes {', '.join(CONTAINERS)}.")
+    if is_stream(path):
+        raise damaged(path, "is no file but a pipe or a device")
     try:
         container = av.open(str(path), format=CONTAINERS[path.suffix.lower()])
     except FileNotFoundError:

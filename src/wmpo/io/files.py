@@ -58,6 +58,20 @@ def require_vacant(out: Path) -> None:
         raise UserError(f"{out} is there already: choose another folder, or remove it.")
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a pipe, a socket or a device is there, of which reading may never end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Raise UserError, which says that it `what`, where no file can be made in the folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} {what}: {error.strerror}.") from None
+
+
 def copy_file(old: Path, new: Path) -> None:
     """The bytes of a file in a new one, never a link to it; folders are made."""
     new.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +127,8 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
     BlockingIOError where another process holds it.
     """
     mode = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    if is_stream(path):
+        raise UserError(f"{path} is no file but a pipe or a device: remove it.")
     with path.open("a") as file:
         try:
             fcntl.flock(file, mode)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from wmpo.web.server import picture_strip
 
 DOUBT = 0.15  # a verdict is doubtful where the probability lies as near to the threshold
 FRAMES, HEIGHT = 300, 240  # most that a page is sent of an episode
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -35,6 +38,7 @@ class View:
 
     def episodes(self, asked: JsonObject) -> Json:
         """A row for each episode. With "score", scores a few more first, so that a page sees all after some calls."""
+        self.store.refresh()
         if self.models and asked.get("score"):
             left = (record.index for record in self.store.records() if record.index not in self.best)
             if (index := next(left, None)) is not None:
@@ -74,13 +78,26 @@ class View:
         index, frame, success = (asked.get(name) for name in ("index", "frame", "success"))
         if type(index) is not int or type(frame) is not int or frame < 0 or type(success) is not bool:
             raise UserError("A label takes an index, a frame, and whether the episode succeeds from there on.")
-        self.store = EpisodeStore.open(self.store.root)  # somebody else may have labelled or appended meanwhile
-        frames = self.store.episodes([index])[0].length + 1
-        self.store.relabel({index: (np.arange(frames) >= min(frame, frames - 1)) & success})
+
+        def relabel() -> None:
+            [frames] = [row.length + 1 for row in self.store.records() if row.index == index] or [0]
+            self.store.relabel({index: (np.arange(frames) >= min(frame, frames - 1)) & success})
+
+        self._current(relabel)
         return {}
 
+    def _current(self, work: Callable[[], Found]) -> Found:
+        """What `work` finds in the store as it is now; once more where somebody else, `wmpo data label` say, changes it
+        meanwhile."""
+        self.store.refresh()
+        try:
+            return work()
+        except UserError:
+            self.store.refresh()
+            return work()
+
     def _look(self, index: int) -> tuple[Episode, Episode | None, dict[str, np.ndarray]]:
-        episode = self.store.episode(index)
+        episode = self._current(lambda: self.store.episode(index))
         if self.models is None:
             return episode, None, {}
         world_model, reward_model = self.models
