@@ -6,12 +6,12 @@ for an SO-101, six joints in degrees, the gripper from 0 to 100.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import pkgutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,25 @@ def made_by_lerobot(config: Mapping[str, Any]) -> Any:
     from lerobot.robots.config import RobotConfig
     from lerobot.robots.utils import make_robot_from_config
 
-    for package in (lerobot.cameras, lerobot.robots):  # each registers its configurations where it can be imported
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
+    # Each module registers its configurations. Of LeRobot's only those are imported that are asked for: others may
+    # need what isn't installed, or load all of LeRobot's policies.
+    kinds = [f'register_subclass("{kind}")' for kind in kinds_in(config)]
+    for package in (lerobot.cameras, lerobot.robots):
+        for found in pkgutil.iter_modules(package.__path__):
+            files = (Path(package.__path__[0]) / found.name).glob("config*.py")
+            if any(kind in file.read_text(encoding="utf-8") for file in files for kind in kinds):
+                importlib.import_module(f"{package.__name__}.{found.name}")
+    for found in pkgutil.iter_modules():  # as LeRobot names what others add to it
+        if found.name.startswith(("lerobot_robot_", "lerobot_camera_")):
+            importlib.import_module(found.name)
     return make_robot_from_config(draccus.decode(RobotConfig, dict(config)))
+
+
+def kinds_in(config: Any) -> list[str]:
+    """Every "type" in it, however deep."""
+    parts = config.values() if isinstance(config, Mapping) else config if isinstance(config, (list, tuple)) else ()
+    own = [str(config["type"])] if isinstance(config, Mapping) and "type" in config else []
+    return own + [kind for part in parts for kind in kinds_in(part)]
 
 
 class LeRobotArm:
