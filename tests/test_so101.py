@@ -20,7 +20,7 @@ import torch
 
 from wmpo.config import RewardConfig
 from wmpo.envs import make_env
-from wmpo.envs.robot.lerobot_bridge import kinds_in
+from wmpo.envs.robot.lerobot_bridge import LeRobotArm, kinds_in
 from wmpo.envs.robot.settings import RobotSettings
 from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec
@@ -76,6 +76,27 @@ def test_lerobots_driver_moves_it(cable: tuple[subprocess.Popen[str], str], tmp_
         moved = out.state[0] - torch.tensor(home)
         assert (torch.diff(moved[:, 0]) > -0.2).all() and abs(moved[-1, 0] - 12) < 1.5 and abs(moved[-1, 5] + 50) < 5
         assert moved[:, 1:4].abs().max() < 3
+
+
+class Deaf:
+    """A robot of LeRobot's whose servos sometimes don't answer."""
+
+    observation_features = action_features = {"a.pos": float}  # noqa: RUF012
+
+    def __init__(self, misses: int) -> None:
+        self.misses = misses
+
+    def get_observation(self) -> dict[str, float]:
+        self.misses -= 1
+        if self.misses >= 0:
+            raise ConnectionError("There is no status packet!")
+        return {"a.pos": 3.0}
+
+
+def test_servos_are_asked_again() -> None:
+    assert LeRobotArm(Deaf(2), "wave", -1, 1, 1).position().tolist() == [3]
+    with pytest.raises(ConnectionError, match="no status packet"):
+        LeRobotArm(Deaf(3), "wave", -1, 1, 1).position()
 
 
 LEROBOT = {

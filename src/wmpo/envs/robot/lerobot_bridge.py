@@ -6,6 +6,7 @@ for an SO-101, six joints in degrees, the gripper from 0 to 100.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 Bound = float | Sequence[float]
+TRIES = 3
 
 
 def made_by_lerobot(config: Mapping[str, Any]) -> Any:
@@ -84,12 +86,21 @@ class LeRobotArm:
     def observe(self) -> dict[str, Any]:
         begun = time.monotonic()
         with self.bus:
-            self.seen = seen = self.robot.get_observation()
+            self.seen = seen = self._get_observation()
         cameras = getattr(self.robot, "cameras", {}).values()
         taken = [camera.latest_timestamp for camera in cameras if getattr(camera, "latest_timestamp", None)]
         images = {name: scaled(np.asarray(seen[name]), size) for name, size in self.cameras.items()}
         state = np.array([seen[name] for name in self.numbers], np.float32)
         return {"images": images, "state": state, "time": min(taken, default=begun)}
+
+    def _get_observation(self) -> Mapping[str, Any]:
+        """Asks again where servos did not answer in time, as happens now and then; the watchdog has the last word."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ConnectionError):
+                found: Mapping[str, Any] = self.robot.get_observation()
+                return found
+        last: Mapping[str, Any] = self.robot.get_observation()
+        return last
 
     def act(self, action: np.ndarray) -> None:
         with self.bus:
