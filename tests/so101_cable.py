@@ -103,6 +103,7 @@ class Servos:
 
 
 def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     line, theirs = pty.openpty()
     tty.setraw(theirs)
     servos, numbers = Servos(), list[int]()
