@@ -84,12 +84,24 @@ class Deaf:
     observation_features = action_features = {"a.pos": float}  # noqa: RUF012
 
     def __init__(self, misses: int) -> None:
-        self.misses = misses
+        self.misses, self.open = misses, False
 
-    def get_observation(self) -> dict[str, float]:
+    def answer(self) -> None:
         self.misses -= 1
         if self.misses >= 0:
             raise ConnectionError("There is no status packet!")
+
+    def connect(self) -> None:
+        if self.open:
+            raise ConnectionError("is connected already")
+        self.open = True
+        self.answer()
+
+    def disconnect(self) -> None:
+        self.open = False
+
+    def get_observation(self) -> dict[str, float]:
+        self.answer()
         return {"a.pos": 3.0}
 
 
@@ -97,6 +109,9 @@ def test_servos_are_asked_again() -> None:
     assert LeRobotArm(Deaf(2), "wave", -1, 1, 1).position().tolist() == [3]
     with pytest.raises(ConnectionError, match="no status packet"):
         LeRobotArm(Deaf(3), "wave", -1, 1, 1).position()
+    LeRobotArm(Deaf(2), "wave", -1, 1, 1).connect()
+    with pytest.raises(ConnectionError, match="no status packet"):
+        LeRobotArm(Deaf(3), "wave", -1, 1, 1).connect()
 
 
 LEROBOT = {

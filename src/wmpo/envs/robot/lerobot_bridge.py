@@ -81,7 +81,21 @@ class LeRobotArm:
         self.seen: Mapping[str, Any] = {}
 
     def connect(self) -> None:
-        self.robot.connect()
+        """Again from the start where servos did not answer in time: LeRobot gives up at the first."""
+        for tries in range(1, TRIES + 1):
+            try:
+                self.robot.connect()
+                return
+            except ConnectionError:
+                for part in (
+                    self.robot,
+                    getattr(self.robot, "bus", None),
+                    *getattr(self.robot, "cameras", {}).values(),
+                ):
+                    with contextlib.suppress(Exception):  # it may not be open yet
+                        part.disconnect()
+                if tries == TRIES:
+                    raise
 
     def observe(self) -> dict[str, Any]:
         begun = time.monotonic()
