@@ -67,15 +67,15 @@ def test_lerobots_driver_moves_it(cable: tuple[subprocess.Popen[str], str], tmp_
         assert env.spec.cameras == spec.cameras and env.spec.action_dim == 6
         seen = env.reset([0])
         assert seen.instruction == ("tidy up",) and seen.state is not None
-        assert np.abs(seen.state.numpy() - home).max() < 1.5
+        assert np.abs(seen.state.numpy() - home).max() < 4  # from 14 away
         front = seen.images["front"][0].int()
         assert (front[0] - front[2]).max() > 100  # the tray is yellow and the cube red, so red comes first
         target = torch.tensor(home) + torch.tensor([12.0, 0, 0, 0, 0, -50])
         out = env.step([0], target.expand(1, 15, 6))
         assert out.state is not None
         moved = out.state[0] - torch.tensor(home)
-        assert (torch.diff(moved[:, 0]) > -0.2).all() and abs(moved[-1, 0] - 12) < 1.5 and abs(moved[-1, 5] + 50) < 5
-        assert moved[:, 1:4].abs().max() < 3
+        assert (torch.diff(moved[:, 0]) > -0.2).all() and abs(moved[-1, 0] - 12) < 3 and abs(moved[-1, 5] + 50) < 5
+        assert moved[:, 1:4].abs().max() < 4
 
 
 class Deaf:

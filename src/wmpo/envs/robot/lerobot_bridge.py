@@ -82,16 +82,13 @@ class LeRobotArm:
 
     def connect(self) -> None:
         """Again from the start where servos did not answer in time: LeRobot gives up at the first."""
+        cameras = getattr(self.robot, "cameras", {}).values()
         for tries in range(1, TRIES + 1):
             try:
                 self.robot.connect()
                 return
             except ConnectionError:
-                for part in (
-                    self.robot,
-                    getattr(self.robot, "bus", None),
-                    *getattr(self.robot, "cameras", {}).values(),
-                ):
+                for part in (self.robot, getattr(self.robot, "bus", None), *cameras):
                     with contextlib.suppress(Exception):  # it may not be open yet
                         part.disconnect()
                 if tries == TRIES:
