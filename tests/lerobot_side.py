@@ -1,6 +1,7 @@
 """What LeRobot itself does with a SmolVLA, as a program for LeRobot's own Python, whose packages clash with ours.
 
 make JOBS: tiny random ones, as LeRobot saves them, each with its SmolVLM in FOLDER/vlm; JOBS are [FOLDER, settings].
+tune JOBS: such a one with an adapter, as lerobot-train saves it with --peft; JOBS: [BASE, FOLDER, settings of PEFT].
 act JOBS: actions of from_pretrained and its processors, for stored observations and noise; JOBS: [FOLDER, SEEN, OUT].
 """
 
@@ -93,7 +94,8 @@ def act(folder: Path, seen: Path, out: Path) -> None:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     config = PreTrainedConfig.from_pretrained(folder)
-    policy = SmolVLAPolicy.from_pretrained(folder, config=config, strict=True)
+    policy: Any = tuned(config, folder) if config.use_peft else None
+    policy = policy or SmolVLAPolicy.from_pretrained(folder, config=config, strict=True)
     before, after = make_pre_post_processors(config, pretrained_path=str(folder))
     with safe_open(seen, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -106,9 +108,44 @@ def act(folder: Path, seen: Path, out: Path) -> None:
     save_file({"actions": chunk.contiguous()}, out)
 
 
+def tune(base: Path, folder: Path, chosen: dict[str, Any]) -> None:
+    """As lerobot-train: `wrap_with_peft`, then what its `save_checkpoint` writes."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    torch.manual_seed(0)
+    config = PreTrainedConfig.from_pretrained(base)
+    config.pretrained_path = base
+    policy = SmolVLAPolicy.from_pretrained(base, config=config).wrap_with_peft(peft_cli_overrides=chosen)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter += 0.2 * torch.randn(parameter.shape)
+    for part in (policy, policy.config, *make_pre_post_processors(config, pretrained_path=str(base))):
+        part.save_pretrained(folder)
+
+
+def tuned(config: Any, folder: Path) -> Any:
+    """By LeRobot's loader, which asks for a data set's features."""
+    from types import SimpleNamespace
+
+    from lerobot.policies.factory import make_policy
+
+    features: dict[str, Any] = {}
+    for name, feature in {**config.input_features, **config.output_features}.items():
+        shown = len(feature.shape) == 3
+        names = ["channels", "height", "width"] if shown else None
+        features[name] = {"dtype": "video" if shown else "float32", "shape": feature.shape, "names": names}
+    config.pretrained_path = folder
+    return make_policy(config, ds_meta=SimpleNamespace(features=features, stats=None))  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
     for job in json.loads(sys.argv[2]):
         if sys.argv[1] == "make":
             make(Path(job[0]), job[1])
+        elif sys.argv[1] == "tune":
+            tune(Path(job[0]), Path(job[1]), job[2])
         else:
             act(*map(Path, job))

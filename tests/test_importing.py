@@ -61,6 +61,7 @@ def test_every_layout_becomes_the_same_store(name: str, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     text = "\n".join(describe(open_source(root)))
     assert f"LeRobot {r.version}" in text and "3 of 22 frames" in text and SENTENCES[2] in text
+    assert not r.codec or f"is video: {'av1' if 'av1' in r.codec else 'h264'}." in text
     store = made(root, tmp_path / "ours", state=(r.state,), action=(r.action,))
     assert store.spec.fps == r.fps and list(store.spec.cameras.values()) == [size for _, size in r.cameras]
     for e, episode in enumerate(store):

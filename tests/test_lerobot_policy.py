@@ -77,6 +77,15 @@ def spec_of(case: str) -> EnvSpec:
     return EnvSpec(names_of(case), S, D, 9, 5)
 
 
+def job(folder: Path, case: str, policy: FlowVLA) -> list[str]:
+    """For LeRobot: the folder's policy is to decide as `policy` does here, from the same noise; where it answers."""
+    seen, (_, noise) = observation(case), decided(policy, observation(case))
+    tensors = dict(zip(CASES[case]["cameras"], seen.images.values(), strict=True))
+    tensors |= {"observation.state": seen.state, "noise": noise.contiguous()}
+    save_file(tensors, f"{folder}.seen", metadata={"sentences": json.dumps(seen.instruction)})
+    return [str(folder), f"{folder}.seen", f"{folder}.answer"]
+
+
 class Compared(NamedTuple):
     folder: Path
     ours: FlowVLA
@@ -105,11 +114,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compared]:
         assert main(["export", str(place / f"{case}-better"), str(place / f"{case}-out")]) == 0
         for name, policy in ((case, before), (f"{case}-out", after)):
             policies[name] = policy
-            seen, (_, noise) = observation(case), decided(policy, observation(case))
-            tensors = dict(zip(CASES[case]["cameras"], seen.images.values(), strict=True))
-            tensors |= {"observation.state": seen.state, "noise": noise.contiguous()}
-            save_file(tensors, place / f"{name}.seen", metadata={"sentences": json.dumps(seen.instruction)})
-            jobs.append([str(place / name), str(place / f"{name}.seen"), str(place / f"{name}.answer")])
+            jobs.append(job(place / name, case, policy))
     lerobot("act", jobs)
     return {
         name: Compared(place / name, policy, load_file(place / f"{name}.answer")["actions"])
@@ -142,3 +147,23 @@ def test_patches_numbered_otherwise_lead_elsewhere(compared: dict[str, Compared]
     right, wrong = ((decided(one, observation(case))[0] - theirs).abs().mean() for one in (ours, policy))
     print(f"{case}: {right:.1e} apart on average with {found}, {wrong:.1e} with {other}")
     assert wrong > 2 * right
+
+
+WHOLE = {"target_modules": r"model\.vlm_with_expert\..*\.(q|v)_proj", "full_training_modules": ["state_proj"]}
+
+
+@pytest.mark.parametrize("more", [{}, WHOLE], ids=["as LeRobot chooses", "the SmolVLM too, a layer whole"])
+def test_an_adapter_that_lerobot_has_saved(compared: dict[str, Compared], more: dict[str, Any], tmp_path: Path) -> None:
+    base, folder, out = compared["one"], tmp_path / "tuned", tmp_path / "out"
+    lerobot("tune", [[str(base.folder), str(folder), {"method_type": "LORA", "r": 4, **more}]])
+    assert not (folder / "model.safetensors").exists()
+    ours = load_policy(folder)
+    assert isinstance(ours, FlowVLA)
+    assert main(["export", str(folder), str(out)]) == 0
+    lerobot("act", [job(folder, "one", ours), job(out, "one", ours)])
+    actions, _ = decided(ours, observation("one"))
+    for place in (folder, out):
+        theirs = load_file(f"{place}.answer")["actions"]
+        difference = (actions - theirs).abs().max().item()
+        print(f"{place.name}: at most {difference:.1e} apart, of actions that spread by {theirs.std():.2f}")
+        assert difference < 1e-4 < 0.02 < (theirs - base.theirs).abs().max()

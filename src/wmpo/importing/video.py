@@ -54,7 +54,7 @@ def check_video(path: Path, fps: float) -> tuple[tuple[int, int], str]:
             raise damaged(path, f"has {float(rate):g} frames a second where its data set says {fps:g}")
         if not (1 <= stream.height <= SIDE and 1 <= stream.width <= SIDE):
             raise damaged(path, f"shows {stream.height}x{stream.width} pixels")
-        return (stream.height, stream.width), stream.codec_context.name
+        return (stream.height, stream.width), stream.codec_context.codec.canonical_name
 
 
 def frames_at(path: Path, times: Sequence[float], size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:

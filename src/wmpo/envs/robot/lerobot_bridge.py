@@ -12,11 +12,13 @@ import pkgutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Bound = float | Sequence[float]
+TRIES = 3
 
 
 def made_by_lerobot(config: Mapping[str, Any]) -> Any:
@@ -27,11 +29,25 @@ def made_by_lerobot(config: Mapping[str, Any]) -> Any:
     from lerobot.robots.config import RobotConfig
     from lerobot.robots.utils import make_robot_from_config
 
-    for package in (lerobot.cameras, lerobot.robots):  # each registers its configurations where it can be imported
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
+    # Each module registers its configurations. Of LeRobot's only those are imported that are asked for: others may
+    # need what isn't installed, or load all of LeRobot's policies.
+    kinds = [f'register_subclass("{kind}")' for kind in kinds_in(config)]
+    for package in (lerobot.cameras, lerobot.robots):
+        for found in pkgutil.iter_modules(package.__path__):
+            files = (Path(package.__path__[0]) / found.name).glob("config*.py")
+            if any(kind in file.read_text(encoding="utf-8") for file in files for kind in kinds):
+                importlib.import_module(f"{package.__name__}.{found.name}")
+    for found in pkgutil.iter_modules():  # as LeRobot names what others add to it
+        if found.name.startswith(("lerobot_robot_", "lerobot_camera_")):
+            importlib.import_module(found.name)
     return make_robot_from_config(draccus.decode(RobotConfig, dict(config)))
+
+
+def kinds_in(config: Any) -> list[str]:
+    """Every "type" in it, however deep."""
+    parts = config.values() if isinstance(config, Mapping) else config if isinstance(config, (list, tuple)) else ()
+    own = [str(config["type"])] if isinstance(config, Mapping) and "type" in config else []
+    return own + [kind for part in parts for kind in kinds_in(part)]
 
 
 class LeRobotArm:
@@ -65,17 +81,37 @@ class LeRobotArm:
         self.seen: Mapping[str, Any] = {}
 
     def connect(self) -> None:
-        self.robot.connect()
+        """Again from the start where servos did not answer in time: LeRobot gives up at the first."""
+        cameras = getattr(self.robot, "cameras", {}).values()
+        for tries in range(1, TRIES + 1):
+            try:
+                self.robot.connect()
+                return
+            except ConnectionError:
+                for part in (self.robot, getattr(self.robot, "bus", None), *cameras):
+                    with contextlib.suppress(Exception):  # it may not be open yet
+                        part.disconnect()
+                if tries == TRIES:
+                    raise
 
     def observe(self) -> dict[str, Any]:
         begun = time.monotonic()
         with self.bus:
-            self.seen = seen = self.robot.get_observation()
+            self.seen = seen = self._get_observation()
         cameras = getattr(self.robot, "cameras", {}).values()
         taken = [camera.latest_timestamp for camera in cameras if getattr(camera, "latest_timestamp", None)]
         images = {name: scaled(np.asarray(seen[name]), size) for name, size in self.cameras.items()}
         state = np.array([seen[name] for name in self.numbers], np.float32)
         return {"images": images, "state": state, "time": min(taken, default=begun)}
+
+    def _get_observation(self) -> Mapping[str, Any]:
+        """Asks again where servos did not answer in time, as happens now and then; the watchdog has the last word."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ConnectionError):
+                found: Mapping[str, Any] = self.robot.get_observation()
+                return found
+        last: Mapping[str, Any] = self.robot.get_observation()
+        return last
 
     def act(self, action: np.ndarray) -> None:
         with self.bus:
