@@ -18,13 +18,16 @@ import torch
 
 from episodes_by_hand import make_episode
 from wmpo.cli import COMMANDS, main
+from wmpo.cli.models import fitting
 from wmpo.cli.parse import sentence
 from wmpo.cli.run import RunCommand
-from wmpo.config import Recipe
+from wmpo.config import PolicyConfig, Recipe
 from wmpo.data.store import EpisodeStore
+from wmpo.errors import UserError
 from wmpo.families import save_model
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
+from wmpo.policies import build_policy, load_policy
 from wmpo.policies.minivla import MiniVLA
 from wmpo.policies.settings import MiniVLASettings
 from wmpo.recipes import RECIPES
@@ -263,9 +266,25 @@ def test_an_unfinished_run_is_told_its_whole_command(
 def test_a_model_for_other_cameras_is_told_how_to_give_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name, state_dim in (("top", 4), ("front", 2)):
         spec = EnvSpec({name: (16, 16)}, state_dim, action_dim=4, horizon=10, fps=5)
-        save_model("policy", "minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path / name)
+        save_model("policy", "minivla", MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec), tmp_path / name, 5)
         assert "--data STORE, or by --size" in refused(capsys, "check", "policy", tmp_path / name)
     assert main(["check", "policy", str(tmp_path / "front"), "--state-dim", "2"]) == 0
+
+
+def test_a_model_of_another_rate_is_refused(tmp_path: Path) -> None:
+    spec = EnvSpec({"top": (16, 16)}, 4, action_dim=4, horizon=10, fps=5)
+    policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), spec)
+    save_model("policy", "minivla", policy, tmp_path / "policy", 5)
+    fitting(load_policy, tmp_path / "policy", spec, torch.device("cpu"))
+    faster, begun = replace(spec, fps=15), PolicyConfig(pretrained=str(tmp_path / "policy"))
+    for load in (
+        lambda: fitting(load_policy, tmp_path / "policy", faster, torch.device("cpu")),
+        lambda: build_policy(begun, faster),
+    ):
+        with pytest.raises(UserError, match="learned from 5 actions a second, but here there are 15"):
+            load()
+    policy.save_pretrained(tmp_path / "alone")  # by its class alone: nothing is known of a rate
+    fitting(load_policy, tmp_path / "alone", faster, torch.device("cpu"))
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:

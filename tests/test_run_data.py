@@ -148,7 +148,7 @@ def test_a_given_policy_is_begun_with_as_it_is(tmp_path: Path) -> None:
     demos = store(tmp_path / "demos", 8)
     policy = MiniVLA.build(MiniVLASettings(width=8, hidden=16), SPEC)
     policy.set_normalizer(Normalizer.from_cache(FrameCache(EpisodeStore(demos)), range(8)))
-    save_model("policy", "minivla", policy, tmp_path / "policy")
+    save_model("policy", "minivla", policy, tmp_path / "policy", SPEC.fps)
     recipe = RunDataCommand((demos,), policy=PolicyConfig(pretrained=str(tmp_path / "policy")), device="cpu").recipe(1)
     parts = open_parts([demos], [[]], tmp_path / "run")
     with open_run(recipe, tmp_path / "run", quiet=True, env=Unreachable(SPEC)) as run:

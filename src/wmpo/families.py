@@ -25,6 +25,7 @@ from wmpo.protocols import Policy, RewardModel, WorldModel
 
 Config = TypeVar("Config", EnvConfig, PolicyConfig, WorldModelConfig, RewardConfig)
 MODEL_CONFIG = "config.json"
+RATE = "fps"  # in it, actions a second
 
 
 @dataclass(frozen=True)
@@ -295,12 +296,25 @@ def check_free(kind: str, family: str, folder: Path) -> None:
         raise UserError(f"{folder} holds a {PLUGS[kind].words} of family {there}, not {family}: choose another --out.")
 
 
-def save_model(kind: str, family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:
-    """Save a model so that `saved_family` knows it again, whatever its own `save_pretrained` writes."""
+def save_model(kind: str, family: str, model: Policy | WorldModel | RewardModel, folder: Path, fps: int) -> None:
+    """Save a model so that `saved_family` knows it again, whatever its own `save_pretrained` writes, and `check_rate`
+    how many actions a second it has learned from."""
     check_free(kind, family, folder)
     model.save_pretrained(folder)
     path = Path(folder) / MODEL_CONFIG
     described = read_json(path) if path.is_file() else {}
     described = described if isinstance(described, dict) else {}
-    if ":" in family or not {"family", "type", "model_type"} & described.keys():
-        write_json(path, {**described, "family": family})
+    named = ":" not in family and {"family", "type", "model_type"} & described.keys()
+    write_json(path, {**described, **({} if named else {"family": family}), RATE: fps})
+
+
+def check_rate(folder: Path, fps: int) -> None:
+    """Raise UserError where the model that `save_model` wrote there has learned from another number of actions a
+    second: what it decides would be too fast or too slow."""
+    described = read_json(Path(folder) / MODEL_CONFIG)
+    learned = described.get(RATE) if isinstance(described, dict) else None
+    if learned not in (None, fps):
+        raise UserError(
+            f"{folder} has learned from {learned} actions a second, but here there are {fps}: choose the same rate, or "
+            f'change "{RATE}" in its {MODEL_CONFIG} where that is what you want.'
+        )

@@ -136,7 +136,7 @@ class Run:
     @once
     def save(self, kind: str, family: str, model: Policy | WorldModel | RewardModel, folder: Path) -> None:
         """Write a model, see `wmpo.families.save_model`."""
-        save_model(kind, family, model, folder)
+        save_model(kind, family, model, folder, self.store.spec.fps)
 
     @once
     def same_inputs(self, stage: str, inputs: Mapping[str, object]) -> None:

@@ -11,6 +11,7 @@ import torch
 from wmpo.cli.parse import continuing
 from wmpo.config import Recipe
 from wmpo.errors import UserError
+from wmpo.families import check_rate
 from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.training.checkpoint import CONFIG, check_fits
 from wmpo.types import EnvSpec
@@ -25,6 +26,7 @@ def fitting(load: Callable[[Path], Model], folder: Path, spec: EnvSpec, device: 
     """What `load` finds in a folder. Raises UserError where it is made for another environment than `spec`."""
     model = load(folder).to(device)
     check_fits(model, spec, folder)
+    check_rate(folder, spec.fps)
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 
 from wmpo.config import PolicyConfig
 from wmpo.errors import UserError
-from wmpo.families import build, family_class, saved_family
+from wmpo.families import build, check_rate, family_class, saved_family
 from wmpo.protocols import HasActionRange, Policy, TakesSettings, Widens
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec
@@ -33,6 +33,7 @@ def build_policy(config: PolicyConfig, spec: EnvSpec) -> Policy:
         if isinstance(policy, TakesSettings):
             policy.prepare(config)
         check_fits(policy, spec, config.pretrained)
+        check_rate(Path(config.pretrained), spec.fps)
         if policy.chunk != config.chunk:
             raise UserError(
                 f"{config.pretrained} decides {policy.chunk} actions at once, but policy.chunk is {config.chunk}."
