@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,10 @@ def test_a_model_of_another_rate_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="learned from 5 actions a second, but here there are 15"):
             load()
+    config = {"type": "act", "fps": 50}
+    theirs = SimpleNamespace(save_pretrained=lambda folder: write_json(folder / "config.json", config))
+    save_model("policy", "act", theirs, tmp_path / "theirs", 5)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text()) == config
     policy.save_pretrained(tmp_path / "alone")  # by its class alone: nothing is known of a rate
     fitting(load_policy, tmp_path / "alone", faster, torch.device("cpu"))
 

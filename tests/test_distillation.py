@@ -10,7 +10,8 @@ import torch
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from test_video_diffusion import SMALL, batch, build, learn
-from wmpo.algorithm import align_world_model, pretrain_world_model
+from wmpo.algorithm import align_world_model, pretrain_world_model, video_clips
+from wmpo.batches import split
 from wmpo.config import FitConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import VideoBatch, VideoClips
@@ -74,15 +75,22 @@ def test_one_longer_step_leads_where_the_teacher_goes(steps: int) -> None:
     torch.testing.assert_close(estimate, path[-1])  # the last step ends on its estimate
 
 
+def rows_of(data: VideoBatch, count: int) -> VideoBatch:
+    return split(data, -(-16 // count))[0]
+
+
 def test_half_of_a_batch_goes_on_from_the_students_own_frames(trained: VideoDiffusionModel) -> None:
     data = two_chunks(3)
     with torch.no_grad():
         seen, own, action = Distillation(trained).memories(data, torch.Generator().manual_seed(0))
-        real = trained.encode({"front": data.future["front"][8:, 2:4]})
+        real = trained.encode({"front": data.future["front"][::2, 2:4]})
     assert torch.equal(seen.context[:8], own.context[:8]) and torch.equal(seen.pose[:8], own.pose[:8])
     torch.testing.assert_close(seen.context[8:], real)
     assert not torch.equal(own.context[8:], real) and (own.context[8:] - real).abs().mean() < 0.3
-    assert torch.equal(action, torch.cat([data.action[:8, :4], data.action[8:, 4:]]))
+    assert torch.equal(action, torch.cat([data.action[1::2, :4], data.action[::2, 4:]]))
+    for rows in (1, 2, 3):
+        loss, _ = Distillation(trained)(rows_of(data, rows), torch.Generator().manual_seed(0))
+        assert loss.isfinite()
 
 
 def test_only_the_student_learns(trained: VideoDiffusionModel) -> None:
@@ -125,6 +133,16 @@ def test_in_a_run_it_begins_as_its_teacher_and_is_learned_once(tmp_path: Path) -
             align_world_model(run, model, clips, clips)
             learned.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     assert all(torch.equal(tensor, learned[1][name]) for name, tensor in learned[0].items())
+
+
+def test_episodes_too_short_for_the_student_are_told_before_any_training(tmp_path: Path) -> None:
+    recipe = RECIPES["smoke"]
+    recipe = replace(recipe, device="cpu", env=replace(recipe.env, workers=0, renderer="rays"), world_model=SETTINGS)
+    store = make_store(tmp_path / "store", [make_episode(n, 3) for n in range(3)])
+    with open_run(recipe, tmp_path / "run") as run:
+        model = VideoDiffusionModel.build(SETTINGS, SPEC, 2)
+        with pytest.raises(UserError, match="has the 4 actions of 2 chunks"):
+            video_clips(run, FrameCache(store), range(3), model)
 
 
 @pytest.mark.parametrize(

@@ -115,17 +115,15 @@ def imitate(run: Run) -> Policy:
     check_horizon(cfg.chunk, run.env.spec)
     with run.log.stage("imitate"):
         cache = FrameCache(run.store)
-        torch.manual_seed(run.seed(Purpose.IMITATE))
+        torch.manual_seed(seed := run.seed(Purpose.IMITATE))
         policy = build_policy(cfg, run.env.spec)
-        shown = run.episodes(is_demonstration)
-        if not shown:
+        if not (shown := run.episodes(is_demonstration)):
             raise UserError(f"{run.store.root} holds no successful demonstrations to imitate: see wmpo demonstrate.")
         if cfg.pretrained:  # it keeps the statistics that it was trained with
             match_actions(policy, cache.labels_of(shown), cfg.pretrained, run.store.root)
         else:
             policy.set_normalizer(Normalizer.from_cache(cache, shown))
         frames = ImitationFrames(cache, shown, policy.chunk, shift=cfg.shift)
-        seed = run.seed(Purpose.IMITATE)
         depends = {"demonstrations": cache.digest(shown), "shift": cfg.shift}
         run.fit(policy, lambda step: frames.sample(cfg.fit.batch_size, seed, step), cfg.fit, "imitation", seed, depends)
         save_policy(run, policy, "base")
@@ -250,7 +248,9 @@ def build_world(run: Run, chunk: int) -> WorldModel:
 
 
 def video_clips(run: Run, cache: FrameCache, episodes: Sequence[int], model: WorldModel) -> VideoClips:
-    return VideoClips(cache, episodes, model.context, model.chunk, run.recipe.world_model.shift)
+    clips = VideoClips(cache, episodes, model.context, model.chunk, run.recipe.world_model.shift)
+    clips.lasting(max(stage.chunks for stage in model.training_stages(align=False)))  # or too short is told late
+    return clips
 
 
 def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> None:
@@ -259,8 +259,8 @@ def pretrain_world_model(run: Run, model: WorldModel, general: VideoClips) -> No
     shown = [i for i in general.episodes if records[i].succeeded] or general.episodes  # those that policies imitate
     model.set_normalizer(Normalizer.from_cache(general.cache, shown))
     for place, stage in enumerate(model.training_stages(align=False)):
-        parts = [(general, stage.fit.batch_size, run.seed(Purpose.WORLD_MODEL, 0, place))]
-        fit_stage(run, stage, parts, "", run.seed(Purpose.WORLD_MODEL, 0, place))
+        seed = run.seed(Purpose.WORLD_MODEL, 0, place)
+        fit_stage(run, stage, [(general, stage.fit.batch_size, seed)], "", seed)
 
 
 def align_world_model(run: Run, model: WorldModel, general: VideoClips, own: VideoClips, turn: int = 1) -> None:
@@ -268,9 +268,9 @@ def align_world_model(run: Run, model: WorldModel, general: VideoClips, own: Vid
     for place, stage in enumerate(model.training_stages(align=True)):
         n = round(stage.fit.batch_size * run.recipe.world_model.align_fraction)
         sources = ((own, n), (general, stage.fit.batch_size - n))
-        seeds = [run.seed(Purpose.ALIGN, turn, place, i) for i in range(2)]
-        parts = [(clips, size, seed) for (clips, size), seed in zip(sources, seeds, strict=True) if size]
-        fit_stage(run, stage, parts, f"_align-{turn}", run.seed(Purpose.ALIGN, turn, place))
+        seed = partial(run.seed, Purpose.ALIGN, turn, place)
+        parts = [(clips, size, seed(i)) for i, (clips, size) in enumerate(sources) if size]
+        fit_stage(run, stage, parts, f"_align-{turn}", seed())
 
 
 def fit_stage(

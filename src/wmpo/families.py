@@ -25,7 +25,7 @@ from wmpo.protocols import Policy, RewardModel, WorldModel
 
 Config = TypeVar("Config", EnvConfig, PolicyConfig, WorldModelConfig, RewardConfig)
 MODEL_CONFIG = "config.json"
-RATE = "fps"  # in it, actions a second
+RATE = "trained_fps"  # in it, actions a second
 
 
 @dataclass(frozen=True)
@@ -304,8 +304,11 @@ def save_model(kind: str, family: str, model: Policy | WorldModel | RewardModel,
     path = Path(folder) / MODEL_CONFIG
     described = read_json(path) if path.is_file() else {}
     described = described if isinstance(described, dict) else {}
-    named = ":" not in family and {"family", "type", "model_type"} & described.keys()
-    write_json(path, {**described, **({} if named else {"family": family}), RATE: fps})
+    if ":" in family or not {"family", "type", "model_type"} & described.keys():
+        described["family"] = family
+    if not {"type", "model_type"} & described.keys():  # others' layouts, which others read
+        described[RATE] = fps
+    write_json(path, described)
 
 
 def check_rate(folder: Path, fps: int) -> None:

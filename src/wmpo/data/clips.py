@@ -76,7 +76,10 @@ class VideoClips:
     All pictures of a moment are moved by up to `shift` pixels, at random: places are then not learned by heart.
     """
 
-    def __init__(self, cache: FrameCache, episodes: Sequence[int], context: int, chunk: int, shift: int = 0) -> None:
+    def __init__(
+        self, cache: FrameCache, episodes: Sequence[int], context: int, chunk: int, shift: int = 0, chunks: int = 1
+    ) -> None:
+        chunk, what = chunk * chunks, "one chunk" if chunks == 1 else f"{chunks} chunks"
         self.cache, self.images, self.context, self.chunk = cache, cache.images, context, chunk
         self.shift, self.key = shift, ""
         self.episodes = episodes
@@ -85,7 +88,7 @@ class VideoClips:
         self.sums = np.cumsum(cache.action, axis=0, dtype=np.float64) - cache.action  # of all actions before a frame
         if not self.spans.total:
             raise UserError(
-                f"None of the {len(chosen)} episodes has the {chunk} actions of one chunk: choose a shorter chunk, "
+                f"None of the {len(chosen)} episodes has the {chunk} actions of {what}: choose a shorter chunk, "
                 "or collect longer episodes."
             )
 
@@ -93,7 +96,7 @@ class VideoClips:
         """The moments from which so many chunks follow."""
         if chunks == 1:
             return self
-        return VideoClips(self.cache, self.episodes, self.context, chunks * self.chunk, self.shift)
+        return VideoClips(self.cache, self.episodes, self.context, self.chunk, self.shift, chunks)
 
     def encoded(self, latents: Mapping[str, np.ndarray], key: str) -> VideoClips:
         """The same moments, of which batches show latents, camera -> (frames, c, h, w) float16, in place of pictures;

@@ -84,7 +84,7 @@ def _check_head(names: Sequence[str], path: Path) -> None:
     for name in names:
         if name in COLUMNS and names.count(name) > 1:
             raise UserError(f"{path}, line 1: the column {name} is named twice.")
-        near = "frame" in name or difflib.get_close_matches(name, ["frame"], cutoff=0.75)
+        near = name.endswith("_frame") or difflib.get_close_matches(name, ["frame"], cutoff=0.75)
         if near and set(names) >= {*COLUMNS[:2]} and "frame" not in names:
             raise UserError(f"{path}, line 1: there is a column {name[:100]!r}; did you mean frame?")
 

@@ -43,6 +43,7 @@ class Checkpoints:
         if not ranks.first(self.result.exists):
             return False
         load_weights(module, self._read(self.result)[0], self.result)
+        ranks.first(self._clean)  # which a kill may have kept it from
         return True
 
     def load(self, rows: Mapping[str, range] = MappingProxyType({})) -> tuple[dict[str, Tensor], int]:
@@ -81,10 +82,14 @@ class Checkpoints:
 
         def write() -> None:
             self._write(self.result, module.state_dict(), steps)
-            self.checkpoint.unlink(missing_ok=True)
-            self._remove_shares()
+            self._clean()
 
         ranks.first(write)
+
+    def _clean(self) -> None:
+        """Remove what only an unfinished training needs."""
+        self.checkpoint.unlink(missing_ok=True)
+        self._remove_shares()
 
     def _shares(self, steps: int, count: int) -> list[Path]:
         """The files of ranks, so many, that share tensors."""

@@ -34,6 +34,9 @@ class Distillation(nn.Module):
         super().__init__()
         self.model = model
 
+    def units(self) -> list[nn.Module]:
+        return self.model.units()
+
     def stage(self, encoder: Encoder | None, first: bool) -> TrainingStage:
         """`first`: the student begins as its teacher is; else as it was before."""
         stage = TrainingStage("student", self, self.model.config.settings.distil, encoder, chunks=2)
@@ -67,12 +70,12 @@ class Distillation(nn.Module):
         return loss, {"loss": loss.detach(), "error": error_B.mean().detach()}
 
     def memories(self, batch: VideoBatch, generator: torch.Generator) -> tuple[Memory, Memory, Tensor]:
-        """What the teacher goes on from, what the student does, and the K actions that follow: the first chunk of
-        half the clips, the second of the others, whose first chunk the student has imagined."""
+        """What the teacher goes on from, what the student does, and the K actions that follow: the first chunk of every
+        other clip, the second of the rest, whose first chunk the student has imagined. A clip alone is of the rest."""
         model, K = self.model, self.model.chunk
         first_pose, pose = model.kinematics.poses(batch)
         start = Memory(model.encode(batch.context), model.encode(batch.anchor), pose[:, 0], first_pose)
-        early, late = slice(len(pose) // 2), slice(len(pose) // 2, None)
+        early, late = slice(1, None, 2), slice(0, None, 2)  # not halves: alignment sorts clips by who acted
         past = {name: frames[late, :K] for name, frames in batch.future.items()}
         real = start.rows(late).then(model.encode(past), pose[late, K])
         taken = batch.action[late, :K]

@@ -112,7 +112,7 @@ class VideoDiffusionModel(nn.Module):
         return stages
 
     def units(self) -> list[nn.Module]:
-        return [*self.denoiser.blocks]
+        return [*self.denoiser.blocks, *(self.student.blocks if self.student is not None else ())]
 
     @property
     def normalizer(self) -> Normalizer:

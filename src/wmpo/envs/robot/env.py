@@ -23,7 +23,7 @@ from wmpo.envs.robot import driver
 from wmpo.envs.robot.settings import RobotSettings
 from wmpo.envs.vector import module_paths
 from wmpo.errors import UserError
-from wmpo.families import CLASS, family_class, require_allowed, saved_family
+from wmpo.families import CLASS, check_rate, family_class, require_allowed, saved_family
 from wmpo.protocols import RewardModel
 from wmpo.training.checkpoint import check_fits, opening
 from wmpo.types import EnvSpec, Observation, Outcome
@@ -91,6 +91,7 @@ class RobotEnv:
             self.spec = _spec(self.name, self._receive(settings.timeout)[0])
             if judge is not None:
                 check_fits(judge.model, self.spec, settings.reward_model)
+                check_rate(Path(settings.reward_model), self.spec.fps)
         except BaseException:
             self.close()
             raise

@@ -39,7 +39,8 @@ def made_by_lerobot(config: Mapping[str, Any]) -> Any:
                 importlib.import_module(f"{package.__name__}.{found.name}")
     for found in pkgutil.iter_modules():  # as LeRobot names what others add to it
         if found.name.startswith(("lerobot_robot_", "lerobot_camera_")):
-            importlib.import_module(found.name)
+            with contextlib.suppress(Exception):  # as LeRobot does: it may be none that is asked for
+                importlib.import_module(found.name)
     return make_robot_from_config(draccus.decode(RobotConfig, dict(config)))
 
 
