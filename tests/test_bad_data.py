@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import pytest
 from episodes_by_hand import make_episode, make_store
 from tests.recordings import Recording, record, record_hdf5
 from tests.test_labelling import QUICK, by_hand, lit
-from tests.test_malformed_inputs import Case, digests, refused, text
+from tests.test_malformed_inputs import Case, digests, refused, seen_by_nobody, text
 from wmpo import labelling
 from wmpo.cli import main
 from wmpo.data.store import EpisodeStore
@@ -198,26 +197,17 @@ def test_a_folder_that_may_not_be_written(
 ) -> None:
     """Told before a model is trained whose labels could not be kept."""
     monkeypatch.setattr(labelling, "train", lambda *_: pytest.fail("the work was done first"))
-    place = Path(tempfile.mkdtemp())
-    user, here = os.geteuid(), Path.cwd()
-    try:
-        shutil.copytree(whole, place / "given")
-        by_hand(make_store(place / "given/unlabelled", [lit(n) for n in range(12)]), range(8))
+
+    def unlabelled(given: Path) -> None:
+        by_hand(make_store(given / "unlabelled", [lit(n) for n in range(12)]), range(8))
+
+    with seen_by_nobody(whole, 0o555, 0o444, unlabelled) as place:
         before = digests(place)
-        for file in [place, *place.rglob("*")]:
-            file.chmod(0o555 if file.is_dir() else 0o444)
-        os.chdir(place / "given")
-        if not user:
-            os.seteuid(65534)
         capsys.readouterr()
         assert main(command.split()) == 2
         complaint = capsys.readouterr().err
         assert complaint.count("\n") == 1 and READ_ONLY[command] in complaint
-    finally:
-        os.seteuid(user)
-        os.chdir(here)
         assert digests(place) == before
-        shutil.rmtree(place)
 
 
 def test_a_store_that_is_being_written_is_waited_for(given: Path) -> None:

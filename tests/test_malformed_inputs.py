@@ -16,7 +16,8 @@ import shlex
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -556,6 +557,33 @@ def test_a_folder_deleted_meanwhile(
     assert "out" in refused([*IMITATE.split(), *short], given, capsys)
 
 
+@contextmanager
+def seen_by_nobody(
+    whole: Path, folders: int, files: int, prepare: Callable[[Path], object] = bool, closed: str = ""
+) -> Iterator[Path]:
+    """In a copy whose folders and files have these rights, as a user who is not root; yields where it lies.
+
+    `prepare` gets the copy before; the file `closed` nobody may read.
+    """
+    place = Path(tempfile.mkdtemp())
+    user, here = os.geteuid(), Path.cwd()
+    try:
+        shutil.copytree(whole, place / "given")
+        prepare(place / "given")
+        for file in [place, *place.rglob("*")]:
+            file.chmod(folders if file.is_dir() else files)
+        if closed:
+            (place / "given" / closed).chmod(0)
+        os.chdir(place / "given")
+        if not user:
+            os.seteuid(65534)
+        yield place
+    finally:
+        os.seteuid(user)
+        os.chdir(here)
+        shutil.rmtree(place)
+
+
 @pytest.mark.parametrize(
     ("path", "args"),
     [
@@ -567,47 +595,21 @@ def test_a_folder_deleted_meanwhile(
 )
 def test_files_that_may_not_be_read(path: str, args: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is missing is the permission: nobody is advised to delete the file."""
-    place = Path(tempfile.mkdtemp())
-    user, here = os.geteuid(), Path.cwd()
-    try:
-        place.chmod(0o777)
-        shutil.copytree(whole, place / "given")
-        for file in place.rglob("*"):
-            file.chmod(0o777 if file.is_dir() else 0o666)
-        (place / "given" / path).chmod(0)
-        os.chdir(place / "given")
-        if not user:
-            os.seteuid(65534)
+    with seen_by_nobody(whole, 0o777, 0o666, closed=path):
         capsys.readouterr()
         assert main(args.split()) == 2
         complaint = capsys.readouterr().err
         assert complaint.count("\n") == 1 and f"{path} can't be read: Permission denied" in complaint
         assert "delete" not in complaint
-    finally:
-        os.seteuid(user)
-        os.chdir(here)
-        shutil.rmtree(place)
 
 
 @pytest.mark.parametrize("args", [f"{RUN} --env.renderer rays", IMITATE, "demonstrate --data out"])
 def test_a_folder_that_may_not_be_written(args: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = Path(tempfile.mkdtemp())
-    user, here = os.geteuid(), Path.cwd()
-    try:
-        shutil.copytree(whole, place / "given")
-        for file in [place, *place.rglob("*")]:
-            file.chmod(0o555 if file.is_dir() else 0o444)
-        os.chdir(place / "given")
-        if not user:
-            os.seteuid(65534)
+    with seen_by_nobody(whole, 0o555, 0o444):
         capsys.readouterr()
         assert main(args.split()) == 2
         complaint = capsys.readouterr().err
         assert complaint.count("\n") == 1 and "Permission denied" in complaint
-    finally:
-        os.seteuid(user)
-        os.chdir(here)
-        shutil.rmtree(place)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from wmpo.data import layout
 from wmpo.errors import UserError
-from wmpo.io.files import is_stream
 
 TYPES: dict[str, Callable[[pa.DataType], bool]] = {
     "whole numbers": pa.types.is_integer,
@@ -31,7 +30,7 @@ def damaged(path: Path, what: str) -> UserError:
 @contextmanager
 def reading(path: Path, damaged: Callable[[Path, str], UserError] = damaged) -> Iterator[None]:
     """What goes wrong while the parquet file is read is a UserError; `damaged` says what may have happened to it."""
-    if is_stream(path):
+    if path.exists() and not path.is_file():
         raise damaged(path, "is a folder or a device")
     try:
         yield
@@ -45,8 +44,6 @@ def reading(path: Path, damaged: Callable[[Path, str], UserError] = damaged) -> 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, rows: int | None = None) -> pa.Table:
     """A parquet file, all of it or some columns, with `rows` rows. Raises UserError where it is anything else."""
-    if path.is_dir():
-        raise damaged(path, "is a folder or a device")
     with reading(path), pq.ParquetFile(path) as file:
         found = file.metadata.num_rows
         if rows is not None and found != rows:

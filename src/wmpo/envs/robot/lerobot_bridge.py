@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ def made_by_lerobot(config: Mapping[str, Any]) -> Any:
             with contextlib.suppress(Exception):  # as LeRobot does: it may be none that is asked for
                 importlib.import_module(found.name)
     return make_robot_from_config(draccus.decode(RobotConfig, dict(config)))
+
+
+def again(work: Callable[[], Any], after_failure: Callable[[], object] = bool) -> Any:
+    """What `work` gives, up to TRIES times where servos did not answer in time, as happens now and then."""
+    for left in reversed(range(TRIES)):
+        try:
+            return work()
+        except ConnectionError:
+            after_failure()
+            if not left:
+                raise
 
 
 def kinds_in(config: Any) -> list[str]:
@@ -83,36 +94,24 @@ class LeRobotArm:
 
     def connect(self) -> None:
         """Again from the start where servos did not answer in time: LeRobot gives up at the first."""
-        cameras = getattr(self.robot, "cameras", {}).values()
-        for tries in range(1, TRIES + 1):
-            try:
-                self.robot.connect()
-                return
-            except ConnectionError:
-                for part in (self.robot, getattr(self.robot, "bus", None), *cameras):
-                    with contextlib.suppress(Exception):  # it may not be open yet
-                        part.disconnect()
-                if tries == TRIES:
-                    raise
+
+        def let_go() -> None:
+            cameras = getattr(self.robot, "cameras", {}).values()
+            for part in (self.robot, getattr(self.robot, "bus", None), *cameras):
+                with contextlib.suppress(Exception):  # it may not be open yet
+                    part.disconnect()
+
+        again(self.robot.connect, let_go)
 
     def observe(self) -> dict[str, Any]:
         begun = time.monotonic()
         with self.bus:
-            self.seen = seen = self._get_observation()
+            self.seen = seen = again(self.robot.get_observation)  # the watchdog has the last word
         cameras = getattr(self.robot, "cameras", {}).values()
         taken = [camera.latest_timestamp for camera in cameras if getattr(camera, "latest_timestamp", None)]
         images = {name: scaled(np.asarray(seen[name]), size) for name, size in self.cameras.items()}
         state = np.array([seen[name] for name in self.numbers], np.float32)
         return {"images": images, "state": state, "time": min(taken, default=begun)}
-
-    def _get_observation(self) -> Mapping[str, Any]:
-        """Asks again where servos did not answer in time, as happens now and then; the watchdog has the last word."""
-        for _ in range(TRIES - 1):
-            with contextlib.suppress(ConnectionError):
-                found: Mapping[str, Any] = self.robot.get_observation()
-                return found
-        last: Mapping[str, Any] = self.robot.get_observation()
-        return last
 
     def act(self, action: np.ndarray) -> None:
         with self.bus:
