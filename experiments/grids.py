@@ -57,7 +57,7 @@ ALONE = Arm(
     "Practice alone",
     changes={"self_imitation.steps": 0, "grpo.imitation_coef": 0.0, "grpo.lr": 3e-4},
     seeds=(0, 1),
-    budgets=(128,),
+    budgets=(128, 0),
 )
 SHUFFLED = Arm("Rewards shuffled", changes={"grpo.shuffle_rewards": True}, seeds=(0, 1), budgets=(128,))
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
