@@ -1,5 +1,5 @@
-"""The family mimicgen, where WMPO_MIMICGEN is a checkout of MimicGen and WMPO_MIMICGEN_PYTHON has robosuite 1.4; else what
-needs neither."""
+"""The family mimicgen, where WMPO_MIMICGEN is a checkout of MimicGen and WMPO_MIMICGEN_PYTHON has robosuite 1.4; else
+what needs neither."""
 
 from __future__ import annotations
 

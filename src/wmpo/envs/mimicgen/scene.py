@@ -82,7 +82,7 @@ class MimicGenScene:
             sim.step()
 
     def state(self) -> np.ndarray:
-        """(9,) position and quaternion (x, y, z, w) of the hand, and how far each finger is out, as data sets have them:
+        """(9,) position and quaternion (x, y, z, w) of the hand, and how far each finger is out, as in data sets:
         `robot0_eef_pos`, `robot0_eef_quat`, `robot0_gripper_qpos`."""
         w, x, y, z = self.data.xquat[self._hand]
         position, fingers = self.data.site_xpos[self.robot.eef_site_id], self.data.qpos[self._fingers]
@@ -121,14 +121,15 @@ def _make(task: str, checkout: str) -> Any:
         from robosuite.controllers import load_controller_config
     except ImportError as error:
         raise UserError(
-            f"robosuite 1.4 can't be imported by {sys.executable} ({error}): install it there, as docs/mimicgen.md shows."
+            f"robosuite 1.4 can't be imported by {sys.executable} ({error}): install it there, as docs/mimicgen.md "
+            "shows."
         ) from error
     try:
         import mimicgen.envs.robosuite.single_arm_env_mg  # noqa: F401  registers all tasks that can be imported
     except ImportError as error:
         raise UserError(
-            f"MimicGen can't be imported by {sys.executable} ({error}): set env.checkout to the folder of a checkout of "
-            "its repository (docs/mimicgen.md); the package mimicgen of PyPI is something else."
+            f"MimicGen can't be imported by {sys.executable} ({error}): set env.checkout to the folder of a checkout "
+            "of its repository (docs/mimicgen.md); the package mimicgen of PyPI is something else."
         ) from error
     return robosuite.make(
         task,

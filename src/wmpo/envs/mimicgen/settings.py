@@ -52,8 +52,8 @@ class MimicGenSettings(EnvConfig):
     family: str = "mimicgen"
     """Which environment: MimicGen."""
     checkout: str = ""
-    """Folder of your checkout of MimicGen's repository. Empty where MimicGen is installed from it. (The package mimicgen
-    of PyPI is something else.)"""
+    """Folder of your checkout of MimicGen's repository. Empty where MimicGen is installed from it. (The package
+    mimicgen of PyPI is something else.)"""
     task: str = "Square_D0"
     """A task as MimicGen names it, such as Coffee_D0, or several joined by +, told apart by their sentences."""
     repeat: Literal[1, 2, 4, 5] = 1
