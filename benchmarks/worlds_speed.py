@@ -83,9 +83,22 @@ def robosuite(task: str, size: int) -> tuple[Any, int, np.ndarray, Callable[[], 
     return episode, round(REPEAT / CONTROL / scene.model.opt.timestep), action, theirs
 
 
+def mimicgen(task: str, size: int) -> tuple[Any, int, np.ndarray, Callable[[], object]]:
+    """A checkout of MimicGen is on PYTHONPATH."""
+    from wmpo.envs.mimicgen.episode import MimicGenEpisode
+    from wmpo.envs.mimicgen.settings import CONTROL
+
+    episode = MimicGenEpisode([task], ["front"], size, True, "", 1, 1000)
+    scene = episode.scene_of(task)
+    scene.begin(0)
+    action, env = np.zeros(7), MimicGenEpisode([task], ["front"], size, True, "", 1, 0).scene_of(task).env
+    env.reset()
+    return episode, round(1 / CONTROL / scene.model.opt.timestep), action, lambda: env.step(action)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", default="metaworld", choices=("metaworld", "aloha", "robosuite"))
+    parser.add_argument("--family", default="metaworld", choices=("metaworld", "aloha", "robosuite", "mimicgen"))
     parser.add_argument("--task", default="")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
@@ -98,23 +111,26 @@ def main() -> None:
         "metaworld": (metaworld, "peg-insert-side-v3"),
         "aloha": (aloha, "insertion"),
         "robosuite": (robosuite, "square"),
+        "mimicgen": (mimicgen, "Coffee_D0"),
     }[options.family]
     began = time.process_time()
     episode, steps, action, theirs = make(options.task or task, options.size)
     episode.reset(0)
     scene = episode.scene_of(episode.task)
     print(f"building the task                  {time.process_time() - began:8.1f} s")
-    saved, act = episode.get_state(), scene.expert()
+    saved = episode.get_state()
     rows: dict[str, Callable[[], object]] = {
         "reset": lambda: episode.reset(1),
         "a decision, physics and success": lambda: episode.step(action),
         "the bare simulator's steps": lambda: mujoco.mj_step(scene.model, scene.data, steps),
         "drawing one camera": episode.observe,
-        "the expert's decision": lambda: act(1.0),
         "saving": episode.get_state,
         "restoring": lambda: episode.set_state(saved),
         "a decision and pictures by theirs": theirs,
     }
+    if hasattr(episode, "demonstrate"):
+        act = scene.expert()
+        rows["the expert's decision"] = lambda: act(1.0)
     for name, each in rows.items():
         episode.set_state(saved)
         print(f"{name:35}{milliseconds(each, options.repeats):8.2f} ms")

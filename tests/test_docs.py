@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -14,8 +15,9 @@ import pytest
 
 from docs import generate
 from wmpo import algorithm, families
-from wmpo.cli import main
+from wmpo.cli import COMMANDS, main, understood
 from wmpo.config import Recipe
+from wmpo.errors import UserError
 from wmpo.io.provenance import Machine
 from wmpo.report import results
 from wmpo.report.results import PolicyResult, RunResult
@@ -30,6 +32,47 @@ def test_the_site_builds_with_strict_links(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "index.html").exists()
+
+
+def shown_commands() -> list[tuple[str, list[str]]]:
+    """Page and arguments of every wmpo command in a block of code."""
+    found = []
+    for page in sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]):
+        for block in re.findall(r"```[a-z]*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            waiting = ""
+            for line in block.replace("\\\n", " ").splitlines():
+                waiting += f"{line}\n"
+                try:
+                    words = shlex.split(waiting, comments=True)
+                except ValueError:  # a quotation goes on in the next line
+                    continue
+                waiting = ""
+                while words and "=" in words[0]:  # of the environment
+                    words = words[1:]
+                if words and words[0] in ("wmpo", "./wmpo.sh") and not words[1].startswith("-"):
+                    found.append((page.name, words[1:]))
+    return found
+
+
+def test_commands_as_the_pages_show_them_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """As far as that can be told where the policies and modules that they name are not there."""
+    commands, wrong = shown_commands(), []
+    assert len(commands) > 90
+    for page, words in commands:
+        two = " ".join(words[:2])
+        args = [two, *words[2:]] if two in COMMANDS else words
+        if "--help" in args:
+            assert args[0] in COMMANDS
+            continue
+        try:
+            assert args[0] in COMMANDS, args
+            understood(args)
+        except UserError as error:
+            if not re.search(r"holds no policy, since it has no|can't be imported: ModuleNotFoundError", str(error)):
+                wrong.append((page, words, str(error)))
+        except SystemExit as error:
+            wrong.append((page, words, str(error)))
+    assert wrong == []
 
 
 def test_messages_that_are_explained_are_said() -> None:

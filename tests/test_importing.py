@@ -90,6 +90,8 @@ def test_fewer_frames_smaller_pictures_other_names(tmp_path: Path) -> None:
     targets = np.array([state_of(2, frame + 1, 6) for frame in range(6)])
     assert np.allclose(changes[:, :5], targets.reshape(2, 3, 6).sum(1)[:, :5])
     assert np.allclose(changes[:, 5], targets[[2, 5], 5])
+    means = planned(root, fps=10, action_space="delta", except_dims=(5,), merge_deltas="mean").episode(2).actions
+    assert np.allclose(means[:, :5], changes[:, :5] / 3) and np.array_equal(means[:, 5], changes[:, 5])
     with pytest.raises(UserError, match=r"--fps 12 does not divide the recorded 30: choose one of 30, 15, 10"):
         planned(root, fps=12)
 

@@ -35,6 +35,7 @@ from wmpo.families import check_free, family_of
 from wmpo.first_frames import fresh_first_frames, keyframes, stored_first_frames
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
+from wmpo.own_demonstrations import take_demonstrations
 from wmpo.policies import build_policy, load_policy, match_actions
 from wmpo.protocols import Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcome_of
@@ -83,10 +84,12 @@ def optimise(run: Run) -> RunResult:
 
 @once
 def demonstrations(run: Run) -> None:
-    """Collect scripted demonstrations until enough have succeeded. Failed attempts are kept, since they were paid for;
-    who learns from them, `demonstrations.failures` says."""
+    """Collect scripted demonstrations until enough have succeeded, or take those in `data`. Failed attempts are kept,
+    since they were paid for; who learns from them, `demonstrations.failures` says."""
     cfg = run.recipe.demonstrations
     run.same_env()
+    if cfg.data:
+        return take_demonstrations(run)
     run.same_inputs("demonstrations", {"noise": cfg.noise, "min_pace": cfg.min_pace, "seed": run.recipe.seed})
     succeeded = [is_demonstration(record) for record in run.store.records() if record.source == "expert"]
     with run.log.stage("demonstrations"), run.log.progress("demonstrations", cfg.episodes) as bar:
@@ -217,9 +220,7 @@ def fell(run: Run, turn: int) -> bool:
     p_value = fisher_exact(table)
     if p_value < 0.05:
         rates = [f"{hits / (hits + misses):.1%}" for hits, misses in table]
-        run.log.info(
-            f"The rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice did harm"
-        )
+        run.log.info(f"Rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice did harm")
     return p_value < 0.05
 
 
@@ -384,10 +385,9 @@ def evaluate_in_practice(run: Run, policy: Policy, name: str, iteration: int) ->
 def evaluate_policy(run: Run, policy: Policy, name: str) -> None:
     """Real success from initial states that nothing has learned from; each episode is kept when it ends."""
     cfg = run.recipe.evaluate
-    inputs: dict[str, object] = {"policy": digest_of(policy), "temperature": cfg.temperature}
-    inputs |= {"time_factor": cfg.time_factor, "seed": run.recipe.seed}
+    inputs = {"policy": digest_of(policy), "temperature": cfg.temperature, "time_factor": cfg.time_factor}
     run.same_env()
-    run.same_inputs(f"evaluate-{name}", inputs)
+    run.same_inputs(f"evaluate-{name}", {**inputs, "seed": run.recipe.seed})
     with run.log.stage("evaluate"):
         numbers = run.initial_states("evaluate", cfg.episodes)
         seed, limit = run.seed(Purpose.EVALUATE), time_limit(run.env.spec.horizon, cfg.time_factor)

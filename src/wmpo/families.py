@@ -49,6 +49,7 @@ PLUGS: Mapping[str, Plug] = {  # by the recipe's fields
         "gym": ("wmpo.envs.gym.family:Gym", "wmpo.envs.gym.settings:GymSettings"),
         "libero": ("wmpo.envs.libero.family:Libero", "wmpo.envs.libero.settings:LiberoSettings"),
         "metaworld": ("wmpo.envs.metaworld.family:MetaWorld", "wmpo.envs.metaworld.settings:MetaWorldSettings"),
+        "mimicgen": ("wmpo.envs.mimicgen.family:MimicGen", "wmpo.envs.mimicgen.settings:MimicGenSettings"),
         "tabletop": ("wmpo.envs.tabletop.family:Tabletop", "wmpo.envs.tabletop.settings:TabletopSettings"),
         "robosuite": ("wmpo.envs.robosuite.family:Robosuite", "wmpo.envs.robosuite.settings:RobosuiteSettings"),
         "recorded": ("wmpo.envs.unreachable:Recorded", "wmpo.config:EnvConfig"),

@@ -6,7 +6,6 @@ out, and nothing but that measures what came of practice (`wmpo.report.recorded`
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +24,7 @@ from wmpo.algorithm import (
     save_policy,
 )
 from wmpo.data.cache import FrameCache
-from wmpo.data.compatibility import comparable
-from wmpo.data.layout import part_paths
+from wmpo.data.compatibility import comparable, content
 from wmpo.data.records import EpisodeRecord, initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
@@ -248,12 +246,3 @@ def check_split(run: Run, parts: Sequence[Part], apart: dict[str, list[bool]]) -
         yield "WARNING: all rollouts succeed: how this policy fails was never seen, so practice has little to avoid"
     elif tried and not any(record.succeeded for record in tried):
         yield "WARNING: no rollout succeeds: practice may find nothing to tell apart; begin with a better policy"
-
-
-def content(store: EpisodeStore) -> str:
-    """What tells the episodes of a store from others: 16 hexadecimal digits from its tables, and its videos' sizes."""
-    found = hashlib.sha256()
-    for file in store.files:
-        for path in part_paths(store.root, file, store.spec):
-            found.update(path.read_bytes() if path.suffix == ".parquet" else str(path.stat().st_size).encode())
-    return found.hexdigest()[:16]

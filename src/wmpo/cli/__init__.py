@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wmpo.errors import UserError, out_of_memory, reason
 
@@ -163,18 +163,21 @@ def dispatch(args: list[str]) -> int:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}."
         raise UserError(f"There is no command {args[0]!r}: {hint}")
-    command = COMMANDS[args[0]]
     if launched() and args[0] not in SHARED:
         raise UserError(f"wmpo {args[0]} is work for one process: start it without torchrun.")
+    return understood(args).execute() or 0
+
+
+def understood(args: list[str]) -> Any:
+    """The command that `args` ask for, its name first, before anything is done."""
     args = allowing(args)
+    command = COMMANDS[args[0]]
     options = getattr(importlib.import_module(f"wmpo.cli.{command.module}"), command.name)
     if hasattr(options, "parse"):
-        chosen = options.parse(args[1:])
-    else:
-        from wmpo.cli.parse import parse
+        return options.parse(args[1:])
+    from wmpo.cli.parse import parse
 
-        chosen = parse(options, args[1:], f"wmpo {args[0]}")
-    return chosen.execute() or 0
+    return parse(options, args[1:], f"wmpo {args[0]}")
 
 
 def allowing(args: list[str]) -> list[str]:

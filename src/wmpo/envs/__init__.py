@@ -44,9 +44,9 @@ def demonstrator(env: Env, family: str) -> Demonstrates:
     if isinstance(env, Demonstrates):
         return env
     raise UserError(
-        f"The environment {family} has no scripted expert: begin with demonstrations of your own, in a store as "
-        "docs/data.md shows (wmpo imitate --data STORE), or with a policy of yours (wmpo collect --policy FOLDER "
-        "--data STORE)."
+        f"The environment {family} has no scripted expert: begin with demonstrations of your own, in an episode store "
+        "(wmpo run RECIPE --demonstrations.data STORE; docs/data.md), or with a policy of yours (wmpo collect --policy "
+        "FOLDER --data STORE)."
     )
 
 

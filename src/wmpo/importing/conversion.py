@@ -40,11 +40,14 @@ class Choices:
     action: tuple[str, ...] = ()
     """Columns that make the action. Without it: the usual one."""
     action_space: Literal["recorded", "absolute", "delta"] = "recorded"
-    """What an action is: a target (absolute), or a change (delta). With --fps, changes are summed up, and of targets
-    the last one counts. recorded: what the format says, targets for LeRobot."""
+    """What an action is: a target (absolute), or a change (delta). recorded: what the format says, targets for
+    LeRobot. With --fps, of targets the last one counts, and changes become one."""
     except_dims: tuple[int, ...] = ()
     """Dimensions of the action that are of the other kind, counted from 0; the gripper of a delta action, for
     example."""
+    merge_deltas: Literal["sum", "mean"] = "sum"
+    """What several changes become, with --fps: their sum, or their mean, for an environment that repeats each action
+    for as many steps of its controller (libero, mimicgen and robosuite do)."""
     rollouts_of: str = ""
     """Name of the policy that acted. Without it the episodes are demonstrations."""
     instruction: str = ""
@@ -72,7 +75,7 @@ class Plan:
     stride: int
     action: tuple[str, ...]
     state: tuple[str, ...]
-    summed: np.ndarray  # (D,) bool: dimensions that are changes
+    changes: np.ndarray  # (D,) bool: dimensions that are changes
     judge: Judge
     choices: Choices
 
@@ -83,7 +86,7 @@ class Plan:
         """What will be made, in lines for a person."""
         renamed = {new: f"{old} as {new}" if new != old else old for new, old in self.cameras.items()}
         cameras = [f"{renamed[new]} {size[0]}x{size[1]}" for new, size in self.spec.cameras.items()]
-        kinds = ["change" if change else "target" for change in self.summed.tolist()]
+        kinds = ["change" if change else "target" for change in self.changes.tolist()]
         kind = f"{kinds[0]}s" if len(set(kinds)) == 1 else ", ".join(kinds)
         who = self.choices.rollouts_of and f"rollouts of {self.choices.rollouts_of}"
         judged = bool(self.judge.column) or self.judge.verdicts is not None
@@ -132,9 +135,10 @@ class Plan:
         return bool(self.source.facts.labels) and self.action == self.source.facts.action
 
     def _chunks(self, actions: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """(T, D) float32 between the kept frames: the sum of changes, the last target."""
+        """(T, D) float32 between the kept frames: the sum or mean of changes, the last target."""
         steps = actions[kept[0] : kept[-1]].reshape(len(kept) - 1, self.stride, -1)
-        return np.where(self.summed, steps.sum(1), steps[:, -1]).astype(np.float32)
+        merged = steps.mean(1) if self.choices.merge_deltas == "mean" else steps.sum(1)
+        return np.where(self.changes, merged, steps[:, -1]).astype(np.float32)
 
     def _pictures(self, number: int, camera: str, kept: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         for image in self.source.frames(number, camera, kept.tolist()):
@@ -185,8 +189,8 @@ def plan_import(source: Source, choices: Choices) -> Plan:
     )
     check_spec(spec, str(source.path))
     judge = judge_of(facts, choices.success, choices.success_threshold, choices.success_frames)
-    summed = np.isin(np.arange(dimensions), others) != delta
-    return Plan(source, spec, cameras, stride, action, state, summed, judge, choices)
+    changes = np.isin(np.arange(dimensions), others) != delta
+    return Plan(source, spec, cameras, stride, action, state, changes, judge, choices)
 
 
 def stride_to(recorded: int, wanted: int) -> int:

@@ -1,0 +1,42 @@
+"""Demonstrations that a user brings along, for an environment with or without a scripted expert."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from wmpo.data.compatibility import comparable, content
+from wmpo.data.initial_states import split_of
+from wmpo.data.records import initial_states_of
+from wmpo.data.store import EpisodeStore
+from wmpo.errors import UserError
+from wmpo.run import Run, is_demonstration
+
+
+def take_demonstrations(run: Run) -> None:
+    """Copy an expert's episodes, all of those in `demonstrations.data`, into the run.
+
+    Raises UserError where they don't fit the environment, none succeeds, or evaluation would begin where they begin.
+    """
+    folder = Path(run.recipe.demonstrations.data)
+    store = comparable(EpisodeStore.open(folder), run.store)
+    records = store.records()
+    numbers = initial_states_of(records)
+    chosen = [record.index for record in records if record.source == "expert"]
+    if not any(is_demonstration(records[i]) for i in chosen):
+        raise UserError(
+            f"demonstrations.data is {folder}, which holds no successful demonstration (an episode of source expert): "
+            "see `wmpo data check` and `wmpo data label`."
+        )
+    if taken := [numbers[i] for i in chosen if numbers[i] >= 0 and split_of(numbers[i]) != "demonstrate"]:
+        raise UserError(
+            f"demonstrations.data is {folder}, where an episode begins from initial state {taken[0]}, which is kept "
+            f"for split {split_of(taken[0])!r}: bring demonstrations from other ones."
+        )
+    run.same_inputs("demonstrations", {"data": content(store)})
+    with run.log.stage("demonstrations"), run.log.progress("demonstrations", len(chosen)) as bar:
+        done = len(run.store.select(source="expert"))
+        bar.skip(done)
+        for i, episode in zip(chosen[done:], store.each(chosen[done:]), strict=True):
+            run.store.append([replace(episode, initial_state=max(numbers[i], -1))])
+            bar.update(1)
