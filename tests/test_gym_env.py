@@ -145,7 +145,7 @@ def test_a_run_says_where_demonstrations_come_from(
     options = ["--env.family", "gym", "--env.id", "Walk-v0", "--env.imports", "walks", "--env.cameras", "eyes.left",
                "--env.success", "far.enough", "--env.workers", "0"]  # fmt: skip
     assert main(["run", "smoke", *options, "--out", str(tmp_path / "run")]) == 2
-    assert "wmpo imitate --data STORE" in capsys.readouterr().err
+    assert "--demonstrations.data STORE" in capsys.readouterr().err
 
 
 def test_a_file_imports_no_module_by_itself() -> None:
