@@ -222,6 +222,14 @@ def column(file: str, name: str, change: Callable[[list[Any]], list[Any]] | None
     return damage
 
 
+def twice(file: str, name: str) -> Damage:
+    def damage(root: Path) -> None:
+        table = pq.read_table(root / file, partitioning=None)
+        pq.write_table(table.append_column(name, table[name]), root / file)
+
+    return damage
+
+
 def cut(file: str) -> Damage:
     return lambda root: (root / file).write_bytes((root / file).read_bytes()[:300])
 
@@ -270,6 +278,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "text": (column(DATA, "action", lambda v: ["x"] * len(v)), "has string in the column 'action'"),
     "uneven": (column(DATA, "action", lambda v: [[1.0], *v[1:]]), "lists of different lengths"),
     "no column": (column(DATA, "action", None), "lacks the column 'action'"),
+    "a column twice": (twice(DATA, "action"), "file-000.parquet has the column 'action' 2 times"),
+    "a column of episodes twice": (twice(META, "length"), "file-000.parquet has the column 'length' 2 times"),
+    "version with a line end": (info(codebase_version="v1\nx\x1b[2J"), r"format v1\\nx\\x1b\[2J: wmpo reads"),
+    "fps of 10,000 letters": (info(fps="x" * 10_000), r"^.{,4100}restore it from a copy"),
     "gap of frames": (column(DATA, "frame_index", lambda v: [0, *range(2, len(v) + 1)]), "of the column 'frame_index'"),
     "gap of episodes": (column(META, "episode_index", lambda v: [0, 2, 3]), "has the episode_index 2 where 1 is due"),
     "times": (column(DATA, "timestamp", lambda v: [3 * t for t in v]), "of the column 'timestamp' in place"),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
-from wmpo.data.tables import LISTS, reading
+from wmpo.data.tables import LISTS, reading, require_columns
 from wmpo.errors import UserError
 from wmpo.importing.lerobot_meta import OLD, Place, read_places
 from wmpo.importing.source import About, Column, Facts, check_facts, damaged, inside
@@ -107,8 +107,7 @@ class LeRobot:
         """The episode's rows; of the file, only the row groups that hold them are read."""
         path = place.data
         with reading(path, damaged), pq.ParquetFile(path) as file:
-            if missing := [name for name in names if name not in file.schema_arrow.names]:
-                raise damaged(path, f"lacks the column {missing[0]!r}")
+            require_columns(file, names, path, damaged)
             counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = np.cumsum([0, *counts])
             begin, end = place.first_row, place.first_row + place.length
