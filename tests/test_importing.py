@@ -76,6 +76,26 @@ def test_every_layout_becomes_the_same_store(name: str, tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
+def test_pictures_that_are_none_are_told_before_the_first_episode_is_stored(tmp_path: Path) -> None:
+    root = record(tmp_path / "theirs", Recording(codec=""))
+    column("data/chunk-000/file-001.parquet", "observation.images.wrist", lambda v: [b"png"] * len(v))(root)
+    source = open_source(root)
+    for work in (lambda: describe(source), lambda: made(root, tmp_path / "ours")):
+        with pytest.raises(UserError, match=r"file-001.parquet has binary in the column '.*wrist' in place of images"):
+            work()
+    assert len(made(root, tmp_path / "ours", cameras=("front",))) == 3
+    pytest.importorskip("h5py")
+    path = record_hdf5(tmp_path / "demo.hdf5")
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        pictures = file["data/demo_2/obs/agentview_image"][:]
+        del file["data/demo_2/obs/agentview_image"]
+        file["data/demo_2/obs/agentview_image"] = pictures[:, :5]
+    with pytest.raises(UserError, match=r"shows \(5, 32, 3\) uint8 in 'agentview_image' of data/demo_2"):
+        describe(open_source(path))
+
+
 def test_fewer_frames_smaller_pictures_other_names(tmp_path: Path) -> None:
     root = record(tmp_path / "theirs", Recording(codec="", success=True))
     names = ("wrist=hand", "front")
@@ -268,7 +288,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no episodes": (lambda root: shutil.rmtree(root / "meta/episodes"), "has no tables of episodes"),
     "no video": (lambda root: (root / VIDEO).unlink(), "front/chunk-000/file-001.mp4 is missing"),
     "video cut": (cut(VIDEO), "front/chunk-000/file-001.mp4 is damaged or truncated"),
-    "video short": (lambda root: film(root / VIDEO, [9] * 4, (48, 64), 30, "libx264"), r"ends before 0\.133 s"),
+    "video short": (lambda root: film(root / VIDEO, [9] * 4, (48, 64), 30, "libx264"), r"ends before 0\.200 s"),
     "video small": (lambda root: film(root / VIDEO, [9] * 7, (32, 32), 30, "libx264"), "shows 32x32 pixels in place"),
     "video slow": (lambda root: film(root / VIDEO, [9] * 7, (48, 64), 15, "libx264"), "shows no frame at 0.033 s"),
     "playlist": (lambda root: (root / VIDEO).write_text("ffconcat version 1.0\nfile x\n"), "damaged or truncated"),
@@ -312,6 +332,9 @@ def test_what_is_damaged_is_told_in_one_sentence(
     complaint = capsys.readouterr().err
     assert re.search(words, complaint) and complaint.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    if name != "video slow":  # which only decoding tells
+        assert not list(tmp_path.glob(".out*"))  # told before the first episode was stored
+        assert main(["data", "check", str(root)]) == 2 and re.search(words, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,12 @@ class RoboMimic:
     def files(self) -> list[Path]:
         return [self.path]
 
+    def check(self, cameras: Sequence[str]) -> None:
+        with self._open() as file:
+            for episode in range(len(self.demos)):
+                for camera in cameras:
+                    self._images(self._demo(file, episode), episode, camera)
+
     def columns(self, episode: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
         with self._open() as file:
@@ -63,10 +69,8 @@ class RoboMimic:
 
     def frames(self, episode: int, camera: str, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         with self._open() as file:
-            demo, size = self._demo(file, episode), self.facts.cameras[camera]
-            images = self._values(demo, self.keys[camera])
-            if images.shape[1:] != (*size, 3) or images.dtype != np.uint8:
-                raise self._damaged(episode, f"shows {images.shape[1:]} {images.dtype} in {self.keys[camera]!r}")
+            demo = self._demo(file, episode)
+            images = self._images(demo, episode, camera)
             for frame in wanted:
                 if frame < len(images):
                     yield self._read(images, frame)
@@ -74,6 +78,12 @@ class RoboMimic:
                     yield self._read(last, -1)
                 else:
                     raise self._damaged(episode, f"has {len(images)} frames in {self.keys[camera]!r}")
+
+    def _images(self, demo: h5py.Group, episode: int, camera: str) -> h5py.Dataset:
+        images = self._values(demo, self.keys[camera])
+        if images.shape[1:] != (*self.facts.cameras[camera], 3) or images.dtype != np.uint8:
+            raise self._damaged(episode, f"shows {images.shape[1:]} {images.dtype} in {self.keys[camera]!r}")
+        return images
 
     def _facts(self, data: h5py.Group, env: JsonObject, problem: JsonObject) -> Facts:
         columns: dict[str, Column] = {}

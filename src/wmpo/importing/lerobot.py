@@ -74,6 +74,20 @@ class LeRobot:
         found = [path for folder in ("meta", "data", "videos") for path in (self.path / folder).rglob("*")]
         return sorted(path for path in found if path.is_file())
 
+    def check(self, cameras: Sequence[str]) -> None:
+        for camera in cameras:
+            key, size, ends = self.keys[camera], self.facts.cameras[camera], dict[Path, float]()
+            for place in self.places:
+                path, begin = place.videos.get(key, (place.data, 0.0))
+                ends[path] = max(ends.get(path, 0.0), begin + (place.length - 1) / self.fps)
+            for path, last in ends.items():
+                if self.features[key]["dtype"] == "image":
+                    with reading(path, damaged), pq.ParquetFile(path) as file:
+                        require_columns(file, [key], path, damaged)
+                        _check_pictures(file.schema_arrow.field(key).type, key, path)
+                elif (found := check_video(path, self.fps, last)[0]) != size:
+                    raise damaged(path, f"shows {found[0]}x{found[1]} pixels in place of {size[0]}x{size[1]}")
+
     def columns(self, episode: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         place = self.places[episode]
         wanted = list(dict.fromkeys([*names, "episode_index", "frame_index", "timestamp"]))
@@ -95,8 +109,7 @@ class LeRobot:
             yield from frames_at(path, [begin + frame / self.fps for frame in wanted], size, self.fps)
             return
         images = self._rows(place, [key])[key].combine_chunks()
-        if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
-            raise damaged(place.data, f"has {images.type} in the column {key!r} in place of images")
+        _check_pictures(images.type, key, place.data)
         for frame in wanted:
             content = (images[frame].as_py() or {}).get("bytes")
             if not isinstance(content, bytes):
@@ -176,6 +189,11 @@ def _about(place: Place) -> About:
     facts: Json = meta if isinstance(meta, dict) and all(isinstance(text, str) for text in meta.values()) else {}
     return About(place.length, place.length, place.sentence, own.get("wmpo/start", -1), own.get("wmpo/source", ""),
                  own.get("wmpo/task", ""), facts)  # fmt: skip
+
+
+def _check_pictures(kind: pa.DataType, name: str, path: Path) -> None:
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise damaged(path, f"has {kind} in the column {name!r} in place of images")
 
 
 def _numbers(table: pa.Table, name: str, size: int, path: Path) -> np.ndarray:

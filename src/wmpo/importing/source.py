@@ -73,6 +73,10 @@ class Source(Protocol):
     path: Path
     facts: Facts
 
+    def check(self, cameras: Sequence[str]) -> None:
+        """Whether the pictures of these cameras are there, as far as that is told without decoding them."""
+        ...
+
     def columns(self, episode: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Column -> (rows, size) float64, or one row per frame; all finite."""
         ...

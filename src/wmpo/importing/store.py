@@ -39,6 +39,7 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
     if out.resolve().is_relative_to(plan.source.path.resolve()):
         raise UserError(f"{out} lies in the data set itself, where nothing is written: choose another folder.")
     require_vacant(out)
+    plan.check()
     partial = out.with_name(f".{out.name}.importing")
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial / ".importing.lock"

@@ -23,6 +23,7 @@ CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matros
 """Nothing else is opened: other formats may be lists of further files."""
 NEAR = 0.4
 """A frame counts as that of a time which it is closer to than this part of the time between two."""
+MANY = 10  # frames from which on a header tells their rate
 
 
 def open_video(path: Path) -> InputContainer:
@@ -45,13 +46,17 @@ def open_video(path: Path) -> InputContainer:
     return container
 
 
-def check_video(path: Path, fps: float) -> tuple[tuple[int, int], str]:
-    """((height, width), codec) by its header, which must be at this rate."""
+def check_video(path: Path, fps: float, last: float = 0.0) -> tuple[tuple[int, int], str]:
+    """((height, width), codec) by its header, which must be at this rate and reach the frame at second `last`."""
     with open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
-        if rate and not 0.95 <= rate / fps <= 1.05:
+        if rate and (stream.frames or MANY) >= MANY and not 0.95 <= rate / fps <= 1.05:
             raise damaged(path, f"has {float(rate):g} frames a second where its data set says {fps:g}")
+        if stream.duration and stream.time_base:
+            end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+            if end < last + NEAR / fps:
+                raise damaged(path, f"ends before {last:.3f} s, where its table has more frames")
         if not (1 <= stream.height <= SIDE and 1 <= stream.width <= SIDE):
             raise damaged(path, f"shows {stream.height}x{stream.width} pixels")
         return (stream.height, stream.width), stream.codec_context.codec.canonical_name
