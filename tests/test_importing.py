@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from recordings import LENGTHS, SENTENCES, Recording, film, grey, record, record_hdf5, state_of
@@ -24,6 +27,7 @@ from wmpo.importing.description import advice, describe
 from wmpo.importing.opening import open_source
 from wmpo.importing.store import import_store
 from wmpo.importing.success import Verdict, by_rule, relabel
+from wmpo.importing.video import picture
 
 ODD = Recording(
     version="v2.1", codec="", fps=50, state="observation.joints", action="action.joints", size=1, dtype="float64",
@@ -94,6 +98,28 @@ def test_pictures_that_are_none_are_told_before_the_first_episode_is_stored(tmp_
         file["data/demo_2/obs/agentview_image"] = pictures[:, :5]
     with pytest.raises(UserError, match=r"shows \(5, 32, 3\) uint8 in 'agentview_image' of data/demo_2"):
         describe(open_source(path))
+
+
+def test_pictures_as_others_encode_them(tmp_path: Path) -> None:
+    shown = np.zeros((48, 64, 3), np.uint8)
+    shown[:24, :, 0] = 200
+
+    def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **more)
+        return file.getvalue()
+
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # as LeRobot's reader takes it, too
+    turned = np.ascontiguousarray(np.rot90(shown))
+    for content in (encoded(Image.fromarray(np.dstack([shown, shown[..., 0]]))),  # with an alpha channel
+                    encoded(Image.fromarray(shown).quantize()), encoded(Image.fromarray(shown), "WEBP", lossless=True),
+                    encoded(Image.fromarray(turned), "JPEG", exif=sideways, quality=100, subsampling=0)):  # fmt: skip
+        assert np.abs(picture(content, (48, 64), tmp_path, 0).astype(int) - shown).max() <= 4
+    depth = encoded(Image.fromarray(shown[..., 0].astype(np.uint16) * 256))
+    for content, words in ((depth, "more than 8 bits a colour in row 7"), (encoded(Image.fromarray(turned)), "64x48")):
+        with pytest.raises(UserError, match=words):
+            picture(content, (48, 64), tmp_path, 7)
 
 
 def test_fewer_frames_smaller_pictures_other_names(tmp_path: Path) -> None:
@@ -259,6 +285,14 @@ def linked(root: Path) -> None:
     (root / DATA).symlink_to(root.parent / "outside.parquet")
 
 
+def turned(root: Path) -> None:
+    """By the matrix in the header of its track."""
+    content = bytearray((root / VIDEO).read_bytes())
+    begin = content.find(b"tkhd") + 44
+    content[begin : begin + 36] = struct.pack(">9i", -65536, 0, 0, 0, -65536, 0, 0, 0, 1 << 30)
+    (root / VIDEO).write_bytes(bytes(content))
+
+
 SHAPE = {"dtype": "video", "names": ["height", "width", "channels"]}
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no info": (lambda root: (root / INFO).unlink(), "holds no episodes that wmpo can read"),
@@ -291,6 +325,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "video short": (lambda root: film(root / VIDEO, [9] * 4, (48, 64), 30, "libx264"), r"ends before 0\.200 s"),
     "video small": (lambda root: film(root / VIDEO, [9] * 7, (32, 32), 30, "libx264"), "shows 32x32 pixels in place"),
     "video slow": (lambda root: film(root / VIDEO, [9] * 7, (48, 64), 15, "libx264"), "shows no frame at 0.033 s"),
+    "video turned": (turned, r"is to be turned by -?180 degrees: encode it upright"),
     "playlist": (lambda root: (root / VIDEO).write_text("ffconcat version 1.0\nfile x\n"), "damaged or truncated"),
     "nan": (column(DATA, "action", lambda v: [[float("nan")] * 6, *v[1:]]), "NaN or infinite numbers in .*'action'"),
     "too large": (column(DATA, "action", lambda v: [[1e300] * 6, *v[1:]]), "NaN or infinite numbers"),
