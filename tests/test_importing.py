@@ -188,6 +188,31 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
             made(root, place, **choices)
 
 
+def test_two_imports_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused while the first is at work; where that ends meanwhile, both have the same store."""
+    root, out = record(tmp_path / "theirs", Recording(codec="")), tmp_path / "ours"
+    whole, check, told = Plan.episode, Plan.check, list[object]()
+
+    def busy(plan: Plan, number: int) -> Any:
+        if not told:
+            with pytest.raises(UserError, match=r"Another process is at work in .*ours") as refusal:
+                made(root, out)
+            told.append(refusal)
+        return whole(plan, number)
+
+    monkeypatch.setattr(Plan, "episode", busy)
+    assert len(made(root, out)) == 3 and told
+    shutil.rmtree(out)
+
+    def late(plan: Plan) -> None:
+        monkeypatch.setattr(Plan, "check", check)
+        made(root, out)
+
+    monkeypatch.setattr(Plan, "check", late)
+    assert len(made(root, out)) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", "ours"}
+
+
 def test_labels_after_the_fact(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", [make_episode(n, 4 + n, success=(2,)) for n in range(2)])
     store.append([make_episode(2, 6)])
