@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,65 @@ def test_robomimic(tmp_path: Path) -> None:
     assert after.success.tolist() == [False, False, False, True] and after.instruction == "Square_D0"
     assert np.allclose(after.state[:, 0], [0, 2, 4, 6])
     assert "HDF5" in "\n".join(describe(open_source(path)) + advice(open_source(path).facts))
-    for begin in (b"", path.read_bytes()[: path.stat().st_size // 2]):
+    whole = path.read_bytes()
+    for begin in (b"", whole[: len(whole) // 2]):
         (tmp_path / "cut.hdf5").write_bytes(begin)
         with pytest.raises(UserError, match=r"cut\.hdf5 is damaged or truncated"):
             open_source(tmp_path / "cut.hdf5")
+
+
+def test_hdf5_that_is_damaged_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anywhere: the libraries complain in a dozen ways."""
+    h5py = pytest.importorskip("h5py")
+    whole, rng = record_hdf5(tmp_path / "whole.hdf5").read_bytes(), np.random.default_rng(0)
+    told = 0
+    for _ in range(12):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(whole), 20):
+            content[place] = rng.integers(256)
+        (tmp_path / "x.hdf5").write_bytes(bytes(content))
+        status, complaint = main(["data", "check", str(tmp_path / "x.hdf5")]), capsys.readouterr().err
+        assert (status, complaint.count("\n")) in ((0, 0), (2, 1))
+        told += "x.hdf5 is damaged or truncated" in complaint
+    assert told > 2
+    for name, values, words in (
+        (
+            "data/demo_1/actions",
+            np.array([b"a"] * LENGTHS[1]),
+            r"has \|S1 in place of numbers in 'actions' of data/demo_1",
+        ),
+        ("data/demo_1/actions", np.zeros((LENGTHS[1], 7), complex), "has complex128 in place of numbers"),
+        ("data/demo_0/rewards", np.array([b"a"] * LENGTHS[0]), r"has \|S1 in place of numbers in 'rewards'"),
+        ("data/demo_" + "9" * 5000, "demo_0", ""),
+    ):
+        (tmp_path / "x.hdf5").write_bytes(whole)
+        with h5py.File(tmp_path / "x.hdf5", "r+") as file:
+            if name in file:
+                del file[name]
+            file[name] = file["data/demo_0"] if isinstance(values, str) else values
+        if not words:
+            assert len(open_source(tmp_path / "x.hdf5").facts.episodes) == 3
+            continue
+        with pytest.raises(UserError, match=words):
+            describe(open_source(tmp_path / "x.hdf5"))
+
+
+def test_a_sentence_that_is_no_text_is_told_before_the_first_episode(tmp_path: Path) -> None:
+    root = record(tmp_path / "theirs", Recording(version="v2.1", codec=""))
+    lines = (root / "meta/episodes.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"tasks": ["', '"tasks": ["\\ud800')
+    (root / "meta/episodes.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"theirs: a sentence of episode 2 is no text in UTF-8"):
+        open_source(root)
+
+
+def test_names_that_command_a_terminal_are_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = record(tmp_path / "theirs", Recording(codec="", action="act\x1b[2Jion\n"))
+    assert main(["data", "check", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert "act\\x1b[2Jion\\n, 6: " in text and "\x1b" not in text
+    store = make_store(tmp_path / "store", [replace(make_episode(0, 3), source="\x1b[2J")])
+    assert store.summary().lines() == ["1 episodes of \\x1b[2J, 0.0% successful"]
 
 
 def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

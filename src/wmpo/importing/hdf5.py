@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ class RoboMimic:
         optional("h5py", f"{path} is an HDF5 file; reading it needs", "hdf5")
         with self._open() as file:
             data = self._group(file, "data")
-            self.demos = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda n: int(n[5:]))
+            self.demos = sorted(
+                (name for name in data if re.fullmatch("demo_[0-9]{1,9}", name)), key=lambda n: int(n[5:])
+            )
             if not self.demos:
                 raise UserError(f"{path} holds no data/demo_0 and so on: it is not in the layout of robomimic.")
             about = _json(data.attrs.get("env_args")), _json(data.attrs.get("problem_info"))
@@ -58,6 +61,8 @@ class RoboMimic:
                 value = self._read(self._values(demo, name))
                 if name not in ("actions", *BESIDE) and about.frames > about.rows:
                     value = np.concatenate([value, self._read(self._last(demo, name))[-1:]])
+                if value.dtype.kind not in "fiub":
+                    raise self._damaged(episode, f"has {value.dtype} in place of numbers in {name!r}")
                 rows = value.astype(np.float64).reshape(len(value), -1)
                 if (
                     rows.shape[1] != self.facts.columns[name].size
@@ -123,16 +128,19 @@ class RoboMimic:
             delta=not targets, absolute=(columns["actions"].size - 1,), notes=notes,
         )  # fmt: skip
 
-    def _open(self) -> h5py.File:
+    @contextmanager
+    def _open(self) -> Iterator[h5py.File]:
+        """Whatever h5py raises of what lies in the file is a UserError."""
         import h5py
 
         try:
-            return h5py.File(self.path, "r")
+            with h5py.File(self.path, "r") as file:
+                yield file
         except FileNotFoundError:
             raise damaged(self.path, "is missing") from None
         except PermissionError:
             raise UserError(f"The file {self.path} can't be read: look for its permissions.") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, MemoryError):
             raise damaged(self.path, "is damaged or truncated") from None
 
     def _demo(self, file: h5py.File, episode: int) -> h5py.Group:
