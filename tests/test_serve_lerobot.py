@@ -206,6 +206,8 @@ def test_a_robot_that_does_not_fit_is_told_so_at_once(
         ({"front": np.zeros((24, 32, 3), np.float32)}, "shows float32 of 24x32x3"),
         ({"gripper.pos": None}, "no number 'gripper.pos'"),
         ({"gripper.pos": float("nan")}, "NaN"),
+        ({"gripper.pos": 1e300}, "NaN or infinity"),
+        ({"gripper.pos": 10**400}, "The state is no list of numbers"),
         ({"task": ""}, "names no task"),
     ],
 )

@@ -129,6 +129,9 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
         ({"states": np.zeros(7)}, "8 numbers, not 7"),
         ({"states": np.full(8, np.nan)}, "NaN"),
         ({"states": np.zeros((2, 4))}, "shape"),
+        ({"states": ["a"] * 8}, "The state is no list of numbers"),
+        ({"states": {"x": 1}}, "The state is no list of numbers"),
+        ({"states": [[1], [2, 3]]}, "The state is no list of numbers"),
         ({"task_description": ""}, "names no task"),
     ],
 )

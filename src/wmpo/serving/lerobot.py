@@ -23,7 +23,7 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from wmpo.errors import UserError
-from wmpo.serving.actor import Actor, free_port
+from wmpo.serving.actor import Actor, as_state, free_port
 from wmpo.serving.pickles import read, write_actions
 from wmpo.training.fit import step_seed
 from wmpo.types import Observation
@@ -130,7 +130,7 @@ class AsyncInference:
         missing = [name for name in self.numbers if not isinstance(raw.get(name), (int, float))]
         if missing:
             raise UserError(f"The observation has no number {missing[0]!r}.")
-        state = np.array([raw[name] for name in self.numbers], np.float32)
+        state = as_state([raw[name] for name in self.numbers])
         images = {name: raw[name] for name in self.shown if isinstance(raw.get(name), np.ndarray)}
         task = raw.get("task")
         return self.actor.observation(images, state, task if isinstance(task, str) else "")

@@ -28,7 +28,7 @@ from vla_eval.specs import (
 
 from wmpo.errors import UserError
 from wmpo.serving import libero
-from wmpo.serving.actor import Actor, free_port
+from wmpo.serving.actor import Actor, as_state, free_port
 from wmpo.training.fit import step_seed
 
 
@@ -83,13 +83,13 @@ class WmpoServer(PredictModelServer):  # type: ignore[misc]
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
         if (generator := self._generators.get(ctx.session_id)) is None:
             raise UserError("An episode must begin before its first observation.")
+        if not isinstance(obs, Mapping):
+            raise UserError("The observation is no dictionary.")
         images, state = obs.get("images"), obs.get("states", obs.get("state", ()))
         if not isinstance(images, Mapping) or not all(isinstance(image, np.ndarray) for image in images.values()):
             raise UserError("The observation has no images by the names of cameras.")
         shown = {name: self.convention.picture(image) for name, image in images.items() if image.ndim == 3}
-        felt = np.asarray(state, np.float32)
-        if felt.ndim != 1:
-            raise UserError(f"The state has the shape {felt.shape}, not that of a list of numbers.")
+        felt = as_state(state)
         felt = self.convention.state(felt) if len(felt) else felt
         seen = self.actor.observation(shown, felt, str(obs.get("task_description") or ""))
         return {"actions": self.convention.actions(self.actor.decide(seen, generator))}
