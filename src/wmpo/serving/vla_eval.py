@@ -26,7 +26,7 @@ from vla_eval.specs import (
     DimSpec,
 )
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, reason
 from wmpo.serving import libero
 from wmpo.serving.actor import Actor, as_state, free_port
 from wmpo.training.fit import step_seed
@@ -111,9 +111,10 @@ class WmpoServer(PredictModelServer):  # type: ignore[misc]
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """A UserError is one sentence, here as for the client, who gets it too."""
-    if record.exc_info and isinstance(error := record.exc_info[1], UserError):
-        record.msg, record.args, record.exc_info = f"Refused: {error}", (), None
+    """What a client's message leads to is one sentence, here as for the client, who gets that of a UserError too."""
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        told = str(error) if isinstance(error, UserError) else reason(error)
+        record.msg, record.args, record.exc_info = "Refused: %s", (told,), None
     return True
 
 
