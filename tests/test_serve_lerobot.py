@@ -12,6 +12,8 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -219,6 +221,25 @@ def test_an_observation_that_lacks_something_is_refused_by_name(
     with pytest.raises(grpc.RpcError, match=words) as caught:
         served.send(pickle.dumps(TimedObservation(7.5, 0, raw)))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_clients_that_hang_in_the_middle_of_a_call_keep_nobody_out(theirs: None, served: Client) -> None:
+    ended = threading.Event()
+
+    def stuck() -> Iterator[Any]:
+        yield lerobot.Part(state=1, data=b"x")
+        ended.wait(60)
+
+    stub = served.channel.stream_unary(
+        f"/{lerobot.SERVICE}/SendObservations", lerobot.Part.SerializeToString, lerobot.Whole.FromString
+    )
+    calls = [stub.future(stuck()) for _ in range(8)]
+    time.sleep(0.5)
+    served.begin()
+    assert len(served.act(seen(0))) == 4
+    ended.set()
+    for call in calls:
+        call.cancel()
 
 
 # What comes over the line

@@ -31,6 +31,9 @@ from wmpo.types import Observation
 SERVICE = "transport.AsyncInference"
 LARGEST = 1 << 28  # bytes of an observation
 LAST_PART = 3  # of the parts that an observation comes in: TRANSFER_END
+CALLS = 64  # at once: a client that hangs in the middle of one holds it
+OPTIONS = [("grpc.so_reuseport", 0), ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
+"""Whoever is gone without a word is noticed, and lets go of its call."""
 PATIENCE = 2.0  # seconds that a client waits for an observation of its own to arrive
 
 
@@ -186,7 +189,7 @@ def make_server(actor: Actor, host: str, port: int, seed: int, tell: Callable[[s
             calls.observations, Part.FromString, Whole.SerializeToString
         ),
     }
-    server = grpc.server(ThreadPoolExecutor(max_workers=4), options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(ThreadPoolExecutor(max_workers=CALLS), options=OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     server.add_insecure_port(address)
