@@ -351,6 +351,7 @@ def test_sys_exit_of_a_user_is_no_success(folder: Path, monkeypatch: pytest.Monk
 def test_a_complaint_about_options_is_one_sentence_in_ascii_too() -> None:
     box = " Unrecognized options \n ------\n  Unrecognized options: --a, 3 \n  -----\n  For full helptext, run x \n"
     assert sentence(box) == "Unrecognized options: --a, 3."
+    assert sentence(" Title \n ---\n count of `[bold]INT INT[/bold]`. \n ---\n") == "count of `INT INT`."
 
 
 def test_a_file_that_can_not_be_replaced_is_named(tmp_path: Path) -> None:

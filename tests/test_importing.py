@@ -20,6 +20,7 @@ from PIL import Image
 from episodes_by_hand import SPEC, make_episode, make_store
 from recordings import LENGTHS, SENTENCES, Recording, film, grey, record, record_hdf5, state_of
 from wmpo.cli import main
+from wmpo.data.plain import export_plain
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import LOSSLESS
 from wmpo.errors import UserError
@@ -297,6 +298,14 @@ def test_labels_after_the_fact(tmp_path: Path) -> None:
             by_rule(str(tmp_path / "labels.csv"), 3)
 
 
+def test_what_was_exported_keeps_its_successes(tmp_path: Path) -> None:
+    """The frame that shows it, the last one, has no row there."""
+    store = make_store(tmp_path / "store", [make_episode(0, 5, (5,)), make_episode(1, 4)])
+    export_plain(store, [0, 1], tmp_path / "plain")
+    again = made(tmp_path / "plain", tmp_path / "again")
+    assert [row.succeeded for row in again.records()] == [True, False]
+
+
 def test_a_store_that_lerobot_has_edited(tmp_path: Path) -> None:
     """Its tools drop our key, and the columns of episodes that they don't know."""
     theirs = make_store(tmp_path / "store", [make_episode(0, 5, (3,), labels=True), make_episode(1, 4)]).root
@@ -467,6 +476,7 @@ def test_what_is_damaged_is_told_in_one_sentence(
         ("--horizon 3", "--horizon is 3, but there are episodes of 8 actions"),
         ("--rollouts-of expert", "leave it out for demonstrations"),
         ("--success-frames 0", "--success-frames is 0"),
+        ("--success-frames 9999999", "it must be at most 1000000"),
         ("--image-size 33 21 --codec lossy", "even sides"),
     ],
 )

@@ -24,7 +24,9 @@ from wmpo.io.plain import Json, JsonObject
 
 NUMBERS = re.compile("bool|float(16|32|64)|u?int(8|16|32|64)")
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-SUCCESS = ("success", "next.success")
+SUCCESS = ("next.success", "success")
+"""Of a data set that wmpo has not written, the column of the frame that follows comes first: where there are both, as
+in what `wmpo data export` makes, the other doesn't know the last one."""
 
 
 class LeRobot:
@@ -155,6 +157,7 @@ class LeRobot:
         columns = {key: self._column(key, feature) for key, feature in self.features.items()
                    if NUMBERS.fullmatch(feature["dtype"]) and key not in BOOKKEEPING}  # fmt: skip
         ours = "label.action" in columns and layout.PADDED in columns
+        success = reversed(SUCCESS) if ours else SUCCESS
         several = sum(place.sentences > 1 for place in self.places)
         notes += [f"{several} episodes have several sentences: the first counts."] if several else []
         return Facts(
@@ -165,7 +168,7 @@ class LeRobot:
             episodes=tuple(_about(place) for place in self.places),
             action=tuple(key for key in columns if key == layout.ACTION),
             state=tuple(key for key in columns if key == layout.STATE),
-            success=next((key for key in SUCCESS if key in columns and columns[key].size == 1), ""),
+            success=next((key for key in success if key in columns and columns[key].size == 1), ""),
             labels=layout.LABEL if ours else "",
             notes=tuple(notes),
         )  # fmt: skip
