@@ -22,15 +22,20 @@ ROBOT = "tests.shaky_robot:ShakyRobot"
 
 def settings(log: Path, *options: str, **more: object) -> RobotSettings:
     allow(ROBOT)
-    plain = {"reset": "routine", "success": "robot", "watchdog": 1.0, **more}
-    return RobotSettings(family="robot", robot=ROBOT, options=(f"log={log}", *options), **plain)  # type: ignore[arg-type]
+    plain = {"robot": ROBOT, "reset": "routine", "success": "robot", "watchdog": 1.0, **more}
+    return RobotSettings(family="robot", options=(f"log={log}", *options), **plain)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
     folder, fault = Path(sys.argv[1]), sys.argv[2]
     more = {"reset": "person", "success": "person"} if fault == "person" else {}
-    with closing(make_env(settings(folder / "log", "speed=4", **more))) as env:
+    options = ["speed=4"]
+    if fault == "large":
+        more["robot"] = "tests.shaky_robot:WrongRobot"
+        allow(more["robot"])
+        options += ["answer=large", "fact=cameras", 'value={"front": [1024, 1024]}']
+    with closing(make_env(settings(folder / "log", *options, **more))) as env:
         store = EpisodeStore.open_or_create(folder / "store", env.spec)
         for number in range(len(store), 1000):
             generator = torch.Generator().manual_seed(number)

@@ -55,3 +55,49 @@ class ShakyRobot(TabletopRobot):
 
     def disconnect(self) -> None:
         self.note("disconnect")
+
+
+class WrongRobot(ShakyRobot):
+    """Says of itself, or answers from the fourth observation of an episode on, what no robot should."""
+
+    def __init__(self, fact: str = "", value: Any = None, answer: str = "", **more: Any) -> None:
+        super().__init__(**more)
+        self.answer, self.value = answer, VALUES.get(str(value), value)
+        if fact:
+            setattr(self, fact, self.value)
+        self.picture, self.feeling = np.zeros((16, 16, 3), np.uint8), np.zeros(self.state_dim, np.float32)
+
+    def wrong(self, answer: str) -> bool:
+        if self.answer != answer or self.count < 4:
+            return False
+        if self.value == "hang":
+            time.sleep(1000)
+        if self.value == "raise":
+            raise RuntimeError("two\nlines")
+        return True
+
+    def observe(self) -> Any:
+        seen = super().observe()
+        if self.answer == "same memory":  # as drivers do that write one picture over another
+            self.picture[:], self.feeling[:] = self.count, self.count
+            return {"images": dict.fromkeys(self.cameras, self.picture), "state": self.feeling}
+        if self.answer == "large":
+            return {**seen, "images": {name: np.zeros((*size, 3), np.uint8) for name, size in self.cameras.items()}}
+        if self.wrong("observe"):
+            return self.value
+        if self.wrong("camera"):
+            return {**seen, "images": {"other": self.picture}}
+        return {**seen, **{name: self.value for name in ("images", "state", "time") if self.wrong(name)}}
+
+    def position(self) -> Any:
+        return self.value if self.answer == "position" else super().position()
+
+    def succeeded(self) -> Any:
+        return self.value if self.wrong("succeeded") else super().succeeded()
+
+    def stop(self) -> None:
+        super().stop()
+        self.wrong("stop")
+
+
+VALUES = {"now": time.time(), "nan": float("nan"), "inf": float("inf"), "float32": np.float32(-1)}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,10 +24,11 @@ from wmpo.cli import main
 from wmpo.cli.parse import sentence
 from wmpo.config import EnvConfig
 from wmpo.contracts import check_env
+from wmpo.data.video import LOSSLESS, write_video
 from wmpo.envs import worker_pool
 from wmpo.envs.vector import VectorEnv
 from wmpo.errors import UserError
-from wmpo.io.files import write_json
+from wmpo.io.files import atomic_folder, atomic_path, write_json
 from wmpo.protocols import Demonstrates
 
 BAD = '''
@@ -344,6 +351,7 @@ def test_sys_exit_of_a_user_is_no_success(folder: Path, monkeypatch: pytest.Monk
 def test_a_complaint_about_options_is_one_sentence_in_ascii_too() -> None:
     box = " Unrecognized options \n ------\n  Unrecognized options: --a, 3 \n  -----\n  For full helptext, run x \n"
     assert sentence(box) == "Unrecognized options: --a, 3."
+    assert sentence(" Title \n ---\n count of `[bold]INT INT[/bold]`. \n ---\n") == "count of `INT INT`."
 
 
 def test_a_file_that_can_not_be_replaced_is_named(tmp_path: Path) -> None:
@@ -351,3 +359,23 @@ def test_a_file_that_can_not_be_replaced_is_named(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError) as raised:
         write_json(tmp_path / "result.json", {})
     assert raised.value.filename == str(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("kind", ["video", "table", "folder"])
+def test_a_file_that_the_disk_does_not_hold_is_named_whichever_library_writes_it(kind: str, tmp_path: Path) -> None:
+    """PyAV's errors can't be changed, PyArrow's name no file and say it in words of their own."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        place = atomic_path(tmp_path / "file") if kind != "folder" else atomic_folder(tmp_path / "file", tmp_path / "x")
+        with pytest.raises(OSError) as raised, place as path:
+            if kind == "video":
+                write_video(path, [noise], 10, LOSSLESS)
+            else:
+                pq.write_table(pa.table({"a": noise.reshape(-1)}), path / "a" if kind == "folder" else path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = raised.value
+    assert (found.errno, found.strerror) == (errno.EFBIG, os.strerror(errno.EFBIG))
+    assert found.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())

@@ -242,6 +242,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "episodes: length null": (column(EPISODES, "length", put(1, None)), "'length'"),
     "episodes: no length": (column(EPISODES, "length", None), "'length'"),
     "episodes: a wrong first frame": (column(EPISODES, "dataset_from_index", put(1, 7)), "frame 5"),
+    "episodes: lengths twice": (rows(EPISODES, lambda t: t.append_column("length", t["length"])), "'length' 2 times"),
+    "frames: actions twice": (rows(FRAMES, lambda t: t.append_column("action", t["action"])), "'action' 2 times"),
+    "tasks: sentences twice": (
+        rows(layout.TASKS, lambda t: t.append_column("task_index", t["task_index"])),
+        "'task_index' 2 times",
+    ),
     "episodes: no initial state": (column(EPISODES, "wmpo/start", None), "wmpo/start"),
     "episodes: initial state as text": (column(EPISODES, "wmpo/start", lambda v: pa.array(list("abc"))), "wmpo/start"),
     "episodes: success as text": (column(EPISODES, "wmpo/success", lambda v: pa.array(["yes"] * 3)), "wmpo/success"),

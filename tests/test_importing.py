@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from recordings import LENGTHS, SENTENCES, Recording, film, grey, record, record_hdf5, state_of
 from wmpo.cli import main
+from wmpo.data.plain import export_plain
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import LOSSLESS
 from wmpo.errors import UserError
@@ -24,6 +29,7 @@ from wmpo.importing.description import advice, describe
 from wmpo.importing.opening import open_source
 from wmpo.importing.store import import_store
 from wmpo.importing.success import Verdict, by_rule, relabel
+from wmpo.importing.video import picture
 
 ODD = Recording(
     version="v2.1", codec="", fps=50, state="observation.joints", action="action.joints", size=1, dtype="float64",
@@ -76,6 +82,48 @@ def test_every_layout_becomes_the_same_store(name: str, tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
+def test_pictures_that_are_none_are_told_before_the_first_episode_is_stored(tmp_path: Path) -> None:
+    root = record(tmp_path / "theirs", Recording(codec=""))
+    column("data/chunk-000/file-001.parquet", "observation.images.wrist", lambda v: [b"png"] * len(v))(root)
+    source = open_source(root)
+    for work in (lambda: describe(source), lambda: made(root, tmp_path / "ours")):
+        with pytest.raises(UserError, match=r"file-001.parquet has binary in the column '.*wrist' in place of images"):
+            work()
+    assert len(made(root, tmp_path / "ours", cameras=("front",))) == 3
+    pytest.importorskip("h5py")
+    path = record_hdf5(tmp_path / "demo.hdf5")
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        pictures = file["data/demo_2/obs/agentview_image"][:]
+        del file["data/demo_2/obs/agentview_image"]
+        file["data/demo_2/obs/agentview_image"] = pictures[:, :5]
+    with pytest.raises(UserError, match=r"shows \(5, 32, 3\) uint8 in 'agentview_image' of data/demo_2"):
+        describe(open_source(path))
+
+
+def test_pictures_as_others_encode_them(tmp_path: Path) -> None:
+    shown = np.zeros((48, 64, 3), np.uint8)
+    shown[:24, :, 0] = 200
+
+    def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **more)
+        return file.getvalue()
+
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # as LeRobot's reader takes it, too
+    turned = np.ascontiguousarray(np.rot90(shown))
+    for content in (encoded(Image.fromarray(np.dstack([shown, shown[..., 0]]))),  # with an alpha channel
+                    encoded(Image.fromarray(shown).quantize()), encoded(Image.fromarray(shown), "WEBP", lossless=True),
+                    encoded(Image.fromarray(turned), "JPEG", exif=sideways, quality=100, subsampling=0)):  # fmt: skip
+        assert np.abs(picture(content, (48, 64), tmp_path, 0).astype(int) - shown).max() <= 4
+    depth = encoded(Image.fromarray(shown[..., 0].astype(np.uint16) * 256))
+    for content, words in ((depth, "more than 8 bits a colour in row 7"), (encoded(Image.fromarray(turned)), "64x48")):
+        with pytest.raises(UserError, match=words):
+            picture(content, (48, 64), tmp_path, 7)
+
+
 def test_fewer_frames_smaller_pictures_other_names(tmp_path: Path) -> None:
     root = record(tmp_path / "theirs", Recording(codec="", success=True))
     names = ("wrist=hand", "front")
@@ -112,10 +160,65 @@ def test_robomimic(tmp_path: Path) -> None:
     assert after.success.tolist() == [False, False, False, True] and after.instruction == "Square_D0"
     assert np.allclose(after.state[:, 0], [0, 2, 4, 6])
     assert "HDF5" in "\n".join(describe(open_source(path)) + advice(open_source(path).facts))
-    for begin in (b"", path.read_bytes()[: path.stat().st_size // 2]):
+    whole = path.read_bytes()
+    for begin in (b"", whole[: len(whole) // 2]):
         (tmp_path / "cut.hdf5").write_bytes(begin)
         with pytest.raises(UserError, match=r"cut\.hdf5 is damaged or truncated"):
             open_source(tmp_path / "cut.hdf5")
+
+
+def test_hdf5_that_is_damaged_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anywhere: the libraries complain in a dozen ways."""
+    h5py = pytest.importorskip("h5py")
+    whole, rng = record_hdf5(tmp_path / "whole.hdf5").read_bytes(), np.random.default_rng(0)
+    told = 0
+    for _ in range(12):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(whole), 20):
+            content[place] = rng.integers(256)
+        (tmp_path / "x.hdf5").write_bytes(bytes(content))
+        status, complaint = main(["data", "check", str(tmp_path / "x.hdf5")]), capsys.readouterr().err
+        assert (status, complaint.count("\n")) in ((0, 0), (2, 1))
+        told += "x.hdf5 is damaged or truncated" in complaint
+    assert told > 2
+    for name, values, words in (
+        (
+            "data/demo_1/actions",
+            np.array([b"a"] * LENGTHS[1]),
+            r"has \|S1 in place of numbers in 'actions' of data/demo_1",
+        ),
+        ("data/demo_1/actions", np.zeros((LENGTHS[1], 7), complex), "has complex128 in place of numbers"),
+        ("data/demo_0/rewards", np.array([b"a"] * LENGTHS[0]), r"has \|S1 in place of numbers in 'rewards'"),
+        ("data/demo_" + "9" * 5000, "demo_0", ""),
+    ):
+        (tmp_path / "x.hdf5").write_bytes(whole)
+        with h5py.File(tmp_path / "x.hdf5", "r+") as file:
+            if name in file:
+                del file[name]
+            file[name] = file["data/demo_0"] if isinstance(values, str) else values
+        if not words:
+            assert len(open_source(tmp_path / "x.hdf5").facts.episodes) == 3
+            continue
+        with pytest.raises(UserError, match=words):
+            describe(open_source(tmp_path / "x.hdf5"))
+
+
+def test_a_sentence_that_is_no_text_is_told_before_the_first_episode(tmp_path: Path) -> None:
+    root = record(tmp_path / "theirs", Recording(version="v2.1", codec=""))
+    lines = (root / "meta/episodes.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"tasks": ["', '"tasks": ["\\ud800')
+    (root / "meta/episodes.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"theirs: a sentence of episode 2 is no text in UTF-8"):
+        open_source(root)
+
+
+def test_names_that_command_a_terminal_are_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = record(tmp_path / "theirs", Recording(codec="", action="act\x1b[2Jion\n"))
+    assert main(["data", "check", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert "act\\x1b[2Jion\\n, 6: " in text and "\x1b" not in text
+    store = make_store(tmp_path / "store", [replace(make_episode(0, 3), source="\x1b[2J")])
+    assert store.summary().lines() == ["1 episodes of \\x1b[2J, 0.0% successful"]
 
 
 def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +247,31 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
             made(root, place, **choices)
 
 
+def test_two_imports_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused while the first is at work; where that ends meanwhile, both have the same store."""
+    root, out = record(tmp_path / "theirs", Recording(codec="")), tmp_path / "ours"
+    whole, check, told = Plan.episode, Plan.check, list[object]()
+
+    def busy(plan: Plan, number: int) -> Any:
+        if not told:
+            with pytest.raises(UserError, match=r"Another process is at work in .*ours") as refusal:
+                made(root, out)
+            told.append(refusal)
+        return whole(plan, number)
+
+    monkeypatch.setattr(Plan, "episode", busy)
+    assert len(made(root, out)) == 3 and told
+    shutil.rmtree(out)
+
+    def late(plan: Plan) -> None:
+        monkeypatch.setattr(Plan, "check", check)
+        made(root, out)
+
+    monkeypatch.setattr(Plan, "check", late)
+    assert len(made(root, out)) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", "ours"}
+
+
 def test_labels_after_the_fact(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", [make_episode(n, 4 + n, success=(2,)) for n in range(2)])
     store.append([make_episode(2, 6)])
@@ -170,6 +298,14 @@ def test_labels_after_the_fact(tmp_path: Path) -> None:
         (tmp_path / "labels.csv").write_text(text)
         with pytest.raises(UserError, match=words):
             by_rule(str(tmp_path / "labels.csv"), 3)
+
+
+def test_what_was_exported_keeps_its_successes(tmp_path: Path) -> None:
+    """The frame that shows it, the last one, has no row there."""
+    store = make_store(tmp_path / "store", [make_episode(0, 5, (5,)), make_episode(1, 4)])
+    export_plain(store, [0, 1], tmp_path / "plain")
+    again = made(tmp_path / "plain", tmp_path / "again")
+    assert [row.succeeded for row in again.records()] == [True, False]
 
 
 def test_a_store_that_lerobot_has_edited(tmp_path: Path) -> None:
@@ -224,6 +360,14 @@ def column(file: str, name: str, change: Callable[[list[Any]], list[Any]] | None
     return damage
 
 
+def twice(file: str, name: str) -> Damage:
+    def damage(root: Path) -> None:
+        table = pq.read_table(root / file, partitioning=None)
+        pq.write_table(table.append_column(name, table[name]), root / file)
+
+    return damage
+
+
 def cut(file: str) -> Damage:
     return lambda root: (root / file).write_bytes((root / file).read_bytes()[:300])
 
@@ -231,6 +375,14 @@ def cut(file: str) -> Damage:
 def linked(root: Path) -> None:
     (root / DATA).rename(root.parent / "outside.parquet")
     (root / DATA).symlink_to(root.parent / "outside.parquet")
+
+
+def turned(root: Path) -> None:
+    """By the matrix in the header of its track."""
+    content = bytearray((root / VIDEO).read_bytes())
+    begin = content.find(b"tkhd") + 44
+    content[begin : begin + 36] = struct.pack(">9i", -65536, 0, 0, 0, -65536, 0, 0, 0, 1 << 30)
+    (root / VIDEO).write_bytes(bytes(content))
 
 
 SHAPE = {"dtype": "video", "names": ["height", "width", "channels"]}
@@ -262,9 +414,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no episodes": (lambda root: shutil.rmtree(root / "meta/episodes"), "has no tables of episodes"),
     "no video": (lambda root: (root / VIDEO).unlink(), "front/chunk-000/file-001.mp4 is missing"),
     "video cut": (cut(VIDEO), "front/chunk-000/file-001.mp4 is damaged or truncated"),
-    "video short": (lambda root: film(root / VIDEO, [9] * 4, (48, 64), 30, "libx264"), r"ends before 0\.133 s"),
+    "video short": (lambda root: film(root / VIDEO, [9] * 4, (48, 64), 30, "libx264"), r"ends before 0\.200 s"),
     "video small": (lambda root: film(root / VIDEO, [9] * 7, (32, 32), 30, "libx264"), "shows 32x32 pixels in place"),
     "video slow": (lambda root: film(root / VIDEO, [9] * 7, (48, 64), 15, "libx264"), "shows no frame at 0.033 s"),
+    "video turned": (turned, r"is to be turned by -?180 degrees: encode it upright"),
     "playlist": (lambda root: (root / VIDEO).write_text("ffconcat version 1.0\nfile x\n"), "damaged or truncated"),
     "nan": (column(DATA, "action", lambda v: [[float("nan")] * 6, *v[1:]]), "NaN or infinite numbers in .*'action'"),
     "too large": (column(DATA, "action", lambda v: [[1e300] * 6, *v[1:]]), "NaN or infinite numbers"),
@@ -272,6 +425,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "text": (column(DATA, "action", lambda v: ["x"] * len(v)), "has string in the column 'action'"),
     "uneven": (column(DATA, "action", lambda v: [[1.0], *v[1:]]), "lists of different lengths"),
     "no column": (column(DATA, "action", None), "lacks the column 'action'"),
+    "a column twice": (twice(DATA, "action"), "file-000.parquet has the column 'action' 2 times"),
+    "a column of episodes twice": (twice(META, "length"), "file-000.parquet has the column 'length' 2 times"),
+    "version with a line end": (info(codebase_version="v1\nx\x1b[2J"), r"format v1\\nx\\x1b\[2J: wmpo reads"),
+    "fps of 10,000 letters": (info(fps="x" * 10_000), r"^.{,4100}restore it from a copy"),
     "gap of frames": (column(DATA, "frame_index", lambda v: [0, *range(2, len(v) + 1)]), "of the column 'frame_index'"),
     "gap of episodes": (column(META, "episode_index", lambda v: [0, 2, 3]), "has the episode_index 2 where 1 is due"),
     "times": (column(DATA, "timestamp", lambda v: [3 * t for t in v]), "of the column 'timestamp' in place"),
@@ -302,6 +459,9 @@ def test_what_is_damaged_is_told_in_one_sentence(
     complaint = capsys.readouterr().err
     assert re.search(words, complaint) and complaint.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    if name != "video slow":  # which only decoding tells
+        assert not list(tmp_path.glob(".out*"))  # told before the first episode was stored
+        assert main(["data", "check", str(root)]) == 2 and re.search(words, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +478,7 @@ def test_what_is_damaged_is_told_in_one_sentence(
         ("--horizon 3", "--horizon is 3, but there are episodes of 8 actions"),
         ("--rollouts-of expert", "leave it out for demonstrations"),
         ("--success-frames 0", "--success-frames is 0"),
+        ("--success-frames 9999999", "it must be at most 1000000"),
         ("--image-size 33 21 --codec lossy", "even sides"),
     ],
 )

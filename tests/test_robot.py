@@ -91,6 +91,65 @@ def test_a_fault_stops_the_robot(tmp_path: Path, fault: str, said: str) -> None:
     assert time.monotonic() - began < 60
 
 
+WRONG = {
+    "fact=fps value=0": "its fps is 0, not a whole number",
+    "fact=fps value=29.97": "its fps is 29.97, not a whole number",
+    'fact=fps value="30"': "its fps is '30', not a whole number",
+    "fact=horizon value=inf": "its horizon is inf, not a whole number",
+    "fact=action_dim value=1000000000": "its action_dim is 1000000000, not a whole number",
+    "fact=cameras value=[1,2]": "its cameras are [1, 2], not {name: (height, width)}",
+    'fact=cameras value={"front":[16.5,16]}': "its height of camera front is 16.5, not a whole number",
+    "fact=action_low value=[-1,-1]": "action_low is [-1, -1], not 4 finite numbers",
+    "fact=max_speed value=nan": "max_speed is nan, not 4 finite numbers",
+    "fact=home value=nan": "home is nan, not 4 finite numbers",
+    "fact=home value=[1,2]": "home is [1, 2], not 4 finite numbers",
+    "answer=position value=[0,0]": "position is [0, 0], not 4 finite numbers",
+    "answer=observe value=null": "observe gives None, not a dictionary",
+    "answer=observe value=raise": r"RuntimeError: two lines (shaky_robot.py, line ",
+    "answer=camera": "observe gives no picture of camera front",
+    "answer=state value=[1,null,3,4]": "state is [1, None, 3, 4], not ",
+    "answer=time value=nan": "an observation was nan s old",
+    "answer=time value=now": "s old by time.monotonic()",
+    "answer=succeeded value=null": "succeeded gives None, not True or False",
+    "answer=succeeded value=nan": "succeeded gives nan, not True or False",
+    "answer=succeeded value=hang": "the verdict was more than 0.5 s late",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_a_robot_that_answers_wrongly_is_stopped_in_one_sentence(
+    options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    allow("tests.shaky_robot:WrongRobot")
+    with pytest.raises(UserError, match=re.escape(WRONG[options])):
+        play(tmp_path / "log", *options.split(), robot="tests.shaky_robot:WrongRobot", watchdog=0.5)
+    assert (tmp_path / "log").exists() == ("answer=" in options)  # what it says of itself is read before it moves
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_stop_that_hangs_ends_the_process_all_the_same(tmp_path: Path) -> None:
+    allow("tests.shaky_robot:WrongRobot")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"ended with status 1, so that nothing could stop it"):
+        play(
+            tmp_path / "log",
+            "answer=stop",
+            "value=hang",
+            "unplug=5",
+            robot="tests.shaky_robot:WrongRobot",
+            timeout=60.0,
+        )
+    assert time.monotonic() - began < 30
+
+
+def test_frames_that_a_driver_writes_over_each_other_are_kept_apart(tmp_path: Path) -> None:
+    allow("tests.shaky_robot:WrongRobot")
+    options = ("answer=same memory", "fact=action_low", "value=float32")
+    _, [episode] = play(tmp_path / "log", *options, robot="tests.shaky_robot:WrongRobot")
+    frames = list(range(1, episode.length + 2))
+    assert episode.images["front"][:, 0, 0, 0].tolist() == frames == episode.state[:, 0].tolist()
+
+
 def test_late_observations_are_counted(tmp_path: Path) -> None:
     env, [episode] = play(tmp_path / "log", "late=4")
     assert int(episode.meta["late_observations"]) == env.rate.counts["late_observations"] == 10  # of 13, from the 4th
@@ -157,6 +216,30 @@ def test_a_program_that_fails_or_hangs_stops_the_robot(tmp_path: Path, fault: st
         count = len(events(tmp_path / "log", "act"))
         time.sleep(4 * PERIOD)
         assert len(events(tmp_path / "log", "act")) == count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGQUIT])
+def test_keys_of_the_terminal_that_suspend_or_quit_stop_the_robot(tmp_path: Path, number: int) -> None:
+    """They reach the driver, too, which would leave the robot at its last command."""
+    with program(tmp_path, "") as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        until(lambda: bool(events(tmp_path / "log", "stop", "act")[-1][1] == "act"))
+        moment = time.monotonic()
+        os.killpg(running.pid, number)
+        until(lambda: stopped_after(tmp_path / "log", moment), 10)
+        time.sleep(4 * PERIOD)
+        assert events(tmp_path / "log", "stop", "act")[-1][1] == "stop"
+
+
+def test_a_program_that_is_halted_while_it_is_sent_pictures_stops_the_robot(tmp_path: Path) -> None:
+    """They are larger than what the pipe holds, so that the driver waits for it."""
+    with program(tmp_path, "large") as running:
+        until(lambda: (tmp_path / "log").exists() and bool(events(tmp_path / "log", "act")))
+        os.kill(running.pid, signal.SIGSTOP)
+        moment = time.monotonic()
+        until(lambda: events(tmp_path / "log", "stop", "act")[-1][1] == "stop", 10)
+        assert time.monotonic() - moment < 4
 
 
 def test_a_person_resets_judges_and_stops_with_keys(tmp_path: Path) -> None:

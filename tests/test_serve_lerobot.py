@@ -12,6 +12,8 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -206,6 +208,8 @@ def test_a_robot_that_does_not_fit_is_told_so_at_once(
         ({"front": np.zeros((24, 32, 3), np.float32)}, "shows float32 of 24x32x3"),
         ({"gripper.pos": None}, "no number 'gripper.pos'"),
         ({"gripper.pos": float("nan")}, "NaN"),
+        ({"gripper.pos": 1e300}, "NaN or infinity"),
+        ({"gripper.pos": 10**400}, "The state is no list of numbers"),
         ({"task": ""}, "names no task"),
     ],
 )
@@ -217,6 +221,25 @@ def test_an_observation_that_lacks_something_is_refused_by_name(
     with pytest.raises(grpc.RpcError, match=words) as caught:
         served.send(pickle.dumps(TimedObservation(7.5, 0, raw)))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_clients_that_hang_in_the_middle_of_a_call_keep_nobody_out(theirs: None, served: Client) -> None:
+    ended = threading.Event()
+
+    def stuck() -> Iterator[Any]:
+        yield lerobot.Part(state=1, data=b"x")
+        ended.wait(60)
+
+    stub = served.channel.stream_unary(
+        f"/{lerobot.SERVICE}/SendObservations", lerobot.Part.SerializeToString, lerobot.Whole.FromString
+    )
+    calls = [stub.future(stuck()) for _ in range(8)]
+    time.sleep(0.5)
+    served.begin()
+    assert len(served.act(seen(0))) == 4
+    ended.set()
+    for call in calls:
+        call.cancel()
 
 
 # What comes over the line

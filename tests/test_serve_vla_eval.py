@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -129,6 +130,9 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
         ({"states": np.zeros(7)}, "8 numbers, not 7"),
         ({"states": np.full(8, np.nan)}, "NaN"),
         ({"states": np.zeros((2, 4))}, "shape"),
+        ({"states": ["a"] * 8}, "The state is no list of numbers"),
+        ({"states": {"x": 1}}, "The state is no list of numbers"),
+        ({"states": [[1], [2, 3]]}, "The state is no list of numbers"),
         ({"task_description": ""}, "names no task"),
     ],
 )
@@ -149,6 +153,29 @@ def test_an_observation_that_lacks_something_is_one_sentence_to_the_client(
         anyio.run(play)
     [record] = [record for record in caplog.records if "Refused" in record.getMessage()]
     assert record.exc_info is None
+
+
+@pytest.mark.parametrize("message", ["hello", b"", b"\xff\xff", b"\x03", b"\x91" * 100_000, b"\x81\xa4type\xa4nope"])
+def test_what_is_no_message_is_one_line_and_the_server_goes_on(
+    message: str | bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from websockets.asyncio.client import connect
+
+    actor = Actor(load_policy(saved(tmp_path, SPEC)), tmp_path, ["front=agentview"])
+
+    async def play() -> None:
+        with start(actor, CONVENTIONS["libero"], "127.0.0.1", 0, 0) as handle:
+            async with connect(handle.url) as line:
+                await line.send(message)
+                with anyio.move_on_after(2), contextlib.suppress(Exception):  # of a line that it closes
+                    await line.recv()
+            async with Connection(handle.url, timeout=20) as connection:
+                await connection.start_episode({"task": {"name": TASK}})
+                assert (await connection.act(libero_observation(0)))["actions"].shape == (7,)
+
+    with caplog.at_level(logging.WARNING):
+        anyio.run(play)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_random_numbers_follow_from_the_seed_and_the_episode(tmp_path: Path) -> None:

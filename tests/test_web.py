@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -101,6 +104,37 @@ def test_server_answers_this_machine_or_a_token_only() -> None:
         assert asked(address, f"/?token={token}", None)[0] == 200
         assert asked(address, "/double", b'{"number": 4}', X_Token=token) == (200, 8)
         assert asked(address, "/double", b'{"number": 4}', X_Token=token[:-1])[0] == 403
+
+
+def test_nothing_that_comes_over_the_wire_is_told_on_the_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is no HTTP, nor who hangs up in the middle of it; who says nothing for long is let go."""
+    monkeypatch.setattr("wmpo.web.server.PATIENCE", 0.5)
+    with served("view.html", {"double": lambda asked: 2 * asked["number"]}) as address:
+        place = urlsplit(address)
+
+        def sent(content: str, hang_up: bool = False) -> bytes:
+            with socket.create_connection((place.hostname, place.port), timeout=10) as line:
+                line.sendall(content.encode())
+                if not hang_up:
+                    return line.makefile("rb").read()
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                time.sleep(0.2)  # it is being read; a reset follows
+            return b""
+
+        post, kind = "POST /double HTTP/1.1\r\nConnection: close\r\n", "Content-Type: application/json\r\n"
+        for host in ("[", "]", "[::1", "[x]"):
+            assert sent(f"GET / HTTP/1.1\r\nConnection: close\r\nHost: {host}\r\n\r\n").startswith(b"HTTP/1.1 403")
+        for length in ("9" * 5000, "9" * 8, "-1", "1e1", ""):
+            told = sent(f"{post}Host: localhost\r\n{kind}Content-Length: {length}\r\n\r\n")
+            assert told.startswith(b"HTTP/1.1 400"), length
+        late = f"{post}Host: localhost\r\n{kind}Content-Length: 100\r\n\r\n{{"
+        for begun in ("", "GET / HT", late):
+            assert sent(begun) == b""
+            sent(begun, hang_up=True)
+        assert asked(address, "/double", b'{"number": 4}') == (200, 8)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_same_actions_for_real_and_in_the_dream(played: tuple[Play, View]) -> None:

@@ -14,10 +14,21 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 COLDEST = 1e-3  # temperature, above 0
+LONGEST = 4000  # characters of a sentence
 
 
 class UserError(Exception):
     """Bad input, told in one sentence: what was wrong, where, and what to do. The command line exits with 2."""
+
+    def __str__(self) -> str:
+        """In one line whatever it quotes: names that others chose may hold line ends, or commands to a terminal."""
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """With an escape for each character that can't be shown, line ends among them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def out_of_memory(error: BaseException) -> bool:

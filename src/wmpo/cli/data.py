@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from wmpo.config import RewardConfig
-from wmpo.errors import UserError, require_between
+from wmpo.errors import UserError, printable, require_between
 from wmpo.importing.conversion import Choices
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class DataCheckCommand:
 
         source = open_source(self.path)
         for line in describe(source) + advice(source.facts):
-            print(line)
+            print(printable(line))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class DataImportCommand(Choices):
 
         plan, began = plan_import(open_source(self.path), self), time.monotonic()
         for line in plan.meaning():
-            print(line)
+            print(printable(line))
         bar = ProgressBar("import", len(plan), Console(), None)
         store = import_store(plan, self.out, LOSSLESS if self.codec == "lossless" else lossy(), bar)
         size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())

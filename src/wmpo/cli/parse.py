@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def sentence(box: str) -> str:
         elif not inside.startswith(("╭", "╰")):
             paragraphs[-1] += inside.split()
     chosen = paragraphs[0] if "╭" in box else paragraphs[min(1, len(paragraphs) - 1)]
-    text = " ".join(chosen) or "The options could not be understood."
+    text = re.sub(r"\[/?bold\]", "", " ".join(chosen)) or "The options could not be understood."
     return text if text.endswith(".") else f"{text}."
 
 

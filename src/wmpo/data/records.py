@@ -15,6 +15,7 @@ from wmpo.data.info import edited
 from wmpo.data.initial_states import split_of
 from wmpo.data.stats import NAMES, Stats, image_stats, vector_stats
 from wmpo.data.tables import column, damaged, read_table
+from wmpo.errors import printable
 from wmpo.io.plain import JsonObject
 from wmpo.types import EnvSpec, Episode
 
@@ -247,5 +248,5 @@ class Summary:
             rate = f"{self.success_rate[source]:.1%} successful" if count > left else "none labelled"
             more = f", {left} not labelled" if 0 < left < count else ""
             more += f", {found} labelled by a model" if (found := self.by_model[source]) else ""
-            lines.append(f"{count} episodes of {source}, {rate}{more}")
+            lines.append(f"{count} episodes of {printable(source)}, {rate}{more}")
         return lines

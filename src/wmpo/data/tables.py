@@ -20,6 +20,7 @@ TYPES: dict[str, Callable[[pa.DataType], bool]] = {
     "truth values": pa.types.is_boolean,
     "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
 }
+Damaged = Callable[[Path, str], UserError]
 LISTS = (pa.FixedSizeListType, pa.ListType, pa.LargeListType)
 
 
@@ -28,7 +29,7 @@ def damaged(path: Path, what: str) -> UserError:
 
 
 @contextmanager
-def reading(path: Path, damaged: Callable[[Path, str], UserError] = damaged) -> Iterator[None]:
+def reading(path: Path, damaged: Damaged = damaged) -> Iterator[None]:
     """What goes wrong while the parquet file is read is a UserError; `damaged` says what may have happened to it."""
     if path.exists() and not path.is_file():
         raise damaged(path, "is a folder or a device")
@@ -42,14 +43,21 @@ def reading(path: Path, damaged: Callable[[Path, str], UserError] = damaged) -> 
         raise damaged(path, "is damaged or truncated") from None
 
 
+def require_columns(file: pq.ParquetFile, names: Sequence[str] | None, path: Path, damaged: Damaged = damaged) -> None:
+    """Raise UserError unless the file has each of these columns, or any that it has, once."""
+    found = file.schema_arrow.names
+    for name in dict.fromkeys(found if names is None else names):
+        if (count := found.count(name)) != 1:
+            raise damaged(path, f"has the column {name!r} {count} times" if count else f"lacks the column {name!r}")
+
+
 def read_table(path: Path, columns: Sequence[str] | None = None, rows: int | None = None) -> pa.Table:
     """A parquet file, all of it or some columns, with `rows` rows. Raises UserError where it is anything else."""
     with reading(path), pq.ParquetFile(path) as file:
         found = file.metadata.num_rows
         if rows is not None and found != rows:
             raise damaged(path, f"has {found} rows in place of {rows}")
-        if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
-            raise damaged(path, f"lacks the column {missing[0]!r}")
+        require_columns(file, columns, path)
         return file.read(columns=None if columns is None else list(columns))
 
 

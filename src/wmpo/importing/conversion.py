@@ -99,6 +99,15 @@ class Plan:
             f"success   {(self.choices.success or self.judge.column) if judged else UNKNOWN}",
         ]
 
+    def check(self) -> None:
+        """Reads all numbers that will be taken, and the heads of videos: what is damaged is told before the long
+        work."""
+        self.source.check([*self.cameras.values()])
+        labels = [self.source.facts.labels] if self._labels else []
+        for number in range(len(self)):
+            self.source.columns(number, [*self.action, *self.state, *labels])
+            self.judge(self.source, number, self.stride)
+
     def episode(self, number: int) -> Episode:
         """One episode as the store takes it; the only one in memory."""
         facts, about = self.source.facts, self.source.facts.episodes[number]

@@ -20,6 +20,7 @@ SENTENCES = 5  # that are listed
 def describe(source: Source) -> list[str]:
     """Reads all numbers once, and the heads of videos. Raises UserError where something is damaged."""
     facts = source.facts
+    source.check([*facts.cameras])
     frames = [about.frames for about in facts.episodes]
     seconds = np.array(frames) / facts.fps
     lines = [

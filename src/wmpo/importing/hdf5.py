@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ class RoboMimic:
         optional("h5py", f"{path} is an HDF5 file; reading it needs", "hdf5")
         with self._open() as file:
             data = self._group(file, "data")
-            self.demos = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda n: int(n[5:]))
+            self.demos = sorted(
+                (name for name in data if re.fullmatch("demo_[0-9]{1,9}", name)), key=lambda n: int(n[5:])
+            )
             if not self.demos:
                 raise UserError(f"{path} holds no data/demo_0 and so on: it is not in the layout of robomimic.")
             about = _json(data.attrs.get("env_args")), _json(data.attrs.get("problem_info"))
@@ -44,6 +47,12 @@ class RoboMimic:
     def files(self) -> list[Path]:
         return [self.path]
 
+    def check(self, cameras: Sequence[str]) -> None:
+        with self._open() as file:
+            for episode in range(len(self.demos)):
+                for camera in cameras:
+                    self._images(self._demo(file, episode), episode, camera)
+
     def columns(self, episode: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
         with self._open() as file:
@@ -52,6 +61,8 @@ class RoboMimic:
                 value = self._read(self._values(demo, name))
                 if name not in ("actions", *BESIDE) and about.frames > about.rows:
                     value = np.concatenate([value, self._read(self._last(demo, name))[-1:]])
+                if value.dtype.kind not in "fiub":
+                    raise self._damaged(episode, f"has {value.dtype} in place of numbers in {name!r}")
                 rows = value.astype(np.float64).reshape(len(value), -1)
                 if (
                     rows.shape[1] != self.facts.columns[name].size
@@ -63,10 +74,8 @@ class RoboMimic:
 
     def frames(self, episode: int, camera: str, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         with self._open() as file:
-            demo, size = self._demo(file, episode), self.facts.cameras[camera]
-            images = self._values(demo, self.keys[camera])
-            if images.shape[1:] != (*size, 3) or images.dtype != np.uint8:
-                raise self._damaged(episode, f"shows {images.shape[1:]} {images.dtype} in {self.keys[camera]!r}")
+            demo = self._demo(file, episode)
+            images = self._images(demo, episode, camera)
             for frame in wanted:
                 if frame < len(images):
                     yield self._read(images, frame)
@@ -74,6 +83,12 @@ class RoboMimic:
                     yield self._read(last, -1)
                 else:
                     raise self._damaged(episode, f"has {len(images)} frames in {self.keys[camera]!r}")
+
+    def _images(self, demo: h5py.Group, episode: int, camera: str) -> h5py.Dataset:
+        images = self._values(demo, self.keys[camera])
+        if images.shape[1:] != (*self.facts.cameras[camera], 3) or images.dtype != np.uint8:
+            raise self._damaged(episode, f"shows {images.shape[1:]} {images.dtype} in {self.keys[camera]!r}")
+        return images
 
     def _facts(self, data: h5py.Group, env: JsonObject, problem: JsonObject) -> Facts:
         columns: dict[str, Column] = {}
@@ -113,16 +128,19 @@ class RoboMimic:
             delta=not targets, absolute=(columns["actions"].size - 1,), notes=notes,
         )  # fmt: skip
 
-    def _open(self) -> h5py.File:
+    @contextmanager
+    def _open(self) -> Iterator[h5py.File]:
+        """Whatever h5py raises of what lies in the file is a UserError."""
         import h5py
 
         try:
-            return h5py.File(self.path, "r")
+            with h5py.File(self.path, "r") as file:
+                yield file
         except FileNotFoundError:
             raise damaged(self.path, "is missing") from None
         except PermissionError:
             raise UserError(f"The file {self.path} can't be read: look for its permissions.") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, MemoryError):
             raise damaged(self.path, "is damaged or truncated") from None
 
     def _demo(self, file: h5py.File, episode: int) -> h5py.Group:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
-from wmpo.data.tables import LISTS, reading
+from wmpo.data.tables import LISTS, reading, require_columns
 from wmpo.errors import UserError
 from wmpo.importing.lerobot_meta import OLD, Place, read_places
 from wmpo.importing.source import About, Column, Facts, check_facts, damaged, inside
@@ -24,7 +24,9 @@ from wmpo.io.plain import Json, JsonObject
 
 NUMBERS = re.compile("bool|float(16|32|64)|u?int(8|16|32|64)")
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-SUCCESS = ("success", "next.success")
+SUCCESS = ("next.success", "success")
+"""Of a data set that wmpo has not written, the column of the frame that follows comes first: where there are both, as
+in what `wmpo data export` makes, the other doesn't know the last one."""
 
 
 class LeRobot:
@@ -74,6 +76,20 @@ class LeRobot:
         found = [path for folder in ("meta", "data", "videos") for path in (self.path / folder).rglob("*")]
         return sorted(path for path in found if path.is_file())
 
+    def check(self, cameras: Sequence[str]) -> None:
+        for camera in cameras:
+            key, size, ends = self.keys[camera], self.facts.cameras[camera], dict[Path, float]()
+            for place in self.places:
+                path, begin = place.videos.get(key, (place.data, 0.0))
+                ends[path] = max(ends.get(path, 0.0), begin + (place.length - 1) / self.fps)
+            for path, last in ends.items():
+                if self.features[key]["dtype"] == "image":
+                    with reading(path, damaged), pq.ParquetFile(path) as file:
+                        require_columns(file, [key], path, damaged)
+                        _check_pictures(file.schema_arrow.field(key).type, key, path)
+                elif (found := check_video(path, self.fps, last)[0]) != size:
+                    raise damaged(path, f"shows {found[0]}x{found[1]} pixels in place of {size[0]}x{size[1]}")
+
     def columns(self, episode: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         place = self.places[episode]
         wanted = list(dict.fromkeys([*names, "episode_index", "frame_index", "timestamp"]))
@@ -95,8 +111,7 @@ class LeRobot:
             yield from frames_at(path, [begin + frame / self.fps for frame in wanted], size, self.fps)
             return
         images = self._rows(place, [key])[key].combine_chunks()
-        if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
-            raise damaged(place.data, f"has {images.type} in the column {key!r} in place of images")
+        _check_pictures(images.type, key, place.data)
         for frame in wanted:
             content = (images[frame].as_py() or {}).get("bytes")
             if not isinstance(content, bytes):
@@ -107,8 +122,7 @@ class LeRobot:
         """The episode's rows; of the file, only the row groups that hold them are read."""
         path = place.data
         with reading(path, damaged), pq.ParquetFile(path) as file:
-            if missing := [name for name in names if name not in file.schema_arrow.names]:
-                raise damaged(path, f"lacks the column {missing[0]!r}")
+            require_columns(file, names, path, damaged)
             counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = np.cumsum([0, *counts])
             begin, end = place.first_row, place.first_row + place.length
@@ -143,6 +157,7 @@ class LeRobot:
         columns = {key: self._column(key, feature) for key, feature in self.features.items()
                    if NUMBERS.fullmatch(feature["dtype"]) and key not in BOOKKEEPING}  # fmt: skip
         ours = "label.action" in columns and layout.PADDED in columns
+        success = reversed(SUCCESS) if ours else SUCCESS
         several = sum(place.sentences > 1 for place in self.places)
         notes += [f"{several} episodes have several sentences: the first counts."] if several else []
         return Facts(
@@ -153,7 +168,7 @@ class LeRobot:
             episodes=tuple(_about(place) for place in self.places),
             action=tuple(key for key in columns if key == layout.ACTION),
             state=tuple(key for key in columns if key == layout.STATE),
-            success=next((key for key in SUCCESS if key in columns and columns[key].size == 1), ""),
+            success=next((key for key in success if key in columns and columns[key].size == 1), ""),
             labels=layout.LABEL if ours else "",
             notes=tuple(notes),
         )  # fmt: skip
@@ -177,6 +192,11 @@ def _about(place: Place) -> About:
     facts: Json = meta if isinstance(meta, dict) and all(isinstance(text, str) for text in meta.values()) else {}
     return About(place.length, place.length, place.sentence, own.get("wmpo/start", -1), own.get("wmpo/source", ""),
                  own.get("wmpo/task", ""), facts)  # fmt: skip
+
+
+def _check_pictures(kind: pa.DataType, name: str, path: Path) -> None:
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise damaged(path, f"has {kind} in the column {name!r} in place of images")
 
 
 def _numbers(table: pa.Table, name: str, size: int, path: Path) -> np.ndarray:

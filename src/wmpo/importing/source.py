@@ -73,6 +73,10 @@ class Source(Protocol):
     path: Path
     facts: Facts
 
+    def check(self, cameras: Sequence[str]) -> None:
+        """Whether the pictures of these cameras are there, as far as that is told without decoding them."""
+        ...
+
     def columns(self, episode: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Column -> (rows, size) float64, or one row per frame; all finite."""
         ...
@@ -120,3 +124,6 @@ def check_facts(facts: Facts, path: Path) -> None:
     for number, about in enumerate(facts.episodes):
         if not 1 <= about.actions <= HORIZON:
             raise UserError(f"{path}: episode {number} has {about.frames} frames: there may be 2 to {HORIZON + 1}.")
+        texts = (about.instruction, about.task, about.source, *about.meta, *about.meta.values())
+        if any(text != text.encode(errors="replace").decode() for text in texts):
+            raise UserError(f"{path}: a sentence of episode {number} is no text in UTF-8: record it again.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
@@ -39,10 +41,16 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
     if out.resolve().is_relative_to(plan.source.path.resolve()):
         raise UserError(f"{out} lies in the data set itself, where nothing is written: choose another folder.")
     require_vacant(out)
+    plan.check()
     partial = out.with_name(f".{out.name}.importing")
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial / ".importing.lock"
-    with file_lock(lock):
+    with _alone(lock, out):
+        if (out / ABOUT).is_file():  # another process has just made it
+            lock.unlink()
+            with suppress(OSError):
+                partial.rmdir()
+            return import_store(plan, out, codec, progress)
         if not (partial / ABOUT).is_file() or read_json(partial / ABOUT) != about:
             for path in partial.iterdir():
                 if path.is_dir():
@@ -55,9 +63,18 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
         for number in range(len(store), len(plan)):
             store.append([plan.episode(number)])
             progress.update(1)
-        lock.unlink()
         os.replace(partial, out)
+        (out / lock.name).unlink()
     return EpisodeStore.open(out)
+
+
+@contextmanager
+def _alone(lock: Path, out: Path) -> Iterator[None]:
+    try:
+        with file_lock(lock, wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(f"Another process is at work in {out}: wait for it, or choose another folder.") from None
 
 
 def provenance(plan: Plan, codec: Codec) -> JsonObject:

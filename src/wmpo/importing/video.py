@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -12,7 +13,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wmpo.data.info import SIDE
 from wmpo.errors import UserError
@@ -23,6 +24,7 @@ CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matros
 """Nothing else is opened: other formats may be lists of further files."""
 NEAR = 0.4
 """A frame counts as that of a time which it is closer to than this part of the time between two."""
+MANY = 10  # frames from which on a header tells their rate
 
 
 def open_video(path: Path) -> InputContainer:
@@ -45,16 +47,35 @@ def open_video(path: Path) -> InputContainer:
     return container
 
 
-def check_video(path: Path, fps: float) -> tuple[tuple[int, int], str]:
-    """((height, width), codec) by its header, which must be at this rate."""
-    with open_video(path) as container:
+def check_video(path: Path, fps: float, last: float = 0.0) -> tuple[tuple[int, int], str]:
+    """((height, width), codec) by its header, which must be at this rate and reach the frame at second `last`. The
+    first picture is decoded."""
+    with decoding(path), open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
-        if rate and not 0.95 <= rate / fps <= 1.05:
+        if rate and (stream.frames or MANY) >= MANY and not 0.95 <= rate / fps <= 1.05:
             raise damaged(path, f"has {float(rate):g} frames a second where its data set says {fps:g}")
+        if stream.duration and stream.time_base:
+            end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+            if end < last + NEAR / fps:
+                raise damaged(path, f"ends before {last:.3f} s, where its table has more frames")
         if not (1 <= stream.height <= SIDE and 1 <= stream.width <= SIDE):
             raise damaged(path, f"shows {stream.height}x{stream.width} pixels")
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise damaged(path, "shows no pictures")
+        if turned := getattr(first, "rotation", 0):
+            raise UserError(f"The file {path} says that it is to be turned by {turned:g} degrees: encode it upright.")
         return (stream.height, stream.width), stream.codec_context.codec.canonical_name
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """What goes wrong while the video is decoded is a UserError."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError, IndexError):
+        raise damaged(path, "is damaged or truncated") from None
 
 
 def frames_at(path: Path, times: Sequence[float], size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
@@ -63,35 +84,37 @@ def frames_at(path: Path, times: Sequence[float], size: tuple[int, int], fps: fl
     time = next(left, None)
     if time is None:
         return
-    try:
-        with open_video(path) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            tick = cast(Fraction, stream.time_base)
-            if time > 0:
-                container.seek(max(round((time - NEAR / fps) / tick), 0), stream=stream)
-            to_rgb = VideoReformatter()
-            for frame in container.decode(stream):
-                shown = float((frame.pts or 0) * tick)
-                if shown < time - NEAR / fps:
-                    continue
-                if shown > time + NEAR / fps:
-                    raise damaged(path, f"shows no frame at {time:.3f} s, as its table says")
-                if (frame.height, frame.width) != size:
-                    raise damaged(path, f"shows {frame.height}x{frame.width} pixels in place of {size[0]}x{size[1]}")
-                yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
-                if (time := next(left, None)) is None:
-                    return
-    except (av.error.FFmpegError, OSError, IndexError):
-        raise damaged(path, "is damaged or truncated") from None
+    with decoding(path), open_video(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        tick = cast(Fraction, stream.time_base)
+        if time > 0:
+            container.seek(max(round((time - NEAR / fps) / tick), 0), stream=stream)
+        to_rgb = VideoReformatter()
+        for frame in container.decode(stream):
+            shown = float((frame.pts or 0) * tick)
+            if shown < time - NEAR / fps:
+                continue
+            if shown > time + NEAR / fps:
+                raise damaged(path, f"shows no frame at {time:.3f} s, as its table says")
+            if (frame.height, frame.width) != size:
+                raise damaged(path, f"shows {frame.height}x{frame.width} pixels in place of {size[0]}x{size[1]}")
+            yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
+            if (time := next(left, None)) is None:
+                return
     raise damaged(path, f"ends before {time:.3f} s, where its table has more frames")
 
 
 def picture(content: bytes, size: tuple[int, int], path: Path, row: int) -> np.ndarray:
     """An encoded image as (H, W, 3) uint8; it must be of this size."""
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
-            if (image.height, image.width) != size:  # before it is decoded: a small file may be a huge picture
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as found:
+            image: Image.Image = found
+            if image.mode[0] in "IF":
+                raise damaged(path, f"has an image of more than 8 bits a colour in row {row}")
+            if image.height * image.width == size[0] * size[1]:  # else not decoded: small files may be huge pictures
+                image = ImageOps.exif_transpose(image)
+            if (image.height, image.width) != size:
                 what = f"shows {image.height}x{image.width} pixels in row {row} in place of {size[0]}x{size[1]}"
                 raise damaged(path, what)
             return np.asarray(image.convert("RGB"))

@@ -38,12 +38,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
-    except OSError as error:  # say what was asked for
-        if error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None
-        raise
+    except OSError as error:
+        raise _asked_for(error, temporary, path) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _asked_for(error: OSError, temporary: Path, asked: Path) -> OSError:
+    """The error of what somebody has asked for, in the same words whichever library has written."""
+    if not error.errno or not (error.filename is None or str(error.filename).startswith(str(temporary))):
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(asked))
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -91,8 +96,11 @@ def atomic_folder(out: Path, source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        yield made
-        os.replace(made, out)
+        try:
+            yield made
+            os.replace(made, out)
+        except OSError as error:
+            raise _asked_for(error, made, out) from None
 
 
 def write_json(path: Path, data: object) -> None:

@@ -108,7 +108,7 @@ def _number(field: str, value: float, least: float, most: float) -> None:
         bound = "above 0" if 0 < least < 0.01 and value <= 0 else f"at least {least:g}"
         raise UserError(f"{field} is {value}; it must be {bound}.")
     if value > most:
-        raise UserError(f"{field} is {value}; it must be at most {most:g}.")
+        raise UserError(f"{field} is {value}; it must be at most {most:.10g}.")
 
 
 def _convert(hint: Any, value: Json, where: str, null_is_nan: bool) -> Json:

@@ -116,6 +116,18 @@ def _sizes(config: object) -> dict[str, tuple[int, int] | None]:
     return {name: None if common is None else (int(common[0]), int(common[1])) for name in cameras}
 
 
+def as_state(numbers: object) -> np.ndarray:
+    """(S,) float32 of whatever a client has sent. Raises UserError where that is no list of numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            state = np.asarray(numbers, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("The state is no list of numbers.") from None
+    if state.ndim != 1:
+        raise UserError(f"The state has the shape {state.shape}, not that of a list of numbers.")
+    return state
+
+
 def free_port(host: str, port: int) -> int:
     """The port, or one that is free in place of 0. Raises UserError where nothing can listen there."""
     try:

@@ -23,7 +23,7 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from wmpo.errors import UserError
-from wmpo.serving.actor import Actor, free_port
+from wmpo.serving.actor import Actor, as_state, free_port
 from wmpo.serving.pickles import read, write_actions
 from wmpo.training.fit import step_seed
 from wmpo.types import Observation
@@ -31,6 +31,9 @@ from wmpo.types import Observation
 SERVICE = "transport.AsyncInference"
 LARGEST = 1 << 28  # bytes of an observation
 LAST_PART = 3  # of the parts that an observation comes in: TRANSFER_END
+CALLS = 64  # at once: a client that hangs in the middle of one holds it
+OPTIONS = [("grpc.so_reuseport", 0), ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
+"""Whoever is gone without a word is noticed, and lets go of its call."""
 PATIENCE = 2.0  # seconds that a client waits for an observation of its own to arrive
 
 
@@ -130,7 +133,7 @@ class AsyncInference:
         missing = [name for name in self.numbers if not isinstance(raw.get(name), (int, float))]
         if missing:
             raise UserError(f"The observation has no number {missing[0]!r}.")
-        state = np.array([raw[name] for name in self.numbers], np.float32)
+        state = as_state([raw[name] for name in self.numbers])
         images = {name: raw[name] for name in self.shown if isinstance(raw.get(name), np.ndarray)}
         task = raw.get("task")
         return self.actor.observation(images, state, task if isinstance(task, str) else "")
@@ -186,7 +189,7 @@ def make_server(actor: Actor, host: str, port: int, seed: int, tell: Callable[[s
             calls.observations, Part.FromString, Whole.SerializeToString
         ),
     }
-    server = grpc.server(ThreadPoolExecutor(max_workers=4), options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(ThreadPoolExecutor(max_workers=CALLS), options=OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     server.add_insecure_port(address)

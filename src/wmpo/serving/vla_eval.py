@@ -26,9 +26,9 @@ from vla_eval.specs import (
     DimSpec,
 )
 
-from wmpo.errors import UserError
+from wmpo.errors import UserError, reason
 from wmpo.serving import libero
-from wmpo.serving.actor import Actor, free_port
+from wmpo.serving.actor import Actor, as_state, free_port
 from wmpo.training.fit import step_seed
 
 
@@ -83,13 +83,13 @@ class WmpoServer(PredictModelServer):  # type: ignore[misc]
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
         if (generator := self._generators.get(ctx.session_id)) is None:
             raise UserError("An episode must begin before its first observation.")
+        if not isinstance(obs, Mapping):
+            raise UserError("The observation is no dictionary.")
         images, state = obs.get("images"), obs.get("states", obs.get("state", ()))
         if not isinstance(images, Mapping) or not all(isinstance(image, np.ndarray) for image in images.values()):
             raise UserError("The observation has no images by the names of cameras.")
         shown = {name: self.convention.picture(image) for name, image in images.items() if image.ndim == 3}
-        felt = np.asarray(state, np.float32)
-        if felt.ndim != 1:
-            raise UserError(f"The state has the shape {felt.shape}, not that of a list of numbers.")
+        felt = as_state(state)
         felt = self.convention.state(felt) if len(felt) else felt
         seen = self.actor.observation(shown, felt, str(obs.get("task_description") or ""))
         return {"actions": self.convention.actions(self.actor.decide(seen, generator))}
@@ -111,9 +111,10 @@ class WmpoServer(PredictModelServer):  # type: ignore[misc]
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """A UserError is one sentence, here as for the client, who gets it too."""
-    if record.exc_info and isinstance(error := record.exc_info[1], UserError):
-        record.msg, record.args, record.exc_info = f"Refused: {error}", (), None
+    """What a client's message leads to is one sentence, here as for the client, who gets that of a UserError too."""
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        told = str(error) if isinstance(error, UserError) else reason(error)
+        record.msg, record.args, record.exc_info = "Refused: %s", (told,), None
     return True
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ from wmpo.errors import UserError, reason
 from wmpo.io.plain import Json, JsonObject
 
 LARGEST = 1 << 16  # bytes of a call
+PATIENCE = 60.0  # seconds that a connection may say nothing in the middle of a call, or between two
 HERE = ("127.0.0.1", "localhost", "::1")
 Call = Callable[[JsonObject], Json]
 
@@ -35,7 +37,16 @@ def picture_strip(frames_THWC: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> tuple[ThreadingHTTPServer, str]:
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who goes away in the middle of a call is no fault to tell the terminal."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> tuple[Server, str]:
     """(server, its address to open). `calls` are made one at a time. Raises UserError where the port is taken.
 
     Beyond this machine the address holds a token, which every call needs.
@@ -48,6 +59,7 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = PATIENCE
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing on the terminal."""
@@ -69,7 +81,10 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
             if token:
                 given = self.headers.get("X-Token") or parse_qs(urlsplit(self.path).query).get("token", [""])[0]
                 return compare_digest(given.encode(), token.encode())
-            return urlsplit(f"//{self.headers.get('Host', '')}").hostname in HERE
+            try:
+                return urlsplit(f"//{self.headers.get('Host', '')}").hostname in HERE
+            except ValueError:  # it is no name at all
+                return False
 
         def do_GET(self) -> None:
             if not self.welcome():
@@ -83,7 +98,8 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
             """Only with a type that a form of another site can't send."""
             call = calls.get(urlsplit(self.path).path.strip("/"))
             length = self.headers.get("Content-Length", "")
-            body = self.rfile.read(int(length)) if length.isdecimal() and int(length) <= LARGEST else None
+            fits = length.isdecimal() and len(length) < 10 and int(length) <= LARGEST
+            body = self.rfile.read(int(length)) if fits else None
             if not self.welcome() or self.headers.get("Content-Type") != "application/json":
                 self.close_connection = True
                 self.answer(HTTPStatus.FORBIDDEN, b'{"error": "The address lacks its token."}')
@@ -102,10 +118,9 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
             self.answer(status, json.dumps(answer).encode())
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = Server((host, port), Handler)
     except (OSError, OverflowError) as error:
         raise UserError(f"No page can be served at {host}:{port} ({error}): choose another --port or --host.") from None
-    server.daemon_threads = True
     query = f"/?token={token}" if token else "/"
     return server, f"http://{host}:{server.server_address[1]}{query}"
 

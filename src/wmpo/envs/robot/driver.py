@@ -1,9 +1,8 @@
 """Drives a robot in a process of its own: at a fixed rate, within limits, under a watchdog.
 
 `wmpo.envs.robot.env` runs this file by its path, maybe under another Python (3.10 or newer) that has neither wmpo nor
-torch: it needs NumPy and the standard library only. Whatever happens to the program that decides, killed or stuck, this
-process sees its pipe close, or no command come, and stops the robot. Four threads: this one asks the robot and commands
-it, the others listen to the pipe and to signals, watch the clock, and read keys.
+torch. Whatever happens to the program that decides, killed or stuck, this process sees its pipe close, or no command
+come, and stops the robot. Of four threads one asks and commands, others listen, watch the clock, and read keys.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ BUILTIN = {
     "lerobot": "lerobot_bridge:LeRobotArm",  # imported from the folder of this file: LeRobot's Python has no wmpo
     "tabletop": "wmpo.envs.robot.simulated:TabletopRobot",
 }
-FACTS = ("cameras", "state_dim", "action_dim", "horizon", "fps", "instruction", "action_low", "action_high")
+LIBRARIES = (os.path.abspath(__file__), "/lib/python", "<frozen")
+SIZES, BOUNDS = ("state_dim", "action_dim", "horizon", "fps"), ("action_low", "action_high", "max_speed")
 COUNTS = ("late_observations", "late_commands", "limited_actions")
 
 
@@ -60,24 +60,59 @@ class StopError(Exception):
     """The robot has been stopped; the text says why."""
 
 
+def reason(error: BaseException) -> str:
+    """What the robot's class has raised, in one line: its kind, its text, and the last line that is no library's."""
+    text = " ".join(str(error).split())[:500]
+    if type(error).__name__ in ("StopError", "UserError"):  # by its name: wmpo needn't be here
+        return text
+    what = "it called sys.exit" if isinstance(error, SystemExit) else f"{type(error).__name__}: {text}".rstrip(": ")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(part in frame.filename for part in LIBRARIES):
+            return f"{what} ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return what
+
+
+def numbers(value: Any, size: int, what: str, alike: bool = False) -> np.ndarray:
+    """(size,) float32 of its own, all finite; `alike`: one number may stand for all."""
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.array(np.broadcast_to(np.asarray(value, np.float32), (size,)))
+        if np.isfinite(found).all() and (alike or np.shape(value) == (size,)):
+            return found
+    raise StopError(f"{what} is {repr(value)[:100]}, not {size} finite numbers")
+
+
+def check_facts(robot: Robot, name: str) -> None:
+    """What a robot says of itself must be there, and its sizes whole numbers."""
+    if missing := [fact for fact in ("cameras", *SIZES, "instruction", *BOUNDS) if getattr(robot, fact, None) is None]:
+        raise StopError(f"{name} has no {', '.join(missing)} (docs/robot.md)")
+    sizes: dict[str, Any] = {fact: getattr(robot, fact) for fact in SIZES}
+    try:
+        for camera, (height, width) in robot.cameras.items():
+            sizes |= {f"height of camera {camera}": height, f"width of camera {camera}": width}
+    except Exception:
+        raise StopError(f"its cameras are {str(robot.cameras)[:100]}, not {{name: (height, width)}}") from None
+    for fact, value in sizes.items():
+        if type(value) is not int or not (fact != "state_dim") <= value <= 10**6:
+            raise StopError(f"its {fact} is {repr(value)[:100]}, not a whole number up to a million")
+
+
 class Driver:
     """Answers "reset" and "step" requests. Stopped once, for whatever reason, it answers nothing any more."""
 
     def __init__(self, robot: Robot, connection: Connection, watchdog: float, success: str, person: bool) -> None:
         self.robot, self.connection, self.success, self.person = robot, connection, success, person
         self.period, self.patience = 1 / robot.fps, watchdog
-        low, high, speed = (
-            np.broadcast_to(np.asarray(bound, np.float32), (robot.action_dim,))
-            for bound in (robot.action_low, robot.action_high, robot.max_speed)
-        )
+        low, high, speed = (numbers(getattr(robot, name), robot.action_dim, name, alike=True) for name in BOUNDS)
+        home = getattr(robot, "home", None)
+        self.home = None if home is None else numbers(home, robot.action_dim, "home", alike=True)
         self.low, self.high, self.change = low, high, speed * np.float32(self.period)
-        if not ((low < high).all() and (speed > 0).all() and np.isfinite([low, high, speed]).all()):
-            raise StopError("action_low must be below action_high, max_speed above 0, and all of them finite")
+        if not ((low < high) & (speed > 0)).all():
+            raise StopError("action_low must be below action_high, and max_speed above 0")
         self.requests: queue.Queue[tuple[dict[str, Any], list[np.ndarray]] | None] = queue.Queue()
         self.keys: queue.Queue[str] = queue.Queue()
         self.stopped = ""
-        self.ended = threading.Event()  # set when the robot is stopped for good: ends every wait
-        self.sending = threading.Lock()
+        self.ended, self.told = threading.Event(), threading.Event()  # `ended` ends every wait
+        self.sending, self.first = threading.Lock(), threading.Lock()
         self.expected: tuple[float, str] | None = None  # when what is waited for is too late, and what it is
         self.due: float | None = None  # when the next command is; None before an episode's first
         self.lapsed = False  # whether it did not come in time
@@ -86,34 +121,30 @@ class Driver:
         self.verdict: bool | None = None
         self.last = np.zeros(robot.action_dim, np.float32)
 
-    # Stopping
-
     def stop(self, why: str) -> None:
         """For good, from any thread: the robot first, then the caller is told, and the process ends soon."""
-        with self.sending:
-            if self.stopped:
-                return
-            self.stopped = why
+        if not self.first.acquire(blocking=False):
+            return
+        self.stopped = why
         self.ended.set()
+        threading.Timer(GRACE, os._exit, (1,)).start()  # whatever still hangs then, the robot's stop as well
         self.hold()
-        timer = threading.Timer(GRACE, os._exit, (1,))  # whatever still hangs then
-        timer.daemon = True
-        timer.start()
         self.requests.put(None)
         self.keys.put("")
         with contextlib.suppress(OSError), self.sending:
             send(self.connection, {"stopped": why})
+        self.told.set()
 
     def hold(self) -> None:
         try:
             self.robot.stop()
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            print(f"\r\nThe robot's stop has failed: {reason(error)}.", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def expect(self, what: str, by: float | None = None) -> Iterator[None]:
+    def expect(self, what: str) -> Iterator[None]:
         """Within the block the watchdog stops the robot where it takes too long."""
-        self.expected = ((by or time.monotonic()) + self.patience, what)
+        self.expected = (time.monotonic() + self.patience, what)
         try:
             yield
         finally:
@@ -148,18 +179,16 @@ class Driver:
                 self.stop("a person has pressed the stop key")
             self.keys.put(key)
 
-    # Driving
-
     def serve(self) -> None:
         while request := self.requests.get():
             head, arrays = request
             answer, seen = self.reset(head["initial_state"]) if head["op"] == "reset" else self.step(arrays[0])
             self.check()
             images = [np.stack([frame["images"][camera] for frame in seen]) for camera in self.robot.cameras]
+            if self.due is not None:  # from now on: whoever doesn't even read this sends no command either
+                self.expected = (self.due + self.patience, "")
             with self.sending:
                 send(self.connection, answer, [*images, np.stack([frame["state"] for frame in seen])])
-            if self.due is not None:
-                self.expected = (self.due + self.patience, "")
 
     def check(self) -> None:
         if self.stopped:
@@ -181,20 +210,16 @@ class Driver:
         return {**first, "counts": self.counts}, [self.observe()]
 
     def go_home(self) -> None:
-        home = getattr(self.robot, "home", None)
-        if home is None:
+        if self.home is None:
             return
-        home, self.last = np.asarray(home, np.float32), self.position()
-        while (np.abs(self.limited(home) - self.last) > 1e-6).any():
-            self.act(home)
+        self.last = self.position()
+        while (np.abs(self.limited(self.home) - self.last) > 1e-6).any():
+            self.act(self.home)
             self.sleep_until(time.monotonic() + self.period)
 
     def position(self) -> np.ndarray:
         with self.expect("the position"):
-            found = np.asarray(self.robot.position(), np.float32)
-        if found.shape != self.low.shape or not np.isfinite(found).all():
-            raise ValueError(f"position gives {found}, not {len(self.low)} finite numbers")
-        return found
+            return numbers(self.robot.position(), len(self.low), "position")
 
     def ask_person(self, initial_state: int) -> None:
         while not self.keys.empty():
@@ -250,29 +275,37 @@ class Driver:
         return limited
 
     def observe(self) -> Mapping[str, Any]:
+        """Copies: drivers write one picture over another."""
         begun = time.monotonic()
         with self.expect("an observation"):
-            seen = dict(self.robot.observe())
+            seen: Any = self.robot.observe()
         self.check()
-        age = time.monotonic() - float(seen.get("time", begun))
+        if not (isinstance(seen, Mapping) and isinstance(seen.get("images"), Mapping)):
+            raise StopError(f"observe gives {str(seen)[:100]}, not a dictionary with images by the names of cameras")
+        taken = seen.get("time", begun)
+        age = time.monotonic() - taken if isinstance(taken, (int, float, np.number)) else np.nan
         self.counts["late_observations"] += int(age > self.period)
-        if age > self.patience:
-            raise StopError(f"an observation was {age:.2f} s old (env.watchdog {self.patience:g})")
+        if not -self.period <= age <= self.patience:
+            raise StopError(f"an observation was {age:.2f} s old by time.monotonic() (env.watchdog {self.patience:g})")
+        images = {}
         for camera, size in self.robot.cameras.items():
-            image = np.asarray(seen["images"][camera])
+            if camera not in seen["images"]:
+                raise StopError(f"observe gives no picture of camera {camera}")
+            images[camera] = image = np.array(seen["images"][camera])
             if image.dtype != np.uint8 or image.shape != (*size, 3):
-                raise ValueError(f"camera {camera} shows {image.dtype} {image.shape}, not uint8 {(*size, 3)}")
-        seen["state"] = np.asarray(seen["state"] if self.robot.state_dim else (), np.float32)
-        if seen["state"].shape != (self.robot.state_dim,) or not np.isfinite(seen["state"]).all():
-            raise ValueError(f"the state is {seen['state']}, not {self.robot.state_dim} finite numbers")
-        return seen
+                raise StopError(f"camera {camera} shows {image.dtype} {image.shape}, not uint8 {(*size, 3)}")
+        felt = seen.get("state") if self.robot.state_dim else ()
+        return {"images": images, "state": numbers(felt, self.robot.state_dim, "state")}
 
     def judge(self) -> bool:
         """Whether the task counts as accomplished at this frame. A verdict ends the episode with the chunk."""
         if self.success == "robot":
-            found = bool(self.robot.succeeded())  # type: ignore[attr-defined]
+            with self.expect("the verdict"):
+                found = self.robot.succeeded()  # type: ignore[attr-defined]
+            if not isinstance(found, (bool, np.bool_)):
+                raise StopError(f"succeeded gives {str(found)[:100]}, not True or False")
             self.verdict = True if found else self.verdict
-            return found
+            return bool(found)
         while not self.keys.empty():
             key = self.keys.get()
             if self.success == "person" and key in (SUCCESS_KEY, FAILURE_KEY):
@@ -324,8 +357,7 @@ def drive(connection: Connection, signals: socket.socket) -> None:
     start, _ = receive(connection)
     own = {key: start.pop(key) for key in ("watchdog", "success", "person")}
     robot = make(**start)
-    if missing := [fact for fact in (*FACTS, "max_speed") if getattr(robot, fact, None) is None]:
-        raise StopError(f"{start['name']} has no {', '.join(missing)} (docs/robot.md)")
+    check_facts(robot, start["name"])
     if own["success"] == "robot" and not hasattr(robot, "succeeded"):
         raise StopError(f"{start['name']} can't say whether it has succeeded: choose another env.success")
     driver = Driver(robot, connection, **own)
@@ -335,24 +367,22 @@ def drive(connection: Connection, signals: socket.socket) -> None:
         try:
             robot.connect()
             with driver.sending:
-                facts = {fact: getattr(robot, fact) for fact in FACTS}
-                send(connection, json.loads(json.dumps(facts, default=list)))
+                facts = {fact: getattr(robot, fact) for fact in SIZES} | {"cameras": dict(robot.cameras)}
+                send(connection, {**facts, "action_low": driver.low.tolist(), "action_high": driver.high.tolist()})
             driver.serve()
-        except StopError as error:
-            driver.stop(str(error))
         except BaseException as error:
-            traceback.print_exc()
-            driver.stop(f"{type(error).__name__}: {error}")
+            driver.stop(reason(error))
         finally:
             with contextlib.suppress(Exception):
                 robot.disconnect()
+            driver.told.wait(GRACE)
 
 
 def main() -> None:
     mine, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, lambda *_: None)  # `Driver.listen` sees it
     with contextlib.suppress(OSError, AttributeError):  # where we may: before programs that only compute
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -360,13 +390,9 @@ def main() -> None:
     os.dup2(2, 1)  # what a driver prints must not get between the lines that a command prints
     try:
         drive(connection, mine)
-    except Exception as error:  # before there is anything to stop
-        why = str(error)
-        if type(error).__name__ not in ("StopError", "UserError"):  # by its name: wmpo needn't be here
-            traceback.print_exc()
-            why = f"{type(error).__name__}: {error}"
+    except BaseException as error:  # before there is anything to stop
         with contextlib.suppress(OSError):
-            send(connection, {"refused": why})
+            send(connection, {"refused": reason(error)})
     os._exit(0)  # drivers' threads and libraries may hang in the interpreter's clean-up
 
 

@@ -208,7 +208,7 @@ def _spec(name: str, facts: dict[str, Any]) -> EnvSpec:
             tuple(np.broadcast_to(np.asarray(facts[bound], float), sizes[1]).tolist())
             for bound in ("action_low", "action_high")
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"The robot {name} describes itself wrongly: {error} (docs/robot.md).") from error
     spec = replace(EnvSpec(cameras, *sizes), max_batch=1, action_low=low, action_high=high)
     check_spec(spec, name)
