@@ -62,7 +62,8 @@ def test_two_processes_learn_what_one_does(alone: Path, tmp_path: Path) -> None:
     assert_equal_weights(alone, tmp_path, 1e-5)
     mine, theirs = read_metrics(alone), read_metrics(tmp_path)
     assert mine.keys() == theirs.keys() and mine["guess/groups_kept"][0][1] > 0
-    for name in ("line/loss", "line/grad_norm", "guess/loss", "guess/grad_norm", "guess/success", "guess/kl"):
+    practice = [f"{name}/{kind}" for name in ("guess", "whole") for kind in ("loss", "grad_norm", "success", "kl")]
+    for name in ("line/loss", "line/grad_norm", "whole/imitation_loss", *practice):
         assert dict(theirs[name]) == pytest.approx(dict(mine[name]), rel=1e-4, abs=1e-5), name
 
 

@@ -109,7 +109,8 @@ def play_shards(
 ) -> list[Shard]:
     """Play this rank's shards of the groups that begin at `initial_states`, one of each.
 
-    With more shards than one, each has random numbers of its own: who plays it, actors even, changes nothing."""
+    With more shards than one, each has random numbers of its own: who plays it, actors even, changes nothing. All
+    ranks' generators then are where that of one process would be."""
     count = min(cfg.shards, len(initial_states))
     bounds = [len(initial_states) * place // count for place in range(count + 1)]
     states = [initial_states[begin:end] for begin, end in pairwise(bounds)]
@@ -121,7 +122,9 @@ def play_shards(
         shards = actors.deal_lent(play_shard, (env, policy, generator), policy, pieces)
     else:
         shards = [play_shard(env, policy, generator, *piece) for piece in pieces]
-    if seeds[-1] is not None:
+    if seeds[-1] is None:  # the last rank has played all, and it alone has drawn
+        generator.set_state(ranks.gather(generator.get_state())[-1])
+    else:
         generator.manual_seed(seeds[-1])
     return shards
 
