@@ -25,7 +25,7 @@ from wmpo.config import GRPOConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.imagination import ImaginedEnv
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import numbers_of
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
@@ -335,10 +335,9 @@ def checkpoints(
     seed: int,
     depends: Mapping[str, object] | None,
 ) -> Checkpoints:
-    """The files of practice that begins with this policy. Micro-batches change no more than the last digits."""
-    settings = {key: value for key, value in to_plain(cfg).items() if key != "micro_batch"}
+    """The files of practice that begins with this policy."""
     inputs = {"policy": digest_of(policy), "initial_states": digest_of_numbers(initial_states), **(depends or {})}
-    return Checkpoints(folder, {**settings, "seed": seed, **inputs})
+    return Checkpoints(folder, {**numbers_of(cfg), "seed": seed, **inputs})
 
 
 class Learner:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wmpo.batches import split
-from wmpo.cli.counting import META, Network, go_through
+from wmpo.cli.counting import META, Alive, Network, go_through
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
 from wmpo.data.latents import AT_ONCE, Encoder
@@ -237,10 +238,10 @@ def replaying(recipe: Recipe, world_model: WorldModel, reward_model: RewardModel
     rows = min(REPLAYED_AT_ONCE, episodes)
     models: tuple[Network, ...] = (world_model, reward_model)
     chunk = world_model.chunk
-    taken = go_through(torch.no_grad(), lambda: imagine(None, world_model, reward_model, spec, rows, chunk), models)
+    peak, flop = dreaming(recipe, None, world_model, reward_model, spec, rows, chunk)
     steps = -(-spec.horizon // chunk) * episodes / rows
     change = "world_model.imagined_rows, world_model.codec_rows"
-    return Need("replay", sum(map(count, models)), sum(map(held, models)), 0, taken.peak, change, taken.flop, steps)
+    return Need("replay", sum(map(count, models)), sum(map(held, models)), 0, peak, change, flop, steps)
 
 
 def imagining(
@@ -251,13 +252,11 @@ def imagining(
     shards = min(cfg.shards, cfg.groups)
     rows, stride = -(-cfg.groups // shards) * cfg.group_size, recipe.reward.stride
     networks: tuple[Network, ...] = (policy, world_model, reward_model)
-    taken = go_through(
-        torch.no_grad(), lambda: imagine(policy, world_model, reward_model, spec, rows, stride), networks
-    )
+    peak, flop = dreaming(recipe, policy, world_model, reward_model, spec, rows, stride)
     weights = sum(map(held, networks))
     change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks * shards
     parameters = sum(map(count, networks))
-    return Need("practise: imagine", parameters, weights, 0, taken.peak, change, taken.flop, steps, shards)
+    return Need("practise: imagine", parameters, weights, 0, peak, change, flop, steps, shards)
 
 
 def updating(
@@ -287,6 +286,34 @@ def updating(
     return Need(
         "practise: update", count(policy), weights, kept, activations, change, taken.flop, steps, parts, trained
     )
+
+
+def dreaming(
+    recipe: Recipe, policy: Policy | None, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, rows: int,
+    stride: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Bytes and operations of `imagine`. No more than two denoising steps are gone through, since the others hold as
+    much as the second; what one computes is counted on one video, and multiplied."""
+    settings: Any = recipe.world_model
+    name = "student_steps" if getattr(settings, "student_steps", 0) else "sampling_steps"
+    steps = getattr(settings, name, 1)
+
+    def taken(steps_taken: int, videos: int, policy: Policy | None) -> Alive:
+        model = world_model
+        if steps_taken != steps:
+            with torch.device(META):
+                fewer = replace(settings, **{name: steps_taken})
+                model = build_world_model(fewer, spec, world_model.chunk).to(META)
+        networks: list[Network] = [model, reward_model, *([] if policy is None else [policy])]
+        return go_through(
+            torch.no_grad(), lambda: imagine(policy, model, reward_model, spec, videos, stride), networks
+        )
+
+    found = taken(min(steps, 2), rows, policy)
+    if steps <= 2:
+        return found.peak, found.flop
+    step = taken(2, 1, None).flop - taken(1, 1, None).flop
+    return found.peak, found.flop + (steps - 2) * rows * step
 
 
 def imagine(
