@@ -60,7 +60,8 @@ class Dots:
 
     def reset(self, initial_states: Sequence[int]) -> Observation:
         self.numbers = torch.tensor(initial_states)
-        self.place = torch.stack([self.numbers * 5 % SIZE, self.numbers // SIZE % SIZE], 1).float()  # or all score alike
+        # in different places, or all would score alike
+        self.place = torch.stack([self.numbers * 5 % SIZE, self.numbers // SIZE % SIZE], 1).float()
         self.steps = torch.zeros(len(initial_states), dtype=torch.long)
         return Observation({"front": self.draw(self.place)}, self.place / SIZE, ("go",) * len(initial_states))
 

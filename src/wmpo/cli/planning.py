@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from wmpo.rewards import build_reward_model
 from wmpo.success import FOLDS, REPLAYED_AT_ONCE, chosen_by_rate
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models import build_world_model
+from wmpo.world_models.settings import VideoDiffusionSettings
 
 MARGIN = 1.15
 
@@ -238,10 +238,10 @@ def replaying(recipe: Recipe, world_model: WorldModel, reward_model: RewardModel
     rows = min(REPLAYED_AT_ONCE, episodes)
     models: tuple[Network, ...] = (world_model, reward_model)
     chunk = world_model.chunk
-    peak, flop = dreaming(recipe, None, world_model, reward_model, spec, rows, chunk)
+    taken = dreaming(recipe, None, world_model, reward_model, spec, rows, chunk)
     steps = -(-spec.horizon // chunk) * episodes / rows
     change = "world_model.imagined_rows, world_model.codec_rows"
-    return Need("replay", sum(map(count, models)), sum(map(held, models)), 0, peak, change, flop, steps)
+    return Need("replay", sum(map(count, models)), sum(map(held, models)), 0, taken.peak, change, taken.flop, steps)
 
 
 def imagining(
@@ -252,11 +252,11 @@ def imagining(
     shards = min(cfg.shards, cfg.groups)
     rows, stride = -(-cfg.groups // shards) * cfg.group_size, recipe.reward.stride
     networks: tuple[Network, ...] = (policy, world_model, reward_model)
-    peak, flop = dreaming(recipe, policy, world_model, reward_model, spec, rows, stride)
+    taken = dreaming(recipe, policy, world_model, reward_model, spec, rows, stride)
     weights = sum(map(held, networks))
     change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks * shards
     parameters = sum(map(count, networks))
-    return Need("practise: imagine", parameters, weights, 0, peak, change, flop, steps, shards)
+    return Need("practise: imagine", parameters, weights, 0, taken.peak, change, taken.flop, steps, shards)
 
 
 def updating(
@@ -291,29 +291,27 @@ def updating(
 def dreaming(
     recipe: Recipe, policy: Policy | None, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, rows: int,
     stride: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Bytes and operations of `imagine`. No more than two denoising steps are gone through, since the others hold as
-    much as the second; what one computes is counted on one video, and multiplied."""
-    settings: Any = recipe.world_model
-    name = "student_steps" if getattr(settings, "student_steps", 0) else "sampling_steps"
-    steps = getattr(settings, name, 1)
+) -> Alive:  # fmt: skip
+    """What `imagine` takes. No more than two denoising steps are gone through, since the others hold as much as the
+    second; what one of them computes is counted on one video, and multiplied."""
+    settings = recipe.world_model
+    name, steps = "sampling_steps", 1
+    if isinstance(settings, VideoDiffusionSettings):
+        name = "student_steps" if settings.student_steps else name
+        steps = getattr(settings, name)
 
-    def taken(steps_taken: int, videos: int, policy: Policy | None) -> Alive:
+    def taken(few: int, videos: int, policy: Policy | None) -> Alive:
         model = world_model
-        if steps_taken != steps:
+        if few < steps:
             with torch.device(META):
-                fewer = replace(settings, **{name: steps_taken})
-                model = build_world_model(fewer, spec, world_model.chunk).to(META)
+                model = build_world_model(replace(settings, **{name: few}), spec, world_model.chunk).to(META)
         networks: list[Network] = [model, reward_model, *([] if policy is None else [policy])]
-        return go_through(
-            torch.no_grad(), lambda: imagine(policy, model, reward_model, spec, videos, stride), networks
-        )
+        return go_through(torch.no_grad(), lambda: imagine(policy, model, reward_model, spec, videos, stride), networks)
 
     found = taken(min(steps, 2), rows, policy)
-    if steps <= 2:
-        return found.peak, found.flop
-    step = taken(2, 1, None).flop - taken(1, 1, None).flop
-    return found.peak, found.flop + (steps - 2) * rows * step
+    if steps > 2:
+        found.flop += (steps - 2) * rows * (taken(2, 1, None).flop - taken(1, 1, None).flop)
+    return found
 
 
 def imagine(
@@ -382,15 +380,9 @@ def video_batch(
             for name, shape in shapes.items()
         }
 
-    return VideoBatch(
-        shots(context),
-        shots(),
-        shots(chunk),
-        blank(rows, chunk, spec.action_dim),
-        blank(rows, 1 + chunk, spec.state_dim),
-        blank(rows, spec.state_dim),
-        blank(rows, spec.action_dim),
-    )
+    action, state = blank(rows, chunk, spec.action_dim), blank(rows, 1 + chunk, spec.state_dim)
+    first_state, travel = blank(rows, spec.state_dim), blank(rows, spec.action_dim)
+    return VideoBatch(shots(context), shots(), shots(chunk), action, state, first_state, travel)
 
 
 def fitting(need: Need, gpu_bytes: float, processes: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""A denoiser that imagines, compiled: many small operations become few, which takes a minute or more, once in a process.
+"""A denoiser that imagines, compiled: many small operations become few, which takes a minute, once in a process.
 
 It is the way through a denoiser that is compiled, not the denoiser: that stays as it is, in files and in training.
 """
