@@ -193,11 +193,12 @@ def training(
 
 
 def gathered(module: Trainable, trained: AbstractSet[nn.Parameter]) -> int:
-    """What `training.fsdp` holds whole: the weights of two units, this one and the next, and of what is in no unit; and
-    all gradients, since those of a unit that is gone through twice, as the denoiser's are, come late."""
+    """What `training.fsdp` holds whole: weights and gradients of two units, this one and the next, and of what is in no
+    unit. Those of a unit that was gone through twice would come late."""
     units = [set(unit.parameters()) for unit in module.units()] if isinstance(module, HasUnits) else []
     rest = set(module.parameters()).difference(*units)
-    return sum(sorted(map(size_of, units))[-2:]) + size_of(rest) + size_of(trained)
+    held_of, *of_units = (size_of(some) + size_of(some & trained) for some in (rest, *units))
+    return held_of + sum(sorted(of_units)[-2:])
 
 
 def deciding(recipe: Recipe, policy: Policy, spec: EnvSpec) -> Need:
@@ -294,17 +295,17 @@ def dreaming(
 ) -> Alive:  # fmt: skip
     """What `imagine` takes. No more than two denoising steps are gone through, since the others hold as much as the
     second; what one of them computes is counted on one video, and multiplied."""
-    settings = recipe.world_model
-    name, steps = "sampling_steps", 1
+    settings, steps = recipe.world_model, 1
     if isinstance(settings, VideoDiffusionSettings):
-        name = "student_steps" if settings.student_steps else name
-        steps = getattr(settings, name)
+        steps = settings.student_steps or settings.sampling_steps
 
     def taken(few: int, videos: int, policy: Policy | None) -> Alive:
         model = world_model
-        if few < steps:
+        if isinstance(settings, VideoDiffusionSettings) and few < steps:
+            by_student = {"student_steps": few} if settings.student_steps else {}
             with torch.device(META):
-                model = build_world_model(replace(settings, **{name: few}), spec, world_model.chunk).to(META)
+                fewer = replace(settings, sampling_steps=few, **by_student)
+                model = build_world_model(fewer, spec, world_model.chunk).to(META)
         networks: list[Network] = [model, reward_model, *([] if policy is None else [policy])]
         return go_through(torch.no_grad(), lambda: imagine(policy, model, reward_model, spec, videos, stride), networks)
 
