@@ -302,9 +302,8 @@ def dreaming(
     def taken(few: int, videos: int, policy: Policy | None) -> Alive:
         model = world_model
         if isinstance(settings, VideoDiffusionSettings) and few < steps:
-            by_student = {"student_steps": few} if settings.student_steps else {}
+            fewer = replace(settings, sampling_steps=few, student_steps=few if settings.student_steps else 0)
             with torch.device(META):
-                fewer = replace(settings, sampling_steps=few, **by_student)
                 model = build_world_model(fewer, spec, world_model.chunk).to(META)
         networks: list[Network] = [model, reward_model, *([] if policy is None else [policy])]
         return go_through(torch.no_grad(), lambda: imagine(policy, model, reward_model, spec, videos, stride), networks)

@@ -190,10 +190,12 @@ class SpaceTimeTransformer(nn.Module):
             action_BKE = self.embed_action(action_BKD)
         else:
             action_BKE = self.embed_action(action_BKD.flatten(1))[:, None].expand(B, K, -1)
-        given = [noisy_BKchw, t_B[:, None].expand(B, K), action_BKE]
+        frames, times, actions = noisy_BKchw, t_B[:, None].expand(B, K), action_BKE
         if isinstance(past, Ahead):
-            given, past = [torch.cat(pair, 1) for pair in zip(past, given, strict=True)], []
-        x, both_BFE, _ = self._attend(*given, past)
+            given = zip(past, (frames, times, actions), strict=True)
+            frames, times, actions = (torch.cat(pair, 1) for pair in given)
+            past = []
+        x, both_BFE, _ = self._attend(frames, times, actions, past)
         x = x[:, -K:]
         shift, scale = self.modulate_out(both_BFE[:, -K:])[:, :, None].chunk(2, -1)
         x = self.out(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
