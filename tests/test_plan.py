@@ -257,7 +257,9 @@ def test_two_units_and_the_rest_are_gathered() -> None:
     row = 64 * 64 * 4
     assert gathered(module, set()) == 10 * row
     module.units = lambda: [*module[:3]]  # type: ignore[assignment]
-    assert gathered(module, {module[0].weight}) == (4 + 2 + 3) * row + row
+    assert gathered(module, {module[0].weight}) == (4 + (1 + 1) + 3) * row  # weights, and the gradients of a unit
+    assert gathered(module, {module[0].weight, module[2].weight}) == (4 + 2 + 2 * 3) * row
+    assert gathered(module, {module[3].weight}) == (2 * 4 + 2 + 3) * row
 
 
 def grpo(**settings: int) -> GRPOConfig:
