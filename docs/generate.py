@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 from wmpo.cli import COMMANDS
 from wmpo.families import PLUGS, settings_class
+from wmpo.io.plain import free
 from wmpo.recipes import RECIPES
 from wmpo.training.metrics import METRICS
 
@@ -60,14 +61,14 @@ def settings() -> dict[str, Setting]:
 
 def settings_of(config: Any, prefix: str = "") -> dict[str, Setting]:
     """Those of nested dataclasses."""
-    docs = field_docs(type(config))
+    docs, unbound = field_docs(type(config)), free(config)
     found: dict[str, Setting] = {}
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
             found |= settings_of(value, f"{prefix}{field.name}.")
         else:
-            text = docs.get(field.name, "")
+            text = docs.get(field.name, "") + " A run may go on with another value." * (field.name in unbound)
             match = PAPER.search(text)
             found[f"{prefix}{field.name}"] = (value, match[1] if match else "", PAPER.sub("", text))
     return found

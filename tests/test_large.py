@@ -41,10 +41,7 @@ def spec_of(name: str, pixels: int = 0) -> EnvSpec:
 
 @PRESETS
 def test_each_stage_fits(name: str) -> None:
-    recipe = RECIPES[name]
-    world: Any = recipe.world_model
-    # No memory depends on how often a dream is denoised, but the time of counting does.
-    needs = plan(replace(recipe, world_model=replace(world, sampling_steps=2)), spec_of(name))
+    needs = plan(RECIPES[name], spec_of(name))
     limit = 1e9 * int(name.removeprefix("large-").removesuffix("gb"))
     assert {need.stage: need.total for need in needs if need.total > limit} == {}
     whole, shared = (sum(need.hours(100.0, gpus) for need in needs) for gpus in (1, 64))
@@ -75,6 +72,8 @@ def measured(mode: AbstractContextManager[Any], work: Callable[[], object], netw
 def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
     spec = replace(spec_of(name, 64), max_batch=4)
     recipe = scaled(name, publish(name, spec, tmp_path / "published"))
+    world: Any = recipe.world_model
+    recipe = replace(recipe, world_model=replace(world, compile=False))  # which holds less than what is planned
     foreseen = plan(recipe, spec)
     with patch.multiple(planning, META=CPU, blank=zeros, go_through=measured):
         taken = plan(recipe, spec)
@@ -85,11 +84,11 @@ def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_go_through_a_small_copy(tmp_path: Path) -> None:
-    """They share the weights of every training."""
+    """They share the weights of every training, and compile their dreams."""
     publish("large-24gb", spec_of("large-24gb", 64), tmp_path / "published")
-    done = torchrun(2, str(ROOT / "tests" / "scaled.py"), str(tmp_path), "large-24gb")
+    done = torchrun(2, str(ROOT / "tests" / "scaled.py"), str(tmp_path), "large-24gb", timeout=1800)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["recipe"]["world_model"]["fit"]["fsdp"]
+    assert result["recipe"]["world_model"]["fit"]["fsdp"] and result["recipe"]["world_model"]["compile"]
     base, practised = (weights(tmp_path / "run" / "policies" / name) for name in ("base", "wmpo-1"))
     assert base.keys() == practised.keys() and any(not torch.equal(base[name], practised[name]) for name in base)

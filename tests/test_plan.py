@@ -145,6 +145,27 @@ def test_playing_and_replaying_by_hand() -> None:
     assert more["collect, evaluate"].activations > 1.8 * needs["collect, evaluate"].activations
 
 
+@pytest.mark.parametrize("settings", [
+    {"sampling_steps": 5},
+    {"sampling_steps": 5, "objective": "epsilon", "training_timesteps": "all", "imagined_rows": 2},
+    {"sampling_steps": 8, "student_steps": 4, "backbone": "transformer"},
+])  # fmt: skip
+def test_of_many_denoising_steps_two_are_gone_through(settings: dict[str, Any]) -> None:
+    recipe = RECIPES["smoke"]
+    recipe = replace(recipe, world_model=replace(recipe.world_model, **settings))
+    needs = {need.stage: need for need in plan(recipe, SPEC)}
+    with torch.device(META):
+        policy = MiniVLA.build(recipe.policy, SPEC)
+        world_model, judge = (
+            VideoDiffusionModel.build(recipe.world_model, SPEC, 4),
+            build_reward_model(recipe.reward, SPEC),
+        )
+    rows = recipe.grpo.groups * recipe.grpo.group_size // recipe.grpo.shards
+    dream = partial(planning.imagine, policy, world_model, judge, SPEC, rows, recipe.reward.stride)
+    whole = go_through(torch.no_grad(), dream, [policy, world_model, judge])
+    assert (needs["practise: imagine"].activations, needs["practise: imagine"].flop) == (whole.peak, whole.flop)
+
+
 def test_hours_of_several_processes_by_hand() -> None:
     need = Need("train", 1, 0, 0, 0, "", flop=10**12, steps=800, parts=8, sent=10**9)
     assert need.hours(1.0) == 800 / 3600
@@ -236,7 +257,9 @@ def test_two_units_and_the_rest_are_gathered() -> None:
     row = 64 * 64 * 4
     assert gathered(module, set()) == 10 * row
     module.units = lambda: [*module[:3]]  # type: ignore[assignment]
-    assert gathered(module, {module[0].weight}) == (4 + 2 + 3) * row + row
+    assert gathered(module, {module[0].weight}) == (4 + (1 + 1) + 3) * row  # weights, and the gradients of a unit
+    assert gathered(module, {module[0].weight, module[2].weight}) == (4 + 2 + 2 * 3) * row
+    assert gathered(module, {module[3].weight}) == (2 * 4 + 2 + 3) * row
 
 
 def grpo(**settings: int) -> GRPOConfig:

@@ -109,7 +109,9 @@ def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path) == recipe
     keep_recipe(recipe, tmp_path)
     keep_recipe(changed(recipe, "env.workers", 1), tmp_path)  # changes no number
-    keep_recipe(changed(recipe, "world_model.fit.fsdp", True), tmp_path)
+    for field, value in (("curves", "wandb"), ("env.timeout", 5.0), ("world_model.fit.fsdp", True),
+                         ("world_model.compile", True), ("grpo.micro_batch", 1)):  # fmt: skip
+        keep_recipe(changed(recipe, field, value), tmp_path)
     with pytest.raises(UserError, match=r"grpo.iterations = 7, not 8: .*--out"):
         keep_recipe(changed(recipe, "grpo.iterations", 8), tmp_path)
     assert load_recipe(tmp_path) == recipe

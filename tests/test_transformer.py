@@ -176,6 +176,20 @@ def test_the_past_is_computed_once(anchor):
     assert len(past) == 2 * 2  # keys and values of two temporal blocks: nothing else is kept
 
 
+@pytest.mark.parametrize("conditioning", ["frame", "chunk"])
+def test_in_training_each_block_is_gone_through_once(conditioning):
+    """Past and chunk together, which comes to the same as one after the other."""
+    model, batch, calls = build(action_conditioning=conditioning), inputs(), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, given, found: calls.append(block))
+    together = denoise(model, batch)
+    assert calls == list(model.blocks) and together.requires_grad
+    with torch.no_grad():
+        apart = denoise(model, batch)
+    assert len(calls) == 3 * len(model.blocks)
+    torch.testing.assert_close(together, apart)
+
+
 def test_checkpointing_changes_no_gradient_and_holds_less():
     kept, gradients = [], []
     for checkpointing in (False, True):

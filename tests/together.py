@@ -8,21 +8,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from coin import Coin
+from coin import Coin, pictures
 from test_grpo import STARTS, Guess
 from test_training_fit import Line, sample
 from wmpo.cli import exit_status
 from wmpo.config import FitConfig, GRPOConfig
+from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.grpo import practise
 from wmpo.training import ranks
 from wmpo.training.fit import fit
 from wmpo.training.log import RunLog
+from wmpo.types import Observation
 
 FIT = FitConfig(steps=25, warmup=2, lr=0.05, ema=0.9, cpu_shards=2, accumulate=2)
 PRACTICE = GRPOConfig(
@@ -44,6 +47,21 @@ class HalfUsed(Line):
         return (loss + self.sometimes if x_B3[0, 0] > 0.5 else loss), metrics
 
 
+class Shaky(Coin):
+    """Its imitation loss depends on random numbers, as those of policies that denoise actions do."""
+
+    def forward(
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().forward(batch, generator)
+        return loss * torch.rand((), generator=generator), metrics
+
+
+def heads(step: int) -> ImitationBatch:
+    observation = Observation({"front": pictures(torch.arange(6) % 2)}, torch.zeros(6, 0), ("guess",) * 6)
+    return ImitationBatch(observation, torch.ones(6, 2, 1), torch.ones(6, 2, dtype=torch.bool))
+
+
 def learn_line(folder: Path, log: RunLog, trouble: str = "") -> dict[str, Tensor]:
     def troubled(step: int) -> Tensor:
         if step == TROUBLE and ranks.rank() == 1:
@@ -59,10 +77,16 @@ def learn_line(folder: Path, log: RunLog, trouble: str = "") -> dict[str, Tensor
 
 
 def learn_guess(folder: Path, log: RunLog) -> dict[str, Tensor]:
-    policy = practise(
-        Guess(), Coin(), STARTS, PRACTICE, seed=5, generator=torch.Generator(), folder=folder, name="guess", log=log
-    )
-    return policy.state_dict()
+    """In shards; and in one, by a policy that imitates with noise beside, with rewards shuffled, as a control is."""
+    whole = replace(PRACTICE, shards=1, shuffle_rewards=True, imitation_coef=0.5)
+    found = {}
+    for name, policy, cfg in (("guess", Coin(), PRACTICE), ("whole", Shaky(), whole)):
+        practise(
+            Guess(), policy, STARTS, cfg, seed=5, generator=torch.Generator(), folder=folder, name=name, log=log,
+            shown=heads,
+        )  # fmt: skip
+        found |= {f"{name}/{key}": tensor for key, tensor in policy.state_dict().items()}
+    return found
 
 
 def learn(folder: Path, trouble: str = "") -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from wmpo.io.plain import FREE as FREE
 from wmpo.io.plain import Between as Between
 
 SEEDS, EPISODES, ROUNDS = Between(0, 255), Between(1, 65536), Between(1, 31)
@@ -23,12 +24,12 @@ class EnvConfig:
     family: str = "tabletop"
     """Which environment: tabletop (the embedded simulator), an entry point of the group wmpo.envs, or yours as
     module:Class (docs/own_env.md)."""
-    workers: Annotated[int, Between(0, 256)] = 2
+    workers: Annotated[int, Between(0, 256), FREE] = 2
     """Simulator processes."""
-    python: str = ""
+    python: Annotated[str, FREE] = ""
     """Another Python interpreter for the simulator processes, where a simulator pins what clashes with the rest; it
     needs NumPy. Empty: this one."""
-    timeout: Annotated[float, Between(0.1, 1e6)] = 120.0
+    timeout: Annotated[float, Between(0.1, 1e6), FREE] = 120.0
     """Seconds that a simulator process may take for one request before it is replaced."""
 
 
@@ -48,7 +49,7 @@ class FitConfig:
     accumulate: Annotated[int, Between(1, 1024)] = 1
     """Equal parts of a batch of which gradients are computed one after another, each in its shards: less memory.
     Several processes share the parts (docs/cluster.md)."""
-    fsdp: bool = False
+    fsdp: Annotated[bool, FREE] = False
     """Of several processes each keeps only a share of the weights, their gradients, their average and the optimiser's
     state (docs/cluster.md): less memory, and changes what is learned by nothing but rounding."""
     lr: Annotated[float, Between(1e-12, 100)] = 1e-3
@@ -193,7 +194,7 @@ class GRPOConfig:
     """Optimiser steps in a pass over the batch. [paper 4]"""
     epochs: Annotated[int, Between(1, 1000)] = 1
     """Passes over the batch of an iteration. [paper 1]"""
-    micro_batch: Annotated[int, Between(1, 1000000)] = 32
+    micro_batch: Annotated[int, Between(1, 1000000), FREE] = 32
     """Episodes of which gradients are computed at once, by a GPU or by each core of a CPU; they add up to that of the
     mini-batch. Less takes less memory, and changes what is learned by nothing but rounding."""
     clip_low: Annotated[float, Between(0, 1)] = 0.20
@@ -264,7 +265,7 @@ class Recipe:
     """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""
     device: str = "auto"
     """auto: a GPU where there is one."""
-    curves: CurvesKind = "tensorboard"
+    curves: Annotated[CurvesKind, FREE] = "tensorboard"
     """Where the numbers of its trainings are shown as they come: tensorboard; wandb (Weights & Biases), or trackio,
     which need an extra each. They stand in metrics.jsonl anyway, and nothing depends on it."""
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from textwrap import shorten
 from traceback import extract_tb
 from types import ModuleType
@@ -95,3 +99,12 @@ def require_package(why: str, package: str, extra: str) -> None:
     """Raise UserError unless an optional package is installed; it isn't imported."""
     if find_spec(package) is None:
         raise UserError(f"{why}, which needs {package}: pip install 'wmpo[{extra}]'.")
+
+
+def require_compiler(why: str) -> None:
+    """Raise UserError unless torch.compile will find what it builds with: a C++ compiler, and Python's headers."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = f"{compiler}, a C++ compiler" if which(compiler) is None else "" if header.is_file() else str(header)
+    if missing:
+        raise UserError(f"{why}, which needs {missing}: install it (apt install g++ python3-dev), or turn that off.")

@@ -25,7 +25,7 @@ from wmpo.config import GRPOConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.imagination import ImaginedEnv
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import numbers_of
 from wmpo.losses.grpo import clipped_policy_loss, group_advantage, informative, kl_penalty, shuffle_within_groups
 from wmpo.protocols import Env, Policy
 from wmpo.rollout import Rollout, rollout
@@ -109,7 +109,8 @@ def play_shards(
 ) -> list[Shard]:
     """Play this rank's shards of the groups that begin at `initial_states`, one of each.
 
-    With more shards than one, each has random numbers of its own: who plays it, actors even, changes nothing."""
+    With more shards than one, each has random numbers of its own: who plays it, actors even, changes nothing. All
+    ranks' generators then are where that of one process would be."""
     count = min(cfg.shards, len(initial_states))
     bounds = [len(initial_states) * place // count for place in range(count + 1)]
     states = [initial_states[begin:end] for begin, end in pairwise(bounds)]
@@ -121,7 +122,9 @@ def play_shards(
         shards = actors.deal_lent(play_shard, (env, policy, generator), policy, pieces)
     else:
         shards = [play_shard(env, policy, generator, *piece) for piece in pieces]
-    if seeds[-1] is not None:
+    if seeds[-1] is None:  # the last rank has played all, and it alone has drawn
+        generator.set_state(ranks.gather(generator.get_state())[-1])
+    else:
         generator.manual_seed(seeds[-1])
     return shards
 
@@ -332,10 +335,9 @@ def checkpoints(
     seed: int,
     depends: Mapping[str, object] | None,
 ) -> Checkpoints:
-    """The files of practice that begins with this policy. Micro-batches change no more than the last digits."""
-    settings = {key: value for key, value in to_plain(cfg).items() if key != "micro_batch"}
+    """The files of practice that begins with this policy."""
     inputs = {"policy": digest_of(policy), "initial_states": digest_of_numbers(initial_states), **(depends or {})}
-    return Checkpoints(folder, {**settings, "seed": seed, **inputs})
+    return Checkpoints(folder, {**numbers_of(cfg), "seed": seed, **inputs})
 
 
 class Learner:

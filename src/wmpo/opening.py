@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,10 @@ from wmpo.errors import UserError
 from wmpo.families import PLUGS, allow, code_in, completed, recipe_from_plain
 from wmpo.grpo import trained_parameters
 from wmpo.io.files import file_lock, read_json, write_json
-from wmpo.io.plain import differences, to_plain
+from wmpo.io.plain import differences, free, to_plain
 from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
-from wmpo.recipes.checks import check_recipe
+from wmpo.recipes.checks import check_machine, check_recipe
 from wmpo.run import DONE, Run, check_horizon
 from wmpo.training import actors, ranks
 from wmpo.training.log import RunLog
@@ -38,7 +38,6 @@ OWN_FOLDERS = re.compile(
     "episodes|evaluation|inputs|policies|base|wmpo-[0-9]+|imitation|control|tensorboard|wandb|model|policy|"
     "(world_model|reward_model|practice|self_imitation|dreams)[a-z0-9_-]*"
 )
-CHANGES_NO_NUMBER = ("curves", "env.workers", "env.python", "env.timeout")  # a run may go on with other values of these
 
 
 @contextmanager
@@ -56,8 +55,7 @@ def open_run(
     ranks.start()
     recipe = completed(trusted(recipe))
     check_recipe(recipe)
-    use_one_thread()
-    device = pick_device(recipe.device)
+    device = prepare_process(recipe, recipe.device)
     gpus = int(device.type == "cuda")
     with (
         actors.hired(ray, ray_actors, max(1, recipe.env.workers), gpus, partial(prepare_actor, recipe, device.type)),
@@ -89,9 +87,14 @@ def real_env(config: EnvConfig) -> Env:
 
 def prepare_actor(recipe: Recipe, device: str) -> None:
     """Make a process of a cluster compute what this one would, for a run of this recipe."""
-    trusted(recipe)
+    prepare_process(trusted(recipe), device)
+
+
+def prepare_process(recipe: Recipe, device: str) -> torch.device:
+    """The device of this process, which is now ready to compute with it."""
+    check_machine(recipe)
     use_one_thread()
-    pick_device(device)
+    return pick_device(device)
 
 
 @contextmanager
@@ -103,8 +106,7 @@ def open_stage(recipe: Recipe, folder: Path, data: Path, env: Env | None = None,
     ranks.start()
     recipe = completed(trusted(recipe))
     check_recipe(recipe)
-    use_one_thread()
-    device = pick_device(recipe.device)
+    device = prepare_process(recipe, recipe.device)
     if env is not None:
         check_tasks(recipe, env)
         if owner := owner_of(data):
@@ -150,7 +152,7 @@ def check_tasks(recipe: Recipe, env: Env) -> None:
             raise UserError(f"collect.task names {task!r}, which is none of the environment's tasks: {names}.")
 
 
-def load_recipe(folder: Path, without: Sequence[str] = ()) -> Recipe:
+def load_recipe(folder: Path, without: Iterable[str] = ()) -> Recipe:
     """The recipe of the run in `folder`. `without`: settings, by dotted names, or parts, that the caller doesn't take
     from the file, and which therefore may name what they like there; they get their defaults."""
     if not folder.is_dir():
@@ -171,10 +173,11 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
     if not (folder / RECIPE).exists():
         write_json(folder / RECIPE, to_plain(recipe))
         return
-    kept = load_recipe(folder, without=CHANGES_NO_NUMBER)
+    others = free(recipe)  # a run may go on with other values of these
+    kept = load_recipe(folder, without=others)
     grows = recipe.env.family == RECORDED and kept.rounds < recipe.rounds
     for name, (was, now) in differences(to_plain(kept), to_plain(recipe)).items():
-        if name not in CHANGES_NO_NUMBER and not name.endswith(".fsdp") and not (grows and name == "rounds"):
+        if name not in others and not (grows and name == "rounds"):
             raise UserError(
                 f"{folder} holds a run with {was}, not {now}: give the same settings to continue it, or another folder "
                 "with --out."

@@ -22,7 +22,7 @@ from wmpo.envs import task_names
 from wmpo.errors import UserError
 from wmpo.families import save_model
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import differences, to_plain
+from wmpo.io.plain import differences, numbers_of, to_plain
 from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.training import ranks
 from wmpo.training.checkpoint import WEIGHTS
@@ -33,7 +33,6 @@ from wmpo.types import EnvSpec
 P = ParamSpec("P")
 T = TypeVar("T")
 DONE = "dream.png"  # which a run writes last
-CHANGES_NO_FRAME = ("workers", "python", "timeout", "renderer")  # settings of an environment
 
 
 class Purpose(IntEnum):
@@ -153,7 +152,7 @@ class Run:
 
     def same_env(self) -> None:
         """All episodes of a folder are of one environment, with the same settings. Raises UserError otherwise."""
-        settings = {name: value for name, value in vars(self.recipe.env).items() if name not in CHANGES_NO_FRAME}
+        settings = {name: value for name, value in numbers_of(self.recipe.env).items() if name != "renderer"}
         self.same_inputs("episodes", {"env": settings})
 
     def episodes(self, wanted: Callable[[EpisodeRecord], bool]) -> list[int]:

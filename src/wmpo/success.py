@@ -18,7 +18,7 @@ from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.families import MODEL_CONFIG
 from wmpo.imagination import ImaginedEnv, first_frames_of, replay
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import numbers_of
 from wmpo.losses.verdicts import best_f1_threshold, calibrated_threshold, matching_threshold, precision_recall_f1
 from wmpo.protocols import Policy, RewardModel, WorldModel
 from wmpo.report.measure import score_video
@@ -26,7 +26,6 @@ from wmpo.rewards import build_reward_model, load_reward_model
 from wmpo.rollout import rollout
 from wmpo.run import Purpose, Run, once
 from wmpo.training.checkpoint import digest_of, digest_of_values
-from wmpo.training.fit import numbers_of
 from wmpo.types import Episode
 
 DREAMS_PER_INITIAL_STATE = 2  # when imagined and real success are compared
@@ -118,7 +117,7 @@ def learn_success(
         )
     data = labelled(run, data)
     cache, folder = FrameCache(run.store), run.folder / f"reward_model-{turn}"
-    inputs: dict[str, object] = {"settings": {**to_plain(cfg), "fit": numbers_of(cfg.fit)}, "seed": run.recipe.seed}
+    inputs: dict[str, object] = {"settings": numbers_of(cfg), "seed": run.recipe.seed}
     inputs |= {f"episodes {name}": cache.digest(episodes) for name, episodes in vars(data).items()}
     inputs |= {"world model": digest_of(world_model) if world_model else None}
     inputs |= {"policy": digest_of(policy) if policy else None}

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from wmpo.batches import split
-from wmpo.cli.counting import META, Network, go_through
+from wmpo.cli.counting import META, Alive, Network, go_through
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.data.clips import ImitationBatch, RewardBatch, VideoBatch
 from wmpo.data.latents import AT_ONCE, Encoder
@@ -31,6 +31,7 @@ from wmpo.rewards import build_reward_model
 from wmpo.success import FOLDS, REPLAYED_AT_ONCE, chosen_by_rate
 from wmpo.types import EnvSpec, Observation
 from wmpo.world_models import build_world_model
+from wmpo.world_models.settings import VideoDiffusionSettings
 
 MARGIN = 1.15
 
@@ -192,11 +193,12 @@ def training(
 
 
 def gathered(module: Trainable, trained: AbstractSet[nn.Parameter]) -> int:
-    """What `training.fsdp` holds whole: the weights of two units, this one and the next, and of what is in no unit; and
-    all gradients, since those of a unit that is gone through twice, as the denoiser's are, come late."""
+    """What `training.fsdp` holds whole: weights and gradients of two units, this one and the next, and of what is in no
+    unit. Those of a unit that was gone through twice would come late."""
     units = [set(unit.parameters()) for unit in module.units()] if isinstance(module, HasUnits) else []
     rest = set(module.parameters()).difference(*units)
-    return sum(sorted(map(size_of, units))[-2:]) + size_of(rest) + size_of(trained)
+    held_of, *of_units = (size_of(some) + size_of(some & trained) for some in (rest, *units))
+    return held_of + sum(sorted(of_units)[-2:])
 
 
 def deciding(recipe: Recipe, policy: Policy, spec: EnvSpec) -> Need:
@@ -237,7 +239,7 @@ def replaying(recipe: Recipe, world_model: WorldModel, reward_model: RewardModel
     rows = min(REPLAYED_AT_ONCE, episodes)
     models: tuple[Network, ...] = (world_model, reward_model)
     chunk = world_model.chunk
-    taken = go_through(torch.no_grad(), lambda: imagine(None, world_model, reward_model, spec, rows, chunk), models)
+    taken = dreaming(recipe, None, world_model, reward_model, spec, rows, chunk)
     steps = -(-spec.horizon // chunk) * episodes / rows
     change = "world_model.imagined_rows, world_model.codec_rows"
     return Need("replay", sum(map(count, models)), sum(map(held, models)), 0, taken.peak, change, taken.flop, steps)
@@ -251,9 +253,7 @@ def imagining(
     shards = min(cfg.shards, cfg.groups)
     rows, stride = -(-cfg.groups // shards) * cfg.group_size, recipe.reward.stride
     networks: tuple[Network, ...] = (policy, world_model, reward_model)
-    taken = go_through(
-        torch.no_grad(), lambda: imagine(policy, world_model, reward_model, spec, rows, stride), networks
-    )
+    taken = dreaming(recipe, policy, world_model, reward_model, spec, rows, stride)
     weights = sum(map(held, networks))
     change, steps = "grpo.groups, grpo.group_size", practices * cfg.iterations * chunks * shards
     parameters = sum(map(count, networks))
@@ -287,6 +287,31 @@ def updating(
     return Need(
         "practise: update", count(policy), weights, kept, activations, change, taken.flop, steps, parts, trained
     )
+
+
+def dreaming(
+    recipe: Recipe, policy: Policy | None, world_model: WorldModel, reward_model: RewardModel, spec: EnvSpec, rows: int,
+    stride: int,
+) -> Alive:  # fmt: skip
+    """What `imagine` takes. No more than two denoising steps are gone through, since the others hold as much as the
+    second; what one of them computes is counted on one video, and multiplied."""
+    settings, steps = recipe.world_model, 1
+    if isinstance(settings, VideoDiffusionSettings):
+        steps = settings.student_steps or settings.sampling_steps
+
+    def taken(few: int, videos: int, policy: Policy | None) -> Alive:
+        model = world_model
+        if isinstance(settings, VideoDiffusionSettings) and few < steps:
+            fewer = replace(settings, sampling_steps=few, student_steps=few if settings.student_steps else 0)
+            with torch.device(META):
+                model = build_world_model(fewer, spec, world_model.chunk).to(META)
+        networks: list[Network] = [model, reward_model, *([] if policy is None else [policy])]
+        return go_through(torch.no_grad(), lambda: imagine(policy, model, reward_model, spec, videos, stride), networks)
+
+    found = taken(min(steps, 2), rows, policy)
+    if steps > 2:
+        found.flop += (steps - 2) * rows * (taken(2, 1, None).flop - taken(1, 1, None).flop)
+    return found
 
 
 def imagine(
@@ -355,15 +380,9 @@ def video_batch(
             for name, shape in shapes.items()
         }
 
-    return VideoBatch(
-        shots(context),
-        shots(),
-        shots(chunk),
-        blank(rows, chunk, spec.action_dim),
-        blank(rows, 1 + chunk, spec.state_dim),
-        blank(rows, spec.state_dim),
-        blank(rows, spec.action_dim),
-    )
+    action, state = blank(rows, chunk, spec.action_dim), blank(rows, 1 + chunk, spec.state_dim)
+    first_state, travel = blank(rows, spec.state_dim), blank(rows, spec.action_dim)
+    return VideoBatch(shots(context), shots(), shots(chunk), action, state, first_state, travel)
 
 
 def fitting(need: Need, gpu_bytes: float, processes: int = 1) -> str:

@@ -22,6 +22,9 @@ class Between(NamedTuple):
     most: float
 
 
+FREE = "free"
+"""In the annotation of a setting, `Annotated[bool, FREE]`: it changes no number by more than rounding, so that what was
+begun with one value may go on with another."""
 ANY = Between(-(10**9), 10**9)  # of a setting that names no range of its own
 Json = Any
 """A value as JSON knows it; what is in it is checked where it is read."""
@@ -40,6 +43,21 @@ def to_plain(value: object) -> Json:
     if hasattr(value, "tolist"):  # numpy and torch numbers and arrays
         return value.tolist()
     return value
+
+
+def numbers_of(settings: object) -> JsonObject:
+    """As `to_plain`, of a dataclass, without its settings that are `FREE`, nor those of dataclasses in it."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    return {
+        name: numbers_of(value) if dataclasses.is_dataclass(value) else to_plain(value)
+        for name, value in vars(settings).items()
+        if FREE not in getattr(hints[name], "__metadata__", ())
+    }
+
+
+def free(settings: object) -> frozenset[str]:
+    """Dotted names of the settings that are `FREE`."""
+    return frozenset(flat(to_plain(settings)).keys() - flat(numbers_of(settings)).keys())
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -91,14 +109,15 @@ def check_ranges(settings: object, prefix: str = "", others: Between | None = AN
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for name, value in vars(settings).items():
         field, hint = prefix + (name.replace("_", "-") if prefix.startswith("--") else name), hints[name]
+        kind = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{field}.", others)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             facts = (fact for fact in getattr(hint, "__metadata__", ()) if isinstance(fact, Between))
             if bounds := next(facts, others):
                 _number(field, value, *bounds)
-        elif get_origin(hint) is Literal and value not in get_args(hint):
-            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
+        elif get_origin(kind) is Literal and value not in get_args(kind):
+            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(map(str, get_args(kind)))}.")
 
 
 def _number(field: str, value: float, least: float, most: float) -> None:

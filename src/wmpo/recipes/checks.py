@@ -42,3 +42,11 @@ def check_recipe(recipe: Recipe) -> None:
         check = getattr(getattr(recipe, kind), "check", None)  # what a family knows of its own settings
         if check is not None:
             check()
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Raise UserError where this machine lacks what a family needs to run, but not to be planned."""
+    for kind in PLUGS:
+        check = getattr(getattr(recipe, kind), "check_machine", None)
+        if check is not None:
+            check()

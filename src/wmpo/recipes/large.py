@@ -2,9 +2,9 @@
 
 What makes it fit: bfloat16, gradients of two clips at a time that add up (`accumulate`), blocks that are computed
 again for their gradients (`checkpointing`), latents that are computed once (`shift` 0), and caps on the videos and
-frames that are imagined, encoded and decoded at once. `wmpo plan large-24gb` counts it. The largest trainings and
-practice are cut into up to 64 parts, so that as many processes find work. Learning rates are those of the paper, or of
-the policies' authors; nobody has searched for them here.
+frames that are imagined, encoded and decoded at once. Dreams, of ten steps a chunk, are compiled (`compile`). `wmpo
+plan large-24gb` counts it. The largest trainings and practice are cut into up to 64 parts, so that as many processes
+find work. Learning rates are those of the paper, or of the policies' authors; nobody has searched for them here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ DREAM = VideoDiffusionSettings(
     training_timesteps="all",
     sampling_steps=10,
     imagined_rows=16,
+    compile=True,
     width=768,
     depth=14,
     heads=12,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wmpo.batches import Batch, rows_of, split, to_device
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
-from wmpo.io.plain import to_plain
+from wmpo.io.plain import numbers_of
 from wmpo.protocols import Trainable
 from wmpo.training import fsdp, ranks
 from wmpo.training.checkpoint import (
@@ -110,11 +110,6 @@ def fit(
                     raise KeyboardInterrupt(f"{name}: stopped after step {saved}; the same command continues there.")
     learner.finish(files)
     return module.to(device).eval()
-
-
-def numbers_of(config: FitConfig) -> dict[str, object]:
-    """The settings that change what is learned by more than rounding."""
-    return {name: value for name, value in to_plain(config).items() if name != "fsdp"}
 
 
 class Learner:

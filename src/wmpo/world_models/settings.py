@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from wmpo.config import Between, FitConfig, WorldModelConfig
-from wmpo.errors import UserError, require_multiple, require_package
+from wmpo.config import FREE, Between, FitConfig, WorldModelConfig
+from wmpo.errors import UserError, require_compiler, require_multiple, require_package
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class VideoDiffusionSettings(WorldModelConfig):
     many channels as this number."""
     codec_width: Annotated[int, Between(1, 4096)] = 32
     """Channels of the small autoencoder at half resolution."""
-    codec_rows: Annotated[int, Between(0, 1000000)] = 0
+    codec_rows: Annotated[int, Between(0, 1000000), FREE] = 0
     """Frames that are encoded or decoded at once; 0: all. Fewer take less memory."""
     codec_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=600, batch_size=32, lr=2e-3))
     """Training of the small autoencoder."""
@@ -64,16 +64,20 @@ class VideoDiffusionSettings(WorldModelConfig):
         default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.98)
     )
     """Training of the student, after pretraining and again after alignment."""
-    imagined_rows: Annotated[int, Between(0, 1000000)] = 0
+    imagined_rows: Annotated[int, Between(0, 1000000), FREE] = 0
     """Videos that are denoised at once; 0: all on a GPU, as many as lie in the caches of a CPU. Fewer take less memory,
     and end as they would together, but for rounding."""
+    compile: Annotated[bool, FREE] = False
+    """The denoiser that imagines is compiled (torch.compile), anew in each process: a minute or more, which a C++
+    compiler must be there for; then it is faster, and ends as it would have, but for rounding. Training stays as it
+    is."""
     width: Annotated[int, Between(1, 16384)] = 32
     """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
     depth: Annotated[int, Between(1, 256)] = 4
     """Residual blocks of the U-Net's coarse level, or pairs of blocks of the transformer."""
     heads: Annotated[int, Between(1, 256)] = 4
     """Attention heads of the transformer."""
-    checkpointing: bool = False
+    checkpointing: Annotated[bool, FREE] = False
     """Training keeps what comes into each of the transformer's blocks and computes the block again for its gradient: a
     third more arithmetic, a small part of the memory, the same gradients."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -91,6 +95,10 @@ class VideoDiffusionSettings(WorldModelConfig):
         default_factory=lambda: FitConfig(optimizer="muon", steps=500, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.995)
     )
     """Policy behaviour alignment: training on the policy's own rollouts, failures included, and demonstrations."""
+
+    def check_machine(self) -> None:
+        if self.compile:
+            require_compiler("world_model.compile is on")
 
     def check(self) -> None:
         if self.image_size is not None and not all(8 <= side <= 4096 for side in self.image_size):

@@ -3,7 +3,8 @@
 The sequence is [first frame] + c context frames + K noisy frames. Blocks come in pairs: a spatial block, whose
 attention stays inside each frame, and a temporal block, whose attention follows one position through time, causally.
 Causal attention and times of its own make the past independent of what is being denoised: its keys and values are
-computed once (`remember`) and serve all denoising steps of a chunk.
+computed once (`remember`) and serve all denoising steps of a chunk. In training, where a chunk is denoised once, past
+and chunk go through the blocks together, so that each is gone through once, too (`Ahead`).
 adaLN coefficients of frame i come from its diffusion time and the action that leads to it. As in STDiT they are
 computed once and shared by all blocks of a kind, each of which adds a learned table of its own.
 
@@ -58,6 +59,10 @@ def rotate(x: Tensor, first: int = 0) -> Tensor:
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class Ahead(list[Tensor]):
+    """Frames, times and actions of the past, as they go into the blocks ahead of a chunk."""
 
 
 class Attention(nn.Module):
@@ -165,8 +170,8 @@ class SpaceTimeTransformer(nn.Module):
         self.out = zero_init(nn.Linear(width, channels * patch**2))
 
     def remember(self, context_Bcchw: Tensor, anchor_Bchw: Tensor | None, context_t_B: Tensor) -> list[Tensor]:
-        """What is kept of the past, however often a chunk is denoised: keys and values of each temporal block.
-        context_t in [0, 1]: 0 is noise, 1 is data."""
+        """What is kept of the past, however often a chunk is denoised: keys and values of each temporal block; with
+        gradients, what they come from. context_t in [0, 1]: 0 is noise, 1 is data."""
         B = len(context_Bcchw)
         frames, times = [context_Bcchw], [context_t_B[:, None].expand(B, self.context)]
         actions = [self.no_action.expand(B, self.context, -1)]
@@ -175,8 +180,8 @@ class SpaceTimeTransformer(nn.Module):
             frames.insert(0, anchor_Bchw[:, None])
             times.insert(0, torch.ones_like(times[0][:, :1]))  # it is a real frame, without noise
             actions.insert(0, self.first_frame.expand(B, 1, -1))
-        _, _, past = self._attend(torch.cat(frames, 1), torch.cat(times, 1), torch.cat(actions, 1), [])
-        return past
+        given = torch.cat(frames, 1), torch.cat(times, 1), torch.cat(actions, 1)
+        return Ahead(given) if torch.is_grad_enabled() else self._attend(*given, [])[2]
 
     def forward(self, noisy_BKchw: Tensor, t_B: Tensor, past: Sequence[Tensor], action_BKD: Tensor) -> Tensor:
         """(B, K, c, h, w): the raw output for the K frames. t in [0, 1]: 0 is noise, 1 is data."""
@@ -185,8 +190,14 @@ class SpaceTimeTransformer(nn.Module):
             action_BKE = self.embed_action(action_BKD)
         else:
             action_BKE = self.embed_action(action_BKD.flatten(1))[:, None].expand(B, K, -1)
-        x, both_BKE, _ = self._attend(noisy_BKchw, t_B[:, None].expand(B, K), action_BKE, past)
-        shift, scale = self.modulate_out(both_BKE)[:, :, None].chunk(2, -1)
+        frames, times, actions = noisy_BKchw, t_B[:, None].expand(B, K), action_BKE
+        if isinstance(past, Ahead):
+            given = zip(past, (frames, times, actions), strict=True)
+            frames, times, actions = (torch.cat(pair, 1) for pair in given)
+            past = []
+        x, both_BFE, _ = self._attend(frames, times, actions, past)
+        x = x[:, -K:]
+        shift, scale = self.modulate_out(both_BFE[:, -K:])[:, :, None].chunk(2, -1)
         x = self.out(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
         rows = noisy_BKchw.shape[-2] // self.patch
         return F.pixel_shuffle(x.transpose(-1, -2).unflatten(-1, (rows, -1)), self.patch)

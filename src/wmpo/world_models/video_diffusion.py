@@ -18,6 +18,7 @@ States and actions that come in or go out have the units of the data; the networ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from wmpo.types import EnvSpec, Observation
 from wmpo.world_models.autoencoder import Autoencoder, DiffusersCodec
 from wmpo.world_models.cameras import CommonSize
 from wmpo.world_models.codecs import PixelCodec
+from wmpo.world_models.compiled import Compiled
 from wmpo.world_models.distillation import Distillation
 from wmpo.world_models.kinematics import Kinematics
 from wmpo.world_models.memory import Memory
@@ -51,7 +53,7 @@ SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective,
 class Known(NamedTuple):
     """Who estimates, what it is given beside the noisy frames of a chunk, and what it may put a frame together from."""
 
-    denoiser: UNet | SpaceTimeTransformer
+    denoiser: UNet | SpaceTimeTransformer | Compiled
     past: list[Tensor]  # what the denoiser keeps of context and anchor
     last: Tensor  # (B, channels, h, w): the last frame of the context
     conditioning: Tensor  # (B, K, E): actions and poses
@@ -167,7 +169,7 @@ class VideoDiffusionModel(nn.Module):
     # Learning
 
     def known(
-        self, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor, denoiser: UNet | SpaceTimeTransformer
+        self, memory: Memory, action_BKD: Tensor, pose_BKP: Tensor, denoiser: UNet | SpaceTimeTransformer | Compiled
     ) -> Known:
         """What the estimates of one chunk have in common, however noisy the frames."""
         anchor = memory.anchor if self.config.settings.anchor else None
@@ -281,21 +283,28 @@ class VideoDiffusionModel(nn.Module):
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
         B, device = len(chunk_BKD), memory.anchor.device
         noise = flow.standard_normal((B, self.config.chunk, *self.latent), device, generator)
-        at_once = self.config.settings.imagined_rows or B
+        at_once = self.config.settings.imagined_rows or max(B, CACHED_ROWS)
         at_once = min(at_once, CACHED_ROWS) if device.type == "cpu" else at_once
         pose = self.kinematics.follow(memory.pose, chunk_BKD)
-        given = [(noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows]) for rows in slices(B, at_once)]
+        given = [
+            (noise[rows], memory.rows(rows), chunk_BKD[rows], pose[rows], len(noise[rows]) == at_once)
+            for rows in slices(B, at_once)
+        ]
         latents = torch.cat(parallel_map(self.sample, *zip(*given, strict=True), device=device))
         return memory.then(latents, pose[:, -1]), Imagined(latents, pose)
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, memory: Memory, chunk_BKD: Tensor, pose_BKP: Tensor) -> Tensor:
-        """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape."""
+    def sample(
+        self, noise: Tensor, memory: Memory, chunk_BKD: Tensor, pose_BKP: Tensor, as_usual: bool = False
+    ) -> Tensor:
+        """(B, K, channels, h, w): the K frames that the sampler finds, from noise of that shape. `as_usual`: of as many
+        videos as nearly always, for which alone compiling is worth while."""
         settings = self.config.settings
         denoiser, steps = self.denoiser, settings.sampling_steps
         if self.student is not None:
             denoiser, steps = self.student, settings.student_steps
-        known = self.known(memory, chunk_BKD, pose_BKP, denoiser)
+        compiles = settings.compile and as_usual and noise.device.type != "meta"
+        known = self.known(memory, chunk_BKD, pose_BKP, Compiled(denoiser) if compiles else denoiser)
         sampler = flow.euler_sample if settings.objective == "flow" else flow.ddim_sample
         return sampler(lambda noisy, t_B: self.predict(noisy, t_B, known), noise, steps)
 
@@ -305,7 +314,8 @@ class VideoDiffusionModel(nn.Module):
     # Files
 
     def save_pretrained(self, folder: Path) -> None:
-        save_module(folder, self, self.config)
+        settings = replace(self.config.settings, compile=False)  # which other machines may not be able to
+        save_module(folder, self, replace(self.config, settings=settings))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> VideoDiffusionModel:

@@ -1,0 +1,99 @@
+"""A compiled dream equals the one that it is made of; what else a world model does is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from test_video_diffusion import SMALL, batch, build
+from wmpo.cli import main
+from wmpo.types import Observation
+from wmpo.world_models import compiled
+from wmpo.world_models.video_diffusion import VideoDiffusionModel
+
+VIDEOS = 7
+KINDS = {
+    "unet": replace(SMALL, sampling_steps=2, imagined_rows=3, precision="float32"),
+    "transformer": replace(
+        SMALL, backbone="transformer", motion_prior=False, width=16, depth=1, heads=2, sampling_steps=2,
+        imagined_rows=3, precision="float32",
+    ),
+}  # fmt: skip
+
+
+def both(name: str) -> tuple[VideoDiffusionModel, VideoDiffusionModel]:
+    """The same world model, as it is and compiled, with weights that are nowhere 0."""
+    plain, quick = build(KINDS[name]).eval(), build(replace(KINDS[name], compile=True)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    quick.load_state_dict(plain.state_dict())
+    return plain, quick
+
+
+def dream(model: VideoDiffusionModel) -> Tensor:
+    data = batch(2, size=VIDEOS)
+    memory = model.begin(Observation(data.anchor, torch.zeros(VIDEOS, 0), ("",) * VIDEOS))
+    latents: Tensor = model.imagine(memory, data.action, torch.Generator().manual_seed(0))[1].latents
+    return latents
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pieces_of_the_usual_size_alone_are_compiled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def watched(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(denoiser: Any, videos: Tensor, *given: Any) -> Any:
+            seen.append((work.__name__, len(videos)))
+            return work(denoiser, videos, *given)
+
+        return call
+
+    monkeypatch.setattr(compiled, "_compiled", watched)
+    plain, quick = both(name)
+    assert torch.equal(dream(plain), dream(quick))
+    piece = [("_remember", 3), ("_forward", 3), ("_forward", 3)]  # the past once, for both denoising steps
+    assert seen == [*piece, *piece]  # and the seventh video by itself
+    quick(batch(3, size=3))[0].backward()
+    quick.save_pretrained(tmp_path)
+    loaded = VideoDiffusionModel.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(dream(loaded), dream(plain))
+    assert len(seen) == 6 and not loaded.config.settings.compile  # on another machine it may be out of reach
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_compiled_dream_equals_the_other(name: str) -> None:
+    plain, quick = both(name)
+    first = dream(quick)
+    torch.testing.assert_close(first, dream(plain), rtol=1e-4, atol=1e-4)
+    assert torch.equal(first, dream(quick))
+    with torch.no_grad():
+        for parameter in (*plain.parameters(), *quick.parameters()):
+            parameter.mul_(0.5)  # it is the weights of the moment that are used
+    torch.testing.assert_close(dream(quick), dream(plain), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(dream(quick), first, atol=1e-2)
+
+
+def test_without_a_compiler_it_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options = ["smoke", "--world-model.compile", "--env.renderer", "rays"]
+    assert main(["run", *options, "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        "wmpo: world_model.compile is on, which needs no-such-compiler, a C++ compiler: install it (apt install g++ "
+        "python3-dev), or turn that off.\n"
+    )
+    assert not (tmp_path / "run").exists()
+    assert main(["plan", *options]) == 0
