@@ -187,7 +187,7 @@ def _patches(tower: Part, images_BCHW: Tensor, positions: str) -> Tensor:
 def patch_places(side: int, known: int, positions: str) -> Tensor:
     """(side,) which of the `known` places in a row, or column, each of `side` patches takes.
 
-    Version 4 of transformers multiplies by 1 - 1e-6 first: in float32, each patch but the first falls short of its place.
+    Version 4 of transformers multiplies by 1 - 1e-6 first: in float32, every patch but one falls short of its place.
     """
     at = torch.arange(side) / side * (1 - 1e-6 if positions == "shifted" else 1)
     return torch.bucketize(at, torch.arange(1 / known, 1.0, 1 / known), right=True)
