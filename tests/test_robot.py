@@ -9,13 +9,11 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,6 @@ from wmpo.config import Recipe, RewardConfig
 from wmpo.contracts import check_env
 from wmpo.data.store import EpisodeStore
 from wmpo.envs import make_env
-from wmpo.envs.robot import driver
 from wmpo.envs.robot.lerobot_bridge import LeRobotArm
 from wmpo.envs.robot.settings import RobotSettings
 from wmpo.errors import UserError
@@ -224,25 +221,6 @@ def test_policies_take_turns_unseen_and_go_on_after_a_stop(tmp_path: Path) -> No
 
 
 WAVE = ("action_low=-90", "action_high=[90, 60]", "max_speed=[100, 40]", "image_size=[12, 16]", "home=[40, -20]")
-
-
-def test_the_caller_is_told_before_the_driver_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread stops it, and the main thread, which ends the process, comes upon that."""
-    sent: list[dict[str, Any]] = []
-    begun = threading.Event()
-
-    def stop() -> None:
-        begun.set()
-        time.sleep(0.3)
-
-    monkeypatch.setattr(driver, "send", lambda connection, head: sent.append(head))
-    monkeypatch.setattr(driver, "GRACE", 1e6)  # it would end this process
-    robot: Any = SimpleNamespace(fps=20, action_dim=1, action_low=-1, action_high=1, max_speed=1, stop=stop)
-    driven = driver.Driver(robot, object(), 1.0, "robot", False)  # type: ignore[arg-type]
-    threading.Thread(target=driven.stop, args=("a key",)).start()
-    begun.wait()
-    driven.stop("another reason")
-    assert sent == [{"stopped": "a key"}]
 
 
 def test_lerobot_bridge_in_another_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

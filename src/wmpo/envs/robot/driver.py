@@ -77,7 +77,6 @@ class Driver:
         self.keys: queue.Queue[str] = queue.Queue()
         self.stopped = ""
         self.ended = threading.Event()  # set when the robot is stopped for good: ends every wait
-        self.told = threading.Event()  # then the caller knows it
         self.sending = threading.Lock()
         self.expected: tuple[float, str] | None = None  # when what is waited for is too late, and what it is
         self.due: float | None = None  # when the next command is; None before an episode's first
@@ -92,10 +91,9 @@ class Driver:
     def stop(self, why: str) -> None:
         """For good, from any thread: the robot first, then the caller is told, and the process ends soon."""
         with self.sending:
-            first, self.stopped = not self.stopped, self.stopped or why
-        if not first:
-            self.told.wait(GRACE)  # else the process could end before the caller is told
-            return
+            if self.stopped:
+                return
+            self.stopped = why
         self.ended.set()
         self.hold()
         timer = threading.Timer(GRACE, os._exit, (1,))  # whatever still hangs then
@@ -105,7 +103,6 @@ class Driver:
         self.keys.put("")
         with contextlib.suppress(OSError), self.sending:
             send(self.connection, {"stopped": why})
-        self.told.set()
 
     def hold(self) -> None:
         try:
