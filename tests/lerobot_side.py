@@ -2,13 +2,16 @@
 
 make JOBS: tiny random ones, as LeRobot saves them, each with its SmolVLM in FOLDER/vlm; JOBS are [FOLDER, settings].
 tune JOBS: such a one with an adapter, as lerobot-train saves it with --peft; JOBS: [BASE, FOLDER, settings of PEFT].
+train JOBS: what two steps of lerobot-train make of one; JOBS are [FOLDER, DATA SET, OUT].
 act JOBS: actions of from_pretrained and its processors, for stored observations and noise; JOBS: [FOLDER, SEEN, OUT].
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +144,24 @@ def tuned(config: Any, folder: Path) -> Any:
     return make_policy(config, ds_meta=SimpleNamespace(features=features, stats=None))  # type: ignore[arg-type]
 
 
+def train(folder: str, data: str, out: str) -> None:
+    options = {
+        "policy.path": folder, "policy.push_to_hub": "false", "policy.device": "cpu", "dataset.repo_id": "local/plain",
+        "dataset.root": data, "dataset.video_backend": "pyav", "output_dir": out, "steps": 2, "batch_size": 2,
+        "save_freq": 2, "num_workers": 0, "wandb.enable": "false",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lerobot.scripts.lerobot_train", *(f"--{k}={v}" for k, v in options.items())]
+    subprocess.run(command, check=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "version":
+        print(version("lerobot"))
     for job in json.loads(sys.argv[2]):
         if sys.argv[1] == "make":
             make(Path(job[0]), job[1])
+        elif sys.argv[1] == "train":
+            train(*job)
         elif sys.argv[1] == "tune":
             tune(Path(job[0]), Path(job[1]), job[2])
         else:

@@ -17,7 +17,7 @@ from wmpo.envs.robot.settings import RobotSettings
 from wmpo.families import allow
 from wmpo.rollout import rollout
 
-ROBOT = "tests.shaky_robot:ShakyRobot"
+ROBOT = "shaky_robot:ShakyRobot"
 
 
 def settings(log: Path, *options: str, **more: object) -> RobotSettings:

@@ -240,7 +240,19 @@ def test_a_pickle_stays_behind(folders: dict[str, Path], tmp_path: Path) -> None
 def test_patches_numbered_in_another_way_than_by_lerobot_are_told(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for positions, told in (("shifted", False), ("exact", True)):
-        opened(folders["smolvla"], patch_positions=positions).save_pretrained(tmp_path / positions)
-        assert main(["export", str(tmp_path / positions), str(tmp_path / f"{positions}-out")]) == 0
-        assert ("expect other actions there" in capsys.readouterr().out) is told
+    """LeRobot 0.4 shifts them in float32; what 0.6 has saved, 0.4 can't open."""
+    folder = copy(folders["smolvla"], tmp_path / "it")
+    config = json.loads((folder / "config.json").read_text())
+    for more, positions, told in (
+        ({}, "shifted", "in LeRobot 0.5 and later:"),
+        ({}, "exact", "in LeRobot 0.4:"),
+        ({"load_vlm_weights": True}, "shifted", "in LeRobot 0.4, 0.5 and later:"),
+        ({"load_vlm_weights": True}, "exact", ""),
+        ({"pretrained_revision": None}, "exact", ""),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, **more}))
+        name = f"{positions}-{len(list(tmp_path.iterdir()))}"
+        opened(folder, patch_positions=positions).save_pretrained(tmp_path / name)
+        assert main(["export", str(tmp_path / name), str(tmp_path / f"{name}-out")]) == 0
+        said = capsys.readouterr().out
+        assert told in said and ("expect other actions there" in said) is bool(told)

@@ -566,10 +566,13 @@ def test_patches_as_both_ways_number_them() -> None:
     assert (places[0] != places[1]).sum() == 1023
 
 
-def test_a_smolvlm_in_half_precision_is_one_with_exact_positions(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_where_positions_are_exact(folders: dict[str, Path], tmp_path: Path) -> None:
+    """In a SmolVLM in half precision, and in one that LeRobot 0.6 has saved."""
     folder = copy(folders["smolvla"], tmp_path / "it")
     assert load_policy(folder).config.settings["patch_positions"] == "shifted"
     config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pretrained_revision": None}))
+    assert load_policy(folder).config.settings["patch_positions"] == "exact"
     (folder / "config.json").write_text(json.dumps({**config, "load_vlm_weights": True}))
     policy = load_policy(folder)
     assert policy.config.settings["patch_positions"] == "exact"

@@ -489,6 +489,16 @@ def test_choices_that_do_not_fit(
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_sentences_of_rows_where_episodes_have_none(tmp_path: Path) -> None:
+    """As LeRobot's converter of images to video leaves it."""
+    root = record(tmp_path / "theirs", Recording(codec=""))
+    column(META, "tasks", None)(root)
+    assert [planned(root).episode(e).instruction for e in range(3)] == list(SENTENCES)
+    column(DATA, "task_index", lambda v: [3] * len(v))(root)
+    with pytest.raises(UserError, match="has the task_index 3 where there are 3 sentences"):
+        open_source(root)
+
+
 def test_every_command_says_how_to_import(theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = make_store(tmp_path / "own", [make_episode(0, 3)], SPEC).root
     for command in ("imitate --data X", "reward-model --data X", "world-model --data X",

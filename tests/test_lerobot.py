@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -123,10 +124,11 @@ def test_stats_of_unions() -> None:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """LeRobot's data sets, with a decoder in place of torchvision's where that has none any more."""
+    """LeRobot's data sets, where 0.4 asks torchvision for pictures with a decoder in its place, if it has none."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
-    if not hasattr(pytest.importorskip("torchvision").io, "VideoReader"):
+    asks = hasattr(module, "decode_video_frames")
+    if asks and not hasattr(pytest.importorskip("torchvision").io, "VideoReader"):
         monkeypatch.setattr(module, "decode_video_frames", frames_at)
     return module
 
@@ -180,6 +182,19 @@ def test_a_plain_data_set_has_a_row_per_action(store: EpisodeStore, plain: Path)
     assert (info["total_episodes"], info["total_frames"], "wmpo" in info) == (2, 9, False)
 
 
+def test_no_pixel_format_that_lerobot_can_not_encode(tmp_path: Path) -> None:
+    """Its tools would take the one that info.json names; stores of 0.3.0 name RGB."""
+    store = make_store(tmp_path / "store", [make_episode(0, 3)])
+    path, key = store.root / "meta/info.json", "observation.images.front"
+    info = json.loads(path.read_text())
+    assert "video.pix_fmt" not in info["features"][key]["info"]
+    info["features"][key]["info"]["video.pix_fmt"] = "gbrp"
+    path.write_text(json.dumps(info))
+    export_plain(EpisodeStore.open(store.root), [0], tmp_path / "plain")
+    told = json.loads((tmp_path / "plain/meta/info.json").read_text())["features"][key]["info"]
+    assert "video.pix_fmt" not in told and told["video.codec"] == "h264"
+
+
 def test_lerobot_trains_on_a_plain_data_set(store: EpisodeStore, plain: Path, module: Any) -> None:
     ahead = {"action": [0, 0.1, 0.2]}
     dataset = module.LeRobotDataset("local/plain", root=plain, video_backend="pyav", delta_timestamps=ahead)
@@ -214,13 +229,16 @@ def test_a_plain_data_set_from_the_command_line(
     assert main(["data", "check", str(tmp_path / "out")]) == 0
 
 
-def written_by_lerobot(root: Path, video: bool) -> Path:
+def written_by_lerobot(root: Path, video: bool, **choices: Any) -> Path:
+    """Two episodes, in a file each; `choices` are of its `create`."""
     module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
     vector = {"dtype": "float32", "shape": (2,), "names": ["pan.pos", "lift.pos"]}
     names = ["height", "width", "channels"]
     image = {"dtype": "video" if video else "image", "shape": (64, 64, 3), "names": names}
     features = {"observation.images.front": image, "observation.state": vector, "action": vector}
-    dataset = module.LeRobotDataset.create("local/theirs", fps=30, features=features, root=root, use_videos=video)
+    more = {"root": root, "use_videos": video, **choices}
+    dataset = module.LeRobotDataset.create("local/theirs", fps=30, features=features, **more)
+    dataset.meta.update_chunk_settings(data_files_size_in_mb=1e-3, video_files_size_in_mb=1e-4)
     for episode in range(2):
         for frame in range(7):
             values = np.array([episode, frame], np.float32)
@@ -229,20 +247,53 @@ def written_by_lerobot(root: Path, video: bool) -> Path:
             dataset.add_frame({**observed, "action": values + 1, "task": f"push block {episode}"})
         dataset.save_episode()
     dataset.finalize()
+    assert len([*root.glob("data/*/*.parquet")]) == 2
     return root
 
 
-@pytest.mark.parametrize("video", [True, False], ids=["video", "images"])
-def test_what_lerobot_writes_is_imported(video: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    root = written_by_lerobot(tmp_path / "theirs", video)
-    assert main(["data", "import", str(root), str(tmp_path / "ours"), "--fps", "10", "--success", "all"]) == 0
-    store = EpisodeStore.open(tmp_path / "ours")
-    for number, episode in enumerate(store):
+def check_imported(root: Path, out: Path, numbers: tuple[int, ...]) -> None:
+    """It holds these episodes of `written_by_lerobot`."""
+    assert main(["data", "import", str(root), str(out), "--fps", "10", "--success", "all"]) == 0
+    for number, episode in zip(numbers, EpisodeStore.open(out), strict=True):
         assert episode.instruction == f"push block {number}"
         assert episode.actions.tolist() == [[number + 1, 3], [number + 1, 6]]
         assert np.abs(episode.images["front"][:, 32, 32, 0] - np.array([10.0, 40, 70])).max() <= 4
         assert episode.state.tolist() == [[number, 0], [number, 3], [number, 6]]
+
+
+@pytest.mark.parametrize("codec", ["as it chooses", "h264", "hevc", "images"])
+def test_what_lerobot_writes_is_imported(codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    choices: dict[str, Any] = {}
+    if codec in ("h264", "hevc"):
+        pytest.importorskip("lerobot")
+        choices["vcodec"] = codec
+        if importlib.util.find_spec("lerobot.configs.video"):  # from 0.6 on
+            from lerobot.configs.video import RGBEncoderConfig
+
+            choices = {"rgb_encoder": RGBEncoderConfig(vcodec=codec)}
+    root = written_by_lerobot(tmp_path / "theirs", codec != "images", **choices)
+    check_imported(root, tmp_path / "ours", (0, 1))
+
+
+@pytest.mark.parametrize("video", [True, False], ids=["video", "images"])
+def test_what_its_tools_make_of_that_is_imported(video: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    root = written_by_lerobot(tmp_path / "theirs", video)
+    tools = pytest.importorskip("lerobot.datasets.dataset_tools")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    theirs = module.LeRobotDataset("local/theirs", root=root, video_backend="pyav")
+    tools.split_dataset(theirs, {"late": [1]}, output_dir=tmp_path / "split")
+    both = {"output_repo_id": "local/both", "output_dir": tmp_path / "both"}
+    late = module.LeRobotDataset("local/late", root=tmp_path / "split/late", video_backend="pyav")
+    tools.merge_datasets([late, theirs], **both)
+    check_imported(tmp_path / "both", tmp_path / "both-ours", (1, 0, 1))
+    twice = module.LeRobotDataset("local/both", root=tmp_path / "both", video_backend="pyav")
+    tools.delete_episodes(twice, [1], output_dir=tmp_path / "cut", repo_id="local/cut")
+    check_imported(tmp_path / "cut", tmp_path / "cut-ours", (1, 1))
+    if not video:
+        tools.convert_image_to_video_dataset(theirs, output_dir=tmp_path / "film", repo_id="local/film", num_workers=1)
+        check_imported(tmp_path / "film", tmp_path / "film-ours", (0, 1))
 
 
 def test_a_store_that_lerobot_has_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +306,8 @@ def test_a_store_that_lerobot_has_edited(tmp_path: Path, monkeypatch: pytest.Mon
     ours = module.LeRobotDataset("local/store", root=store.root, video_backend="pyav")
     tools.delete_episodes(ours, [1], output_dir=tmp_path / "cut", repo_id="local/cut")
     tools.merge_datasets([ours, ours], output_repo_id="local/merged", output_dir=tmp_path / "merged")
-    for name, kept in (("cut", [0, 2]), ("merged", [0, 1, 2, 0, 1, 2])):
+    tools.split_dataset(ours, {"two": [1, 2]}, output_dir=tmp_path)
+    for name, kept in (("cut", [0, 2]), ("merged", [0, 1, 2, 0, 1, 2]), ("two", [1, 2])):
         with pytest.raises(UserError, match="LeRobot's tools have edited since"):
             EpisodeStore.open(tmp_path / name)
         assert main(["data", "import", str(tmp_path / name), str(tmp_path / f"{name}-again")]) == 0

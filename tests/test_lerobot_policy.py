@@ -1,4 +1,5 @@
-"""A SmolVLA here and in LeRobot: equal actions from equal noise, before practice and after, there and back.
+"""A SmolVLA here and in LeRobot: equal actions from equal noise, before practice and after, there and back; and after
+LeRobot has trained it on an exported store.
 
 LeRobot pins packages that clash with ours, so it runs in a Python of its own, which WMPO_LEROBOT_PYTHON names; without
 that these tests are skipped. docs/flow_policies.md tells how to make one.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from episodes_by_hand import make_episode, make_store
 from wmpo.cli import main
+from wmpo.data.plain import export_plain
 from wmpo.policies import build_policy, load_policy
 from wmpo.policies.flow_vla import FlowVLA
 from wmpo.policies.settings import FlowVLASettings
@@ -43,11 +47,13 @@ CASES: dict[str, dict[str, Any]] = {
 S, D, K = 4, 3, 5
 
 
-def lerobot(command: str, jobs: list[Any]) -> None:
+def lerobot(command: str, jobs: list[Any]) -> str:
+    """What it prints last."""
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environ = {**keep, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([PYTHON, str(SIDE), command, json.dumps(jobs)], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1] if done.stdout else ""
 
 
 def names_of(case: str) -> dict[str, tuple[int, int]]:
@@ -138,8 +144,10 @@ def test_equal_noise_leads_to_equal_actions(compared: dict[str, Compared], name:
 
 @pytest.mark.parametrize("case", ["one", "half"])
 def test_patches_numbered_otherwise_lead_elsewhere(compared: dict[str, Compared], case: str) -> None:
+    """LeRobot 0.4 falls short in float32."""
     folder, ours, theirs = compared[case]
-    found, other = {"one": ("shifted", "exact"), "half": ("exact", "shifted")}[case]
+    short = case == "one" and lerobot("version", []).startswith("0.4.")
+    found, other = ("shifted", "exact") if short else ("exact", "shifted")
     assert ours.config.settings["patch_positions"] == found
     settings = FlowVLASettings(pretrained=str(folder), chunk=K, patch_positions=other)  # type: ignore[arg-type]
     policy = build_policy(settings, spec_of(case))
@@ -147,6 +155,26 @@ def test_patches_numbered_otherwise_lead_elsewhere(compared: dict[str, Compared]
     right, wrong = ((decided(one, observation(case))[0] - theirs).abs().mean() for one in (ours, policy))
     print(f"{case}: {right:.1e} apart on average with {found}, {wrong:.1e} with {other}")
     assert wrong > 2 * right
+
+
+def test_one_that_lerobot_has_trained(compared: dict[str, Compared], tmp_path: Path) -> None:
+    """By its own command, on a plain data set of ours."""
+    spec = spec_of("empty")
+    store = make_store(tmp_path / "store", [make_episode(n, 7, spec=spec) for n in range(2)], spec)
+    export_plain(store, [0, 1], tmp_path / "plain")
+    lerobot("train", [[str(compared["empty"].folder), str(tmp_path / "plain"), str(tmp_path / "out")]])
+    folder = tmp_path / "out/checkpoints/last/pretrained_model"
+    shutil.copytree(compared["empty"].folder / "vlm", folder / "vlm")
+    ours = load_policy(folder)
+    assert isinstance(ours, FlowVLA) and main(["export", str(folder), str(tmp_path / "back")]) == 0
+    lerobot("act", [job(folder, "empty", ours), job(tmp_path / "back", "empty", ours)])
+    decision = ours.act(observation("empty"), temperature=0.0, generator=torch.Generator().manual_seed(2))
+    actions = ours.normalizer.unnormalize_action(decision.trace[:, -1, :, :D])  # LeRobot does not limit them
+    for place in (folder, tmp_path / "back"):
+        theirs = load_file(f"{place}.answer")["actions"]
+        difference = (actions - theirs).abs().max().item()
+        print(f"{place.name}: at most {difference:.1e} apart, of actions that spread by {theirs.std():.2f}")
+        assert difference < 1e-4 < 1e-3 < (theirs - compared["empty"].theirs).abs().max()
 
 
 WHOLE = {"target_modules": r"model\.vlm_with_expert\..*\.(q|v)_proj", "full_training_modules": ["state_proj"]}

@@ -157,7 +157,7 @@ def test_late_observations_are_counted(tmp_path: Path) -> None:
 
 @contextmanager
 def program(folder: Path, fault: str, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
-    environ = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{ROOT / 'tests'}"}
     running = subprocess.Popen(
         [sys.executable, "-m", "tests.robot_program", str(folder), fault], cwd=ROOT, env=environ, stdin=stdin,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -307,10 +307,10 @@ WAVE = ("action_low=-90", "action_high=[90, 60]", "max_speed=[100, 40]", "image_
 
 
 def test_lerobot_bridge_in_another_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    allow("tests.arm:Wave")
+    monkeypatch.chdir(ROOT / "tests")
+    allow("arm:Wave")
     config = RobotSettings(
-        family="robot", robot="tests.arm:Wave", options=WAVE, reset="routine", success="robot", python=sys.executable
+        family="robot", robot="arm:Wave", options=WAVE, reset="routine", success="robot", python=sys.executable
     )
     with pytest.raises(UserError, match="can't say whether it has succeeded"):
         make_env(config)

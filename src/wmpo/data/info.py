@@ -147,12 +147,12 @@ def new_info(spec: EnvSpec, codec: Codec) -> JsonObject:
         "splits": {},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-        "features": _features(spec, codec),
+        "features": _features(spec),
         "wmpo": {"horizon": spec.horizon, "state_dim": spec.state_dim, "codec": asdict(codec), "files": []},
     }
 
 
-def _features(spec: EnvSpec, codec: Codec) -> JsonObject:
+def _features(spec: EnvSpec) -> JsonObject:
     def vector(size: int, stem: str) -> JsonObject:
         return {"dtype": "float32", "shape": [size], "names": [f"{stem}_{i}" for i in range(size)]}
 
@@ -165,8 +165,7 @@ def _features(spec: EnvSpec, codec: Codec) -> JsonObject:
             "info": {
                 "video.height": height,
                 "video.width": width,
-                "video.codec": STORED,
-                "video.pix_fmt": codec.stored,
+                "video.codec": STORED,  # no pixel format: LeRobot's tools would encode in it again, and can't in RGB
                 "video.is_depth_map": False,
                 "video.fps": spec.fps,
                 "video.channels": 3,

@@ -164,7 +164,7 @@ def _join(videos: Sequence[Path], lengths: Sequence[int], fps: int, target: Path
             with av.open(str(video), format="mp4") as container:
                 source = container.streams.video[0]
                 if stream is None:
-                    stream = joined.add_stream_from_template(source)
+                    stream = joined.add_stream_from_template(source, opaque=True)
                     stream.time_base = source.time_base
                     header = source.codec_context.extradata
                     tick = cast(Fraction, source.time_base)

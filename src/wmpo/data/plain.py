@@ -104,10 +104,14 @@ def _row(
 
 
 def _info(content: JsonObject, episodes: int, frames: int) -> JsonObject:
-    features = {name: feature for name, feature in content["features"].items() if name not in LEFT_OUT}
-    told = {name: value for name, value in content.items() if name != "wmpo"}
+    features: JsonObject = {name: feature for name, feature in content["features"].items() if name not in LEFT_OUT}
+    for name in features:  # stores of 0.3.0 name RGB as pixel format, in which LeRobot's tools can't encode
+        if name.startswith(layout.video_key("")):
+            told = {fact: value for fact, value in features[name]["info"].items() if fact != "video.pix_fmt"}
+            features[name] = {**features[name], "info": told}
+    kept = {name: value for name, value in content.items() if name != "wmpo"}
     totals = {"total_episodes": episodes, "total_frames": frames, "splits": {"train": f"0:{episodes}"}}
-    return {**told, "features": features, **totals}
+    return {**kept, "features": features, **totals}
 
 
 def _put(path: Path, table: pa.Table) -> None:

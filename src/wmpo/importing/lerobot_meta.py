@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 
 from wmpo.data import layout
-from wmpo.data.tables import TYPES, read_table
+from wmpo.data.tables import TYPES, column, read_table, read_tasks
 from wmpo.errors import UserError
 from wmpo.importing.source import damaged, inside
 from wmpo.io.files import is_stream
@@ -72,10 +72,10 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
         paths = counted if set(counted) <= set(paths) else paths
     if not paths:
         raise damaged(root / "meta/episodes", "has no tables of episodes")
-    number, begins = 0, dict[Path, int]()
+    number, begins, spoken = 0, dict[Path, int](), dict[Path, list[str]]()
     for path in paths:
         inside(root, str(path.relative_to(root)))
-        wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+        wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
         for key in videos:
             wanted += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
         table = read_table(path)
@@ -83,9 +83,13 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
             raise damaged(path, f"lacks the column {missing[0]!r}")
         known = [name for name, kind in OWN.items()
                  if name in table.column_names and TYPES[kind](table[name].type)]  # fmt: skip
-        for row in table.select([*wanted, *known]).to_pylist():
+        told = ["tasks"] if "tasks" in table.column_names else []
+        for row in table.select([*wanted, *told, *known]).to_pylist():
             _check_next(row["episode_index"], number, path)
             data = _filled(root, info, "data_path", _numbers(row, "data", path))
+            if not told:
+                spoken[data] = spoken.get(data) or _sentences(root, data)
+                row["tasks"] = spoken[data][begins.get(data, 0) :][:1]
             shown = {}
             for key in videos:
                 numbers: dict[str, int | str] = {**_numbers(row, f"videos/{key}", path), "video_key": key}
@@ -98,6 +102,15 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
             begins[data] += place.length
             number += 1
             yield place
+
+
+def _sentences(root: Path, data: Path) -> list[str]:
+    """Those of the rows. LeRobot's converter of images to video keeps none by episode."""
+    tasks = read_tasks(root)
+    numbers = column(read_table(data, ["task_index"]), "task_index", "whole numbers", data).to_pylist()
+    if strange := [number for number in numbers if not 0 <= number < len(tasks)]:
+        raise damaged(data, f"has the task_index {strange[0]} where there are {len(tasks)} sentences")
+    return [tasks[number] for number in numbers]
 
 
 def _place(

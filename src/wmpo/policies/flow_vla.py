@@ -237,7 +237,7 @@ class FlowVLA(nn.Module):
             check_statistics(self.normalizer, pi0.normalizer(folder), folder)
             return pi0.republished(network, cfg.chunk, cfg.flow.steps, scratch)
         check_statistics(self.normalizer, lerobot.normalizer(folder), folder)
-        return lerobot.republished(network, cfg.chunk, cfg.flow.steps, bool(told.get("use_peft")))
+        return lerobot.republished(network, cfg.chunk, cfg.flow.steps, told)
 
     @classmethod
     def _from_published(cls, found: Published, folder: Path) -> FlowVLA:

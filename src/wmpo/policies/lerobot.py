@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from wmpo.training.checkpoint import CONFIG, load_tensors
 BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
 PREFIX = "model."  # of the names of all its weights
 UNUSED = "model.vlm_with_expert.vlm.lm_head.weight"
+LATER = "pretrained_revision"  # in config.json from LeRobot 0.6 on
 EMPTY = "empty_camera_"  # of a camera that LeRobot makes up, all black and attended to by nothing
 
 
@@ -39,7 +40,7 @@ def published(folder: Path) -> Published:
         raise UserError(f"{vlm} needs config.json and tokenizer.json of {name}: LeRobot does not save them.")
     cameras, renamed = _cameras(described), _renamed(folder)
     settings = Sizes.of(described, str(folder / CONFIG))
-    settings = replace(settings, patch_positions=settings.positions_in_lerobot)
+    settings = replace(settings, patch_positions=_positions(settings, later=LATER in described))
     _check(settings, folder)
     tensors = read_weights(folder)
     tensors.pop(UNUSED, None)
@@ -75,18 +76,25 @@ def normalizer(folder: Path) -> Normalizer:
     return standardizer(state, action, cast(tuple[Tensor, Tensor], limits) if known else None)
 
 
-def republished(network: SmolVLANetwork, chunk: int, steps: int, adapted: bool) -> Republished:
+def republished(network: SmolVLANetwork, chunk: int, steps: int, told: JsonObject) -> Republished:
     """Under LeRobot's names, so that it decides as here: `chunk` actions in so many steps, and executes them all. One
-    that was `adapted` by PEFT goes back whole."""
-    here, there = network.sizes.patch_positions, network.sizes.positions_in_lerobot
-    sizes = {"chunk_size": chunk, "n_action_steps": chunk, "num_steps": steps}
-    other = f"Patches are numbered {here} here, but {there} in LeRobot 0.4: expect other actions there."
+    that was adapted by PEFT, as its config.json has `told`, goes back whole."""
+    here, sizes = network.sizes.patch_positions, {"chunk_size": chunk, "n_action_steps": chunk, "num_steps": steps}
+    versions = {"0.5 and later": True} if LATER in told else {"0.4": False, "0.5 and later": True}
+    others = [name for name, later in versions.items() if _positions(network.sizes, later) != here]
+    remark = f"Patches are numbered {here} here, but not in LeRobot {', '.join(others)}: expect other actions there."
     return Republished(
         weights={f"{PREFIX}{name}": tensor for name, tensor in network.state_dict().items()},
         frozen=f"{PREFIX}vlm_with_expert.vlm.",
-        settings={CONFIG: {**sizes, "use_peft": False} if adapted else sizes},
-        remark="" if here == there else other,
+        settings={CONFIG: {**sizes, "use_peft": False} if told.get("use_peft") else sizes},
+        remark=remark if others else "",
     )
+
+
+def _positions(sizes: Sizes, later: bool) -> Literal["exact", "shifted"]:
+    """As LeRobot 0.4 numbers patches, or a later one. The former falls short in float32; but it loads the weights of a
+    SmolVLM in half precision, in which 1 - 1e-6 is 1."""
+    return "exact" if later or sizes.load_vlm_weights else "shifted"
 
 
 def _cameras(described: Mapping[str, object]) -> tuple[str, ...]:

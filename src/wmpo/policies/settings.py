@@ -65,5 +65,6 @@ class FlowVLASettings(PolicyConfig):
     """Which of the environment's cameras are the policy's own, each as OWN=CAMERA; one that is left out stays empty.
     Without it they go by their names. A pi0 names none: give the environment's in the order of training."""
     patch_positions: Literal["auto", "exact", "shifted"] = "auto"
-    """How SmolVLA's patches are numbered. shifted: 0, 0, 1, 2 ... in rows and columns, as versions of transformers do
-    where they compute in float32; exact: 0, 1, 2, 3 ...; auto: as LeRobot would, by `load_vlm_weights`."""
+    """How SmolVLA's patches are numbered. shifted: 0, 0, 1, 2 ... in rows and columns, as LeRobot 0.4 does where it
+    computes in float32; exact: 0, 1, 2, 3 ..., as LeRobot does from 0.5 on; auto: by what saved it, where config.json
+    tells 0.6 from those before, and by `load_vlm_weights`; else 0.4's."""

@@ -52,11 +52,6 @@ class Sizes:
         """Those among other settings. Raises UserError for values of a wrong type."""
         return from_plain(cls, {name: described[name] for name in vars(cls()) if name in described}, where)
 
-    @property
-    def positions_in_lerobot(self) -> Literal["exact", "shifted"]:
-        """LeRobot loads the weights of a SmolVLM in half precision, in which 1 - 1e-6 is 1; else it has float32."""
-        return "exact" if self.load_vlm_weights else "shifted"
-
 
 class SmolVLANetwork(nn.Module):
     """SmolVLM and the action expert; `settings` are LeRobot's, with the config of the SmolVLM under "vlm"."""
@@ -192,7 +187,7 @@ def _patches(tower: Part, images_BCHW: Tensor, positions: str) -> Tensor:
 def patch_places(side: int, known: int, positions: str) -> Tensor:
     """(side,) which of the `known` places in a row, or column, each of `side` patches takes.
 
-    Versions of transformers multiply by 1 - 1e-6 first: in float32, each patch but the first falls short of its place.
+    Version 4 of transformers multiplies by 1 - 1e-6 first: in float32, every patch but one falls short of its place.
     """
     at = torch.arange(side) / side * (1 - 1e-6 if positions == "shifted" else 1)
     return torch.bucketize(at, torch.arange(1 / known, 1.0, 1 / known), right=True)
