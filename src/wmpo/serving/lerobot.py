@@ -200,8 +200,8 @@ def serve(actor: Actor, host: str, port: int, seed: int, tell: Callable[[str], N
     """Until Ctrl-C."""
     server, address = make_server(actor, host, port, seed, tell)
     server.start()
-    tell(f"Serving LeRobot's robot client at {address} ({actor.about()}); Ctrl-C ends it.")
     try:
+        tell(f"Serving LeRobot's robot client at {address} ({actor.about()}); Ctrl-C ends it.")
         server.wait_for_termination()
     except KeyboardInterrupt:
         print()

@@ -128,8 +128,8 @@ def start(actor: Actor, convention: Convention, host: str, port: int, seed: int)
 def serve(actor: Actor, convention: Convention, host: str, port: int, seed: int, tell: Callable[[str], None]) -> None:
     """Until Ctrl-C."""
     with start(actor, convention, host, port, seed) as handle:
-        tell(f"Serving vla-eval at {handle.url} ({actor.about()}); Ctrl-C ends it.")
         try:
+            tell(f"Serving vla-eval at {handle.url} ({actor.about()}); Ctrl-C ends it.")
             threading.Event().wait()
         except KeyboardInterrupt:
             print()

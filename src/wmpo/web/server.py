@@ -128,9 +128,9 @@ def make_server(page: str, calls: Mapping[str, Call], host: str, port: int) -> t
 def serve(page: str, calls: Mapping[str, Call], host: str, port: int) -> None:
     """Until Ctrl-C."""
     server, address = make_server(page, calls, host, port)
-    print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
     with server:
         try:
+            print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print()
