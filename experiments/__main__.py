@@ -13,14 +13,13 @@ from pathlib import Path
 import tyro
 
 from experiments.cells import Cell, pending, results_file
-from experiments.grids import experiment_named
+from experiments.grids import experiment_named, recipe_for
 from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.store import write_result
 from experiments.summary import summary
 from wmpo.cli import exit_status
 from wmpo.cli.parse import parse
-from wmpo.envs.tabletop.tasks import tasks_named
 from wmpo.errors import UserError
 
 
@@ -64,7 +63,7 @@ class Options:
             return 0
         experiment = experiment_named(self.name)
         for task in self.tasks:
-            tasks_named(task)
+            recipe_for(task, self.smoke).env.check()
         if self.workers < 1:
             raise UserError(f"--workers is {self.workers}; it must be at least 1.")
         if any(seed < 0 for seed in self.seeds):
