@@ -343,7 +343,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             "camera, and has 40 actions at 5 a second, of which the expert takes about 20. WMPO first imitates what "
             "filtered BC imitates, then practises in its dream."
         ),
-        arms=(OURS, ONLINE, DPO, FILTERED),
+        arms=(
+            OURS,
+            Arm(
+                "WMPO, longer training",
+                changes={"world_model.align.steps": 800, "reward.fit.steps": 400},
+                budgets=(128,),
+            ),
+            ONLINE,
+            DPO,
+            FILTERED,
+        ),
         tasks=("libero_spatial-2", "libero_object-7"),
         budgets=(128, 0),
         seeds=(0,),
