@@ -346,8 +346,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         arms=(
             OURS,
             Arm(
-                "WMPO, longer training",
-                changes={"world_model.align.steps": 800, "reward.fit.steps": 400},
+                "WMPO, reward model trained for longer",
+                changes={"reward.fit.steps": 800},
                 budgets=(128,),
             ),
             ONLINE,
