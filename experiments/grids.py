@@ -345,11 +345,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(
             OURS,
-            Arm(
-                "WMPO, reward model trained for longer",
-                changes={"reward.fit.steps": 800},
-                budgets=(128,),
-            ),
+            Arm("WMPO, reward model trained for longer", changes={"reward.fit.steps": 800}, budgets=(128,)),
+            Arm("WMPO, dream aligned for longer", changes={"world_model.align.steps": 800}, budgets=(128,)),
             ONLINE,
             DPO,
             FILTERED,
