@@ -13,14 +13,13 @@ from pathlib import Path
 import tyro
 
 from experiments.cells import Cell, pending, results_file
-from experiments.grids import experiment_named
+from experiments.grids import experiment_named, recipe_for
 from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.store import write_result
 from experiments.summary import summary
 from wmpo.cli import exit_status
 from wmpo.cli.parse import parse
-from wmpo.envs.tabletop.tasks import tasks_named
 from wmpo.errors import UserError
 
 
@@ -28,10 +27,10 @@ from wmpo.errors import UserError
 class Options:
     """Run an experiment as a grid of cells, method x task x budget x seed, or write its page from stored results.
 
-    Experiments: table1, table2, lifelong, ablations, tuning, tuning-more. `summary` in place of a name prints all
-    headline figures as one JSON, from stored results alone. A cell whose result is stored is skipped, so the same
-    command goes on after a stop; what cells have in common is made once. A cell computes on one thread, so that it
-    gives the same numbers alone as among others.
+    Experiments: table1, table2, lifelong, ablations, few-steps, tuning, tuning-more, libero. `summary` in place of a
+    name prints all headline figures as one JSON, from stored results alone. A cell whose result is stored is skipped,
+    so the same command goes on after a stop; what cells have in common is made once. A cell computes on one thread, so
+    that it gives the same numbers alone as among others.
     """
 
     name: tyro.conf.Positional[str]
@@ -64,7 +63,7 @@ class Options:
             return 0
         experiment = experiment_named(self.name)
         for task in self.tasks:
-            tasks_named(task)
+            recipe_for(task, self.smoke).env.check()
         if self.workers < 1:
             raise UserError(f"--workers is {self.workers}; it must be at least 1.")
         if any(seed < 0 for seed in self.seeds):

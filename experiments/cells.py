@@ -15,7 +15,7 @@ from experiments.store import flat, read_results
 from wmpo.config import Recipe
 from wmpo.errors import UserError
 from wmpo.io.plain import to_plain
-from wmpo.report.results import BASE, CONTROL, IMITATED, Fidelity, RunResult
+from wmpo.report.results import BASE, CONTROL, IMITATED, Fidelity, RunResult, task_of
 
 WMPO = "wmpo"  # the method itself, beside `experiments.baselines.methods.METHODS`
 
@@ -42,13 +42,14 @@ class Cell:
     def id(self) -> str:
         """Names the cell within its experiment: wmpo-push-P128-seed0."""
         label = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
-        return f"{label}-{self.recipe.env.task}-P{'inf' if self.budget is None else self.budget}-seed{self.recipe.seed}"
+        budget = "inf" if self.budget is None else self.budget
+        return f"{label}-{task_of(self.recipe)}-P{budget}-seed{self.recipe.seed}"
 
     @property
     def folder(self) -> str:
         """Of the run: cells of any experiment that train alike share it, whatever else they measure."""
         settings = {} if self.method == WMPO else to_plain(self.settings)
-        name = f"{self.recipe.env.task}-seed{self.recipe.seed}-{self.method}"
+        name = f"{task_of(self.recipe)}-seed{self.recipe.seed}-{self.method}"
         return f"{name}-{digest({'recipe': plain_recipe(self.recipe), 'settings': settings})}"
 
 

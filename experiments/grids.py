@@ -14,6 +14,7 @@ from experiments.baselines.methods import BaselineConfig
 from experiments.cells import WMPO, Cell, changed
 from experiments.tables import Section
 from wmpo.config import FitConfig, GRPOConfig, Recipe
+from wmpo.envs.libero.settings import SUITES
 from wmpo.errors import named
 from wmpo.recipes import RECIPES
 from wmpo.recipes.smoke import SMOKE
@@ -127,9 +128,18 @@ class Experiment:
 
 
 def recipe_for(task: str, smoke: bool) -> Recipe:
-    """A task's recipe without the control; a cell simulates in its own process, since cells run side by side."""
-    recipe = SMOKE if smoke else RECIPES.get(task, RECIPES["sentences" if "+" in task else "push"])
-    return replace(recipe, control=False, env=replace(recipe.env, task=task, workers=0))
+    """A task's recipe without the control; a cell simulates in its own process, since cells run side by side.
+
+    `task` is one of the tabletop, or SUITE-NUMBER of LIBERO, as in libero_spatial-2.
+    """
+    suite, _, number = task.rpartition("-")
+    if suite in SUITES:
+        recipe, own = RECIPES["libero"], {"suite": suite, "task": number}
+        recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if smoke else recipe
+    else:
+        recipe = SMOKE if smoke else RECIPES.get(task, RECIPES["sentences" if "+" in task else "push"])
+        own = {"task": task}
+    return replace(recipe, control=False, env=replace(recipe.env, workers=0, **own))
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -323,6 +333,37 @@ EXPERIMENTS: dict[str, Experiment] = {
         seeds=(100,),
         budgets=(1280,),
         sections=(answers.chosen, tables.success),
+        smoke_arms=1,
+    ),
+    "libero": Experiment(
+        title="LIBERO",
+        about=(
+            "Does practice in imagination gain anything on tasks of LIBERO, on the benchmark's own 50 initial states "
+            "of each? The base imitates 15 demonstrations of a scripted expert. The policy sees 64 pixels of the front "
+            "camera, and has 40 actions at 5 a second, of which the expert takes about 20. WMPO first imitates what "
+            "filtered BC imitates, then practises in its dream."
+        ),
+        arms=(
+            OURS,
+            Arm("WMPO, reward model trained for longer", changes={"reward.fit.steps": 800}, budgets=(128,)),
+            Arm("WMPO, dream aligned for longer", changes={"world_model.align.steps": 800}, budgets=(128,)),
+            ONLINE,
+            DPO,
+            FILTERED,
+        ),
+        tasks=("libero_spatial-2", "libero_object-7"),
+        budgets=(128, 0),
+        seeds=(0,),
+        sections=(
+            answers.beside,
+            tables.success,
+            tables.against,
+            tables.growth,
+            trust.exploitation,
+            trust.verdicts,
+            tables.dream_quality,
+            tables.cost,
+        ),
         smoke_arms=1,
     ),
 }

@@ -12,6 +12,7 @@ from experiments.grids import Experiment
 from experiments.tables import Plots, summary_of, table
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_write
+from wmpo.report.results import task_of
 
 
 def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], file: Path, docs: Path) -> Path:
@@ -60,7 +61,7 @@ def caveats(experiment: Experiment, name: str, cells: Sequence[Cell]) -> list[st
         ]
     if {cell.id for cell in cells} == {cell.id for cell in experiment.cells()}:
         return []
-    tasks = ", ".join(dict.fromkeys(cell.recipe.env.task for cell in cells))
+    tasks = ", ".join(dict.fromkeys(task_of(cell.recipe) for cell in cells))
     seeds = ", ".join(map(str, sorted({cell.recipe.seed for cell in cells})))
     return [f"**As asked for, of tasks {tasks} and seeds {seeds} only.**"]
 

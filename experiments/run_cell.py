@@ -48,7 +48,7 @@ from wmpo.losses.verdicts import auroc, expected_calibration_error
 from wmpo.opening import open_run
 from wmpo.policies import load_policy
 from wmpo.report.measure import agreement, gap, imagined_success, reward_quality
-from wmpo.report.results import BASE, Gap, PolicyResult, RunResult
+from wmpo.report.results import BASE, Gap, PolicyResult, RunResult, task_of
 from wmpo.rewards import load_reward_model
 from wmpo.run import Purpose, Run, is_shown
 from wmpo.training.log import read_stages
@@ -105,7 +105,7 @@ def part_of(recipe: Recipe, level: str) -> Recipe:
 def level_folder(recipe: Recipe, level: str) -> str:
     """Named after the settings that the level depends on, so that others may change without making it anew."""
     plain = plain_recipe(part_of(recipe, level))
-    return f"{recipe.env.task}-seed{recipe.seed}-{level}-{digest({name: plain[name] for name in PARTS[level]})}"
+    return f"{task_of(recipe)}-seed{recipe.seed}-{level}-{digest({name: plain[name] for name in PARTS[level]})}"
 
 
 def prepare(level: str, recipe: Recipe, runs: Path) -> Path:

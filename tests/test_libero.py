@@ -13,6 +13,7 @@ import pytest
 from wmpo.contracts import check_env
 from wmpo.data.initial_states import initial_states
 from wmpo.envs import make_env
+from wmpo.envs.libero.episode import LiberoEpisode
 from wmpo.envs.libero.settings import LiberoSettings, numbers_of
 from wmpo.envs.lighten import clustered, lighten
 from wmpo.envs.tabletop import display
@@ -34,6 +35,13 @@ def test_tasks_that_there_are_not(task: str) -> None:
 def test_cameras_that_there_are_not() -> None:
     with pytest.raises(UserError, match="different ones of front, wrist"):
         make_env(LiberoSettings(cameras=("agentview",)))
+
+
+def test_an_episode_is_as_long_as_its_suite_says_or_the_settings() -> None:
+    def horizon(**own: int) -> int:
+        return LiberoEpisode("libero_object", [7], ["front"], 64, True, 2000, **own).horizon
+
+    assert (horizon(), horizon(horizon=0), horizon(horizon=40)) == (70, 70, 40)
 
 
 @pytest.mark.skipif(INSTALLED, reason="LIBERO is installed")

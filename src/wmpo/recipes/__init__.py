@@ -28,7 +28,7 @@ ABOUT: dict[str, str] = {
     "insert": "Put a ring on a peg.",
     "sentences": "Place the red or the blue block, as the sentence says: one policy, one dream.",
     "smoke": "All stages of push, tiny: shows within minutes that everything works, learns nothing much.",
-    "libero": "A task of LIBERO, a Panda arm seen by two cameras: two cores in hours; needs wmpo[libero].",
+    "libero": "A task of LIBERO, a Panda arm seen by one camera: two cores in an hour; needs wmpo[libero].",
     "large-24gb": "place at 256 pixels by a SmolVLA of yours, for one GPU of 24 GB or many.",
     "large-80gb": "place at 256 pixels by an OpenVLA-OFT of yours and a dream of the paper's size, for GPUs of 80 GB.",
     "paper": "The paper's numbers: a large transformer on SDXL latents of 256-pixel images; needs GPUs.",

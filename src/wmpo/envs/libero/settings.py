@@ -50,6 +50,8 @@ class LiberoSettings(EnvConfig):
     """Height and width of each camera, in pixels."""
     state: bool = True
     """The policy feels position and quaternion of the hand and both fingers too, and the dream imagines them."""
+    horizon: Annotated[int, Between(0, 10000)] = 0
+    """Longest episode, in actions; 0: that of the suite (docs/libero.md)."""
     faces: Annotated[int, Between(0, 1000000)] = 2000
     """Meshes that are only seen are coarsened to about so many triangles each, which is most of the time of drawing; 0:
     as they come."""
