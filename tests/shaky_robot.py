@@ -89,6 +89,13 @@ class WrongRobot(ShakyRobot):
             return {**seen, "images": {"other": self.picture}}
         return {**seen, **{name: self.value for name in ("images", "state", "time") if self.wrong(name)}}
 
+    def act(self, action: np.ndarray) -> None:
+        late = self.answer == "act" and self.count >= 4
+        time.sleep(0.8 * late)  # in which the watchdog stops it
+        super().act(action)
+        if late:
+            raise OSError("the port is in use")
+
     def position(self) -> Any:
         return self.value if self.answer == "position" else super().position()
 

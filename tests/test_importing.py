@@ -6,7 +6,8 @@ import io
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from wmpo.errors import UserError
 from wmpo.importing.conversion import Choices, Plan, plan_import
 from wmpo.importing.description import advice, describe
 from wmpo.importing.opening import open_source
+from wmpo.importing import store as store_module
 from wmpo.importing.store import import_store
 from wmpo.importing.success import Verdict, by_rule, relabel
 from wmpo.importing.video import picture
@@ -268,6 +270,18 @@ def test_two_imports_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         made(root, out)
 
     monkeypatch.setattr(Plan, "check", late)
+    assert len(made(root, out)) == 3
+    shutil.rmtree(out)
+    alone = store_module._alone
+
+    @contextmanager
+    def between(lock: Path, out: Path) -> Iterator[None]:
+        monkeypatch.setattr(store_module, "_alone", alone)
+        shutil.rmtree(lock.parent)  # the first has put it in its place, the lock that both have opened with it
+        made(root, out)
+        yield
+
+    monkeypatch.setattr(store_module, "_alone", between)
     assert len(made(root, out)) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"theirs", "ours"}
 

@@ -127,6 +127,14 @@ def test_a_robot_that_answers_wrongly_is_stopped_in_one_sentence(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_command_under_way_when_it_is_stopped_is_not_the_last_word(tmp_path: Path) -> None:
+    """Nor one that fails after it has been sent, as where two threads meet at one port."""
+    allow("tests.shaky_robot:WrongRobot")
+    with pytest.raises(UserError, match=r"a command was more than 0\.3 s late"):
+        play(tmp_path / "log", "answer=act", robot="tests.shaky_robot:WrongRobot", watchdog=0.3)
+    assert [event[1] for event in events(tmp_path / "log", "act", "stop")[-3:]] == ["stop", "act", "stop"]
+
+
 def test_a_stop_that_hangs_ends_the_process_all_the_same(tmp_path: Path) -> None:
     allow("tests.shaky_robot:WrongRobot")
     began = time.monotonic()

@@ -47,7 +47,7 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
     lock = partial / ".importing.lock"
     with _alone(lock, out):
         if (out / ABOUT).is_file():  # another process has just made it
-            lock.unlink()
+            lock.unlink(missing_ok=True)  # it may have gone along
             with suppress(OSError):
                 partial.rmdir()
             return import_store(plan, out, codec, progress)

@@ -138,7 +138,7 @@ class Driver:
     def hold(self) -> None:
         try:
             self.robot.stop()
-        except Exception as error:
+        except BaseException as error:  # sys.exit would end the watchdog's thread
             print(f"\r\nThe robot's stop has failed: {reason(error)}.", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
@@ -192,7 +192,6 @@ class Driver:
 
     def check(self) -> None:
         if self.stopped:
-            self.hold()  # once more: a command may have been under way
             raise StopError(self.stopped)
 
     def reset(self, initial_state: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
@@ -372,6 +371,7 @@ def drive(connection: Connection, signals: socket.socket) -> None:
             driver.serve()
         except BaseException as error:
             driver.stop(reason(error))
+            driver.hold()  # once more: where another thread has stopped it, a command may have been under way
         finally:
             with contextlib.suppress(Exception):
                 robot.disconnect()
