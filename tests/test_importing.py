@@ -244,6 +244,10 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(EpisodeStore, "append", None)  # nothing is done twice
     assert len(made(root, out)) == 3
     monkeypatch.setattr(EpisodeStore, "append", append)
+    about = json.loads((out / "import.json").read_text())
+    del about["choices"]["merge_deltas"]  # as before there was such a choice
+    (out / "import.json").write_text(json.dumps(about))
+    assert len(made(root, out)) == 3
     for choices, place, words in ({"fps": 10}, out, "is there already"), ({}, root / "in", "lies in the data set"):
         with pytest.raises(UserError, match=words):
             made(root, place, **choices)
