@@ -102,6 +102,12 @@ class WrongRobot(ShakyRobot):
     def succeeded(self) -> Any:
         return self.value if self.wrong("succeeded") else super().succeeded()
 
+    def reset(self, initial_state: int) -> None:
+        super().reset(initial_state)
+        while self.answer == "routine":  # which knows nothing of a stop
+            self.act(np.ones(4, np.float32))
+            time.sleep(0.02)
+
     def stop(self) -> None:
         super().stop()
         self.wrong("stop")

@@ -25,10 +25,10 @@ from wmpo.data.plain import export_plain
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import LOSSLESS
 from wmpo.errors import UserError
+from wmpo.importing import store as store_module
 from wmpo.importing.conversion import Choices, Plan, plan_import
 from wmpo.importing.description import advice, describe
 from wmpo.importing.opening import open_source
-from wmpo.importing import store as store_module
 from wmpo.importing.store import import_store
 from wmpo.importing.success import Verdict, by_rule, relabel
 from wmpo.importing.video import picture

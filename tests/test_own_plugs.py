@@ -128,7 +128,8 @@ def test_no_file_imports_from_a_folder(
     keep_recipe(replace(RECIPES["smoke"], env=MimicGenSettings(checkout="their code")), tmp_path / "run")
     for command in ("evaluate", "play", "report"):
         assert main([command, "run"]) == 2
-        assert "a folder of code, which no file may import by itself: add --allow 'their code'" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "a folder of code, which no file may import by itself: add --allow 'their code'" in told
     for leave in (["--allow", "their code"], ["--env.family", "mimicgen", "--env.checkout", "their code"]):
         assert main(["evaluate", "run", *leave]) == 2
         assert "has no policy yet" in capsys.readouterr().err

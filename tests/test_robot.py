@@ -250,6 +250,21 @@ def test_a_program_that_is_halted_while_it_is_sent_pictures_stops_the_robot(tmp_
         assert time.monotonic() - moment < 4
 
 
+def test_a_routine_of_the_robots_own_is_stopped_again_and_again(tmp_path: Path) -> None:
+    """It may command the robot as long as the process lives, which is not long; and it doesn't have the last word."""
+    log = tmp_path / "log"
+    with program(tmp_path, "routine") as running:
+        until(lambda: log.exists() and len(events(log, "act")) > 5)
+        moment = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        until(lambda: stopped_after(log, moment), 10)
+        until(lambda: events(log)[-1][0] < time.monotonic() - 1, 10)
+    after = [event for event in events(log, "act", "stop") if event[0] > moment]
+    stops = [event[0] for event in after if event[1] == "stop"]
+    assert np.diff(stops).max() < 4 * PERIOD and stops[-1] - moment < 5
+    assert len([event for event in after if event[0] > stops[-1]]) <= 1
+
+
 def test_a_person_resets_judges_and_stops_with_keys(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with program(tmp_path, "person", theirs) as running:
