@@ -108,6 +108,8 @@ def test_once_they_are_in_the_run_their_folder_is_needed_no_more(
     others.append([others.episode(0)])
     with pytest.raises(UserError, match="has begun demonstrations with data = "):
         imitated(recipe, tmp_path / "run")
+    (tmp_path / "run" / "result.json").touch()  # a report is made of what the run has
+    assert imitated(recipe, tmp_path / "run") == policy
 
 
 def test_they_take_the_place_of_an_expert(scripted: tuple[Path, str], tmp_path: Path) -> None:

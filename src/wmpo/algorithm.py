@@ -54,13 +54,8 @@ BATCH = 128  # scripted demonstrations asked for at once
 
 def optimise(run: Run) -> RunResult:
     """The whole of WMPO."""
-    demonstrations(run)  # scripted experts, or the user's own data
-    return after_demonstrations(run)
-
-
-def after_demonstrations(run: Run) -> RunResult:
-    """What follows once all demonstrations are in the run's folder."""
     recipe = run.recipe
+    demonstrations(run)  # scripted experts, or the user's own data
     policy = imitate(run)  # SFT: the base policy
     evaluate_policy(run, policy, "base")
     for turn in range(1, recipe.rounds + 1):  # lifelong learning = more rounds

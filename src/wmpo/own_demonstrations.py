@@ -23,7 +23,9 @@ def take_demonstrations(run: Run) -> None:
     Raises UserError where they don't fit the environment, none succeeds, or evaluation would begin where they begin.
     """
     folder = Path(run.recipe.demonstrations.data)
-    if not (folder / INFO).exists() and (count := taken(run)):
+    if (count := taken(run)) and (run.folder / "result.json").exists():
+        return None  # there is nothing to do but the report, whatever has become of the folder
+    if count and not (folder / INFO).exists():
         return run.log.info(f"demonstrations.data, {folder}, is gone; its {count} demonstrations are in the run")
     store = comparable(EpisodeStore.open(folder), run.store)
     records = store.records()

@@ -97,7 +97,7 @@ class ReportCommand:
     """Folder of the run."""
 
     def execute(self) -> None:
-        from wmpo.algorithm import after_demonstrations
+        from wmpo.algorithm import optimise
         from wmpo.data.store import EpisodeStore
         from wmpo.envs import RECORDED
         from wmpo.envs.unreachable import Unreachable
@@ -113,5 +113,4 @@ class ReportCommand:
             )
         env = Unreachable(EpisodeStore.open(self.folder / "episodes").spec) if recorded else None
         with open_run(recipe, self.folder, env=env) as run:
-            # only the report is made
-            tell_result(run, practise_recorded(run) if recorded else after_demonstrations(run))
+            tell_result(run, practise_recorded(run) if recorded else optimise(run))  # only the report is made
