@@ -31,10 +31,13 @@ if __name__ == "__main__":
     folder, fault = Path(sys.argv[1]), sys.argv[2]
     more = {"reset": "person", "success": "person"} if fault == "person" else {}
     options = ["speed=4"]
+    allow("tests.shaky_robot:WrongRobot")
     if fault == "large":
         more["robot"] = "tests.shaky_robot:WrongRobot"
-        allow(more["robot"])
         options += ["answer=large", "fact=cameras", 'value={"front": [1024, 1024]}']
+    if fault == "routine":
+        more["robot"] = "tests.shaky_robot:WrongRobot"
+        options += ["answer=routine"]
     with closing(make_env(settings(folder / "log", *options, **more))) as env:
         store = EpisodeStore.open_or_create(folder / "store", env.spec)
         for number in range(len(store), 1000):

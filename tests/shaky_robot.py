@@ -89,11 +89,24 @@ class WrongRobot(ShakyRobot):
             return {**seen, "images": {"other": self.picture}}
         return {**seen, **{name: self.value for name in ("images", "state", "time") if self.wrong(name)}}
 
+    def act(self, action: np.ndarray) -> None:
+        late = self.answer == "act" and self.count >= 4
+        time.sleep(0.8 * late)  # in which the watchdog stops it
+        super().act(action)
+        if late:
+            raise OSError("the port is in use")
+
     def position(self) -> Any:
         return self.value if self.answer == "position" else super().position()
 
     def succeeded(self) -> Any:
         return self.value if self.wrong("succeeded") else super().succeeded()
+
+    def reset(self, initial_state: int) -> None:
+        super().reset(initial_state)
+        while self.answer == "routine":  # which knows nothing of a stop
+            self.act(np.ones(4, np.float32))
+            time.sleep(0.02)
 
     def stop(self) -> None:
         super().stop()

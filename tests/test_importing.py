@@ -6,7 +6,8 @@ import io
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from wmpo.data.plain import export_plain
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import LOSSLESS
 from wmpo.errors import UserError
+from wmpo.importing import store as store_module
 from wmpo.importing.conversion import Choices, Plan, plan_import
 from wmpo.importing.description import advice, describe
 from wmpo.importing.opening import open_source
@@ -242,6 +244,10 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(EpisodeStore, "append", None)  # nothing is done twice
     assert len(made(root, out)) == 3
     monkeypatch.setattr(EpisodeStore, "append", append)
+    about = json.loads((out / "import.json").read_text())
+    del about["choices"]["merge_deltas"]  # as before there was such a choice
+    (out / "import.json").write_text(json.dumps(about))
+    assert len(made(root, out)) == 3
     for choices, place, words in ({"fps": 10}, out, "is there already"), ({}, root / "in", "lies in the data set"):
         with pytest.raises(UserError, match=words):
             made(root, place, **choices)
@@ -268,6 +274,18 @@ def test_two_imports_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         made(root, out)
 
     monkeypatch.setattr(Plan, "check", late)
+    assert len(made(root, out)) == 3
+    shutil.rmtree(out)
+    alone = store_module._alone
+
+    @contextmanager
+    def between(lock: Path, out: Path) -> Iterator[None]:
+        monkeypatch.setattr(store_module, "_alone", alone)
+        shutil.rmtree(lock.parent)  # the first has put it in its place, the lock that both have opened with it
+        made(root, out)
+        yield
+
+    monkeypatch.setattr(store_module, "_alone", between)
     assert len(made(root, out)) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"theirs", "ours"}
 

@@ -81,6 +81,37 @@ def test_a_stop_in_the_middle_costs_nothing(
     assert imitated(own(data), tmp_path / "run") == policy
 
 
+def test_once_they_are_in_the_run_their_folder_is_needed_no_more(
+    scripted: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where some are missing it is, and where it holds others, that is told."""
+    data, moved = copied(scripted[0], tmp_path / "data"), tmp_path / "moved"
+    recipe, append = own(data), EpisodeStore.append
+
+    def stops(store: EpisodeStore, episodes: object) -> None:
+        if len(store):
+            raise KeyboardInterrupt
+        append(store, episodes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EpisodeStore, "append", stops)
+    with pytest.raises(KeyboardInterrupt):
+        imitated(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    data.rename(moved)
+    with pytest.raises(UserError, match="data"):
+        imitated(recipe, tmp_path / "run")
+    moved.rename(data)
+    policy = imitated(recipe, tmp_path / "run")
+    data.rename(moved)
+    assert imitated(recipe, tmp_path / "run") == policy
+    others = EpisodeStore.open(copied(moved, data))
+    others.append([others.episode(0)])
+    with pytest.raises(UserError, match="has begun demonstrations with data = "):
+        imitated(recipe, tmp_path / "run")
+    (tmp_path / "run" / "result.json").touch()  # a report is made of what the run has
+    assert imitated(recipe, tmp_path / "run") == policy
+
+
 def test_they_take_the_place_of_an_expert(scripted: tuple[Path, str], tmp_path: Path) -> None:
     """Of initial states that nobody knows, too."""
     unknown = copied(scripted[0], tmp_path / "unknown", initial_state=-1)
@@ -111,5 +142,8 @@ def test_nothing_begins_where_evaluation_does(scripted: tuple[Path, str], tmp_pa
     store = EpisodeStore.create(tmp_path / "held-out", given.spec)
     states = [*initial_states("evaluate", 0, 1), *initial_states("demonstrate", 0, 1)]
     store.append([replace(given.episode(i), initial_state=state) for i, state in enumerate(states)])
+    other = EpisodeStore.create(tmp_path / "other", given.spec)  # numbers that are of no split
+    other.append([replace(given.episode(i), initial_state=2**32 - 1 - i) for i in range(2)])
+    imitated(own(other.root), tmp_path / "fine")
     with pytest.raises(UserError, match="which is kept for split 'evaluate': bring demonstrations from other ones"):
         imitated(own(store.root), tmp_path / "run")

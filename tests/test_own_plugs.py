@@ -13,6 +13,7 @@ import pytest
 
 from wmpo import families
 from wmpo.cli import main
+from wmpo.envs.mimicgen.settings import MimicGenSettings
 from wmpo.opening import keep_recipe
 from wmpo.recipes import RECIPES
 
@@ -115,6 +116,24 @@ def test_no_file_starts_a_program(
     assert f"({other}) ended with exit code 0 while it started" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("*.ran")] == ["moved.ran"]
     keep_recipe(replace(recipe, env=replace(recipe.env, python="")), run)  # the run goes on without, too
+
+
+def test_no_file_imports_from_a_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`env.checkout` of a recipe, likewise; `--allow` takes its name as the recipe has it."""
+    monkeypatch.setattr(families, "_allowed", set())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "their code").mkdir()
+    keep_recipe(replace(RECIPES["smoke"], env=MimicGenSettings(checkout="their code")), tmp_path / "run")
+    for command in ("evaluate", "play", "report"):
+        assert main([command, "run"]) == 2
+        told = capsys.readouterr().err
+        assert "a folder of code, which no file may import by itself: add --allow 'their code'" in told
+    for leave in (["--allow", "their code"], ["--env.family", "mimicgen", "--env.checkout", "their code"]):
+        assert main(["evaluate", "run", *leave]) == 2
+        assert "has no policy yet" in capsys.readouterr().err
+        families._allowed.clear()
 
 
 @pytest.mark.usefixtures("folder")

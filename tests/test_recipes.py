@@ -10,10 +10,11 @@ import pytest
 
 from wmpo.cli import dispatch
 from wmpo.config import Recipe
+from wmpo.envs.libero.settings import LiberoSettings
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
 from wmpo.families import GONE, RENAMED, new_name, recipe_from_plain, why_gone
-from wmpo.io.plain import flat, to_plain
+from wmpo.io.plain import flat, numbers_of, to_plain
 from wmpo.opening import keep_recipe, load_recipe
 from wmpo.recipes import RECIPES, recipe_named
 from wmpo.recipes.checks import check_recipe
@@ -115,6 +116,13 @@ def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grpo.iterations = 7, not 8: .*--out"):
         keep_recipe(changed(recipe, "grpo.iterations", 8), tmp_path)
     assert load_recipe(tmp_path) == recipe
+
+
+def test_a_family_with_a_default_of_its_own_leaves_a_setting_free(tmp_path: Path) -> None:
+    recipe = replace(RECIPES["smoke"], env=LiberoSettings(timeout=600))
+    keep_recipe(recipe, tmp_path)
+    keep_recipe(replace(recipe, env=LiberoSettings(timeout=900)), tmp_path)
+    assert not {"workers", "python", "timeout"} & numbers_of(recipe.env).keys()
 
 
 def test_flat_names_every_field() -> None:

@@ -127,6 +127,14 @@ def test_a_robot_that_answers_wrongly_is_stopped_in_one_sentence(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_command_under_way_when_it_is_stopped_is_not_the_last_word(tmp_path: Path) -> None:
+    """Nor one that fails after it has been sent, as where two threads meet at one port."""
+    allow("tests.shaky_robot:WrongRobot")
+    with pytest.raises(UserError, match=r"a command was more than 0\.3 s late"):
+        play(tmp_path / "log", "answer=act", robot="tests.shaky_robot:WrongRobot", watchdog=0.3)
+    assert [event[1] for event in events(tmp_path / "log", "act", "stop")[-3:]] == ["stop", "act", "stop"]
+
+
 def test_a_stop_that_hangs_ends_the_process_all_the_same(tmp_path: Path) -> None:
     allow("tests.shaky_robot:WrongRobot")
     began = time.monotonic()
@@ -240,6 +248,21 @@ def test_a_program_that_is_halted_while_it_is_sent_pictures_stops_the_robot(tmp_
         moment = time.monotonic()
         until(lambda: events(tmp_path / "log", "stop", "act")[-1][1] == "stop", 10)
         assert time.monotonic() - moment < 4
+
+
+def test_a_routine_of_the_robots_own_is_stopped_again_and_again(tmp_path: Path) -> None:
+    """It may command the robot as long as the process lives, which is not long; and it doesn't have the last word."""
+    log = tmp_path / "log"
+    with program(tmp_path, "routine") as running:
+        until(lambda: log.exists() and len(events(log, "act")) > 5)
+        moment = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        until(lambda: stopped_after(log, moment), 10)
+        until(lambda: events(log)[-1][0] < time.monotonic() - 1, 10)
+    after = [event for event in events(log, "act", "stop") if event[0] > moment]
+    stops = [event[0] for event in after if event[1] == "stop"]
+    assert np.diff(stops).max() < 4 * PERIOD and stops[-1] - moment < 5
+    assert len([event for event in after if event[0] > stops[-1]]) <= 1
 
 
 def test_a_person_resets_judges_and_stops_with_keys(tmp_path: Path) -> None:

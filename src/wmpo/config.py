@@ -67,8 +67,8 @@ class FitConfig:
 @dataclass(frozen=True)
 class DemonstrationConfig:
     data: str = ""
-    """Folder of an episode store of yours, such as `wmpo data import` makes, all of whose demonstrations are taken in
-    place of a scripted expert's: the next three settings do nothing then."""
+    """Folder of an episode store of yours, such as `wmpo data import` makes, all of whose demonstrations are copied
+    into the run in place of a scripted expert's: the next three settings do nothing then."""
     episodes: Annotated[int, EPISODES] = 100
     """Successful scripted demonstrations that the base policy imitates. [paper 300]"""
     noise: Annotated[float, Between(0, 100)] = 0.6

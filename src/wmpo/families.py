@@ -1,8 +1,8 @@
 """Which class stands behind a family's name: of an environment, a policy, a world model or a reward model.
 
 A name is a family of this package, an entry point of an installed package, or module:Class. The last is imported only
-where a person has named it, in Python or on the command line (`allow`): what a file says is never imported, nor started
-(`env.python`), by itself.
+where a person has named it, in Python or on the command line (`allow`): what a file says is never imported, be it a
+class, a module or from a folder (`env.checkout`), nor started (`env.python`), by itself.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ GONE = {  # likewise, of settings that have no successor -> why
 CLASS = "a class of yours, which no file may name by itself"
 MODULE = "a module, which no file may import by itself"
 PROGRAM = "a program, which no file may start by itself"
+FOLDER = "a folder of code, which no file may import by itself"
 _allowed: set[str] = set()
 
 
@@ -101,7 +102,8 @@ def why_gone(setting: str) -> str:
 
 
 def allow(name: str) -> None:
-    """Let files name this module:Class, module to import or Python interpreter from now on, in this process."""
+    """Let files name this module:Class, module, folder to import from or Python interpreter from now on, in this
+    process."""
     _allowed.add(name)
 
 
@@ -110,7 +112,8 @@ def code_in(part: JsonObject) -> dict[str, str]:
     classes, modules = [str(part.get(name) or "") for name in ("family", "robot")], part.get("imports")
     code = {name: CLASS for name in classes if ":" in name}
     code |= {str(name): MODULE for name in modules} if isinstance(modules, list) else {}
-    return code | ({str(part["python"]): PROGRAM} if part.get("python") else {})
+    paths = {"python": PROGRAM, "checkout": FOLDER}
+    return code | {str(part[name]): what for name, what in paths.items() if part.get(name)}
 
 
 def family_class(kind: str, family: str) -> Any:

@@ -22,7 +22,7 @@ from wmpo.envs import task_names
 from wmpo.errors import UserError
 from wmpo.families import save_model
 from wmpo.io.files import read_json, write_json
-from wmpo.io.plain import differences, numbers_of, to_plain
+from wmpo.io.plain import JsonObject, differences, numbers_of, to_plain
 from wmpo.protocols import Env, Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.training import ranks
 from wmpo.training.checkpoint import WEIGHTS
@@ -144,11 +144,16 @@ class Run:
         if not path.exists():
             write_json(path, to_plain(inputs))
             return
-        kept = read_json(path)
-        for was, now in differences(kept if isinstance(kept, dict) else {}, to_plain(inputs)).values():
+        for was, now in differences(self.inputs_of(stage), to_plain(inputs)).values():
             raise UserError(
                 f"{self.folder} has begun {stage} with {was}, not {now}: give the same to continue, or another folder."
             )
+
+    def inputs_of(self, stage: str) -> JsonObject:
+        """What `same_inputs` has kept; nothing where the stage has not begun."""
+        path = self.folder / "inputs" / f"{stage}.json"
+        kept = read_json(path) if path.exists() else {}
+        return kept if isinstance(kept, dict) else {}
 
     def same_env(self) -> None:
         """All episodes of a folder are of one environment, with the same settings. Raises UserError otherwise."""

@@ -181,7 +181,7 @@ def understood(args: list[str]) -> Any:
 
 
 def allowing(args: list[str]) -> list[str]:
-    """The arguments less each --allow module:Class, module or interpreter, which files may name from now on."""
+    """The arguments less each --allow module:Class, module, folder or interpreter, which files may name from now on."""
     left = []
     given = iter(args)
     for arg in given:
@@ -192,10 +192,10 @@ def allowing(args: list[str]) -> list[str]:
         name = name if equals else next(given, "")
         from wmpo.families import allow, is_dotted
 
-        if not (is_dotted(name) or os.sep in name or (name and shutil.which(name))):
+        if not (is_dotted(name) or os.sep in name or (name and (os.path.isdir(name) or shutil.which(name)))):
             raise UserError(
-                "--allow needs the name of a class of yours, as module:Class, a module, or a Python interpreter, not "
-                f"{name!r}."
+                "--allow needs the name of a class of yours, as module:Class, a module, a folder of code, or a Python "
+                f"interpreter, not {name!r}."
             )
         allow(name)
     return left
@@ -213,7 +213,7 @@ def overview() -> str:
             *lines,
             "",
             "  --allow module:Class               let the files of a run name this class or module of yours, or",
-            "                                     another Python, by its path; for any command",
+            "                                     another Python or folder, by its path; for any command",
             "",
             "  wmpo run place                     the main job on a laptop's CPU",
             "  wmpo run place --seed 1 --grpo.iterations 5",

@@ -123,8 +123,9 @@ def _settings(kind: str, config: Any, args: Sequence[str]) -> Any:
         allow(robot)
     for module in _values_of(f"{kind}.imports", args):
         allow(module)  # likewise
-    if python := value_of(f"{kind}.python", args):
-        allow(python)
+    for path in ("python", "checkout"):
+        if named := value_of(f"{kind}.{path}", args):
+            allow(named)
     return of_family(kind, config, family) if family else complete(kind, config)
 
 

@@ -36,7 +36,7 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
     What a stop leaves in a folder beside `out` is gone on with; where anything differs, it is begun again.
     """
     about = provenance(plan, codec)
-    if (out / ABOUT).is_file() and read_json(out / ABOUT) == about:
+    if _made_so(out, about):
         return EpisodeStore.open(out)
     if out.resolve().is_relative_to(plan.source.path.resolve()):
         raise UserError(f"{out} lies in the data set itself, where nothing is written: choose another folder.")
@@ -47,11 +47,11 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
     lock = partial / ".importing.lock"
     with _alone(lock, out):
         if (out / ABOUT).is_file():  # another process has just made it
-            lock.unlink()
+            lock.unlink(missing_ok=True)  # it may have gone along
             with suppress(OSError):
                 partial.rmdir()
             return import_store(plan, out, codec, progress)
-        if not (partial / ABOUT).is_file() or read_json(partial / ABOUT) != about:
+        if not _made_so(partial, about):
             for path in partial.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -66,6 +66,14 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
         os.replace(partial, out)
         (out / lock.name).unlink()
     return EpisodeStore.open(out)
+
+
+def _made_so(folder: Path, about: JsonObject) -> bool:
+    """Whether the store there was made so. Choices that an earlier version didn't have were as they are by default."""
+    kept = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+    if isinstance(kept, dict) and isinstance(kept.get("choices"), dict):
+        kept["choices"] = to_plain(Choices()) | kept["choices"]
+    return bool(kept == about)
 
 
 @contextmanager

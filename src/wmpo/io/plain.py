@@ -47,11 +47,16 @@ def to_plain(value: object) -> Json:
 
 def numbers_of(settings: object) -> JsonObject:
     """As `to_plain`, of a dataclass, without its settings that are `FREE`, nor those of dataclasses in it."""
-    hints = typing.get_type_hints(type(settings), include_extras=True)
+    freed = {
+        name
+        for base in filter(dataclasses.is_dataclass, type(settings).__mro__)  # a family may give it another default
+        for name, hint in typing.get_type_hints(base, include_extras=True).items()
+        if FREE in getattr(hint, "__metadata__", ())
+    }
     return {
         name: numbers_of(value) if dataclasses.is_dataclass(value) else to_plain(value)
         for name, value in vars(settings).items()
-        if FREE not in getattr(hints[name], "__metadata__", ())
+        if name not in freed
     }
 
 

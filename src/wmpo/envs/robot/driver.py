@@ -1,8 +1,7 @@
 """Drives a robot in a process of its own: at a fixed rate, within limits, under a watchdog.
 
 `wmpo.envs.robot.env` runs this file by its path, maybe under another Python (3.10 or newer) that has neither wmpo nor
-torch. Whatever happens to the program that decides, killed or stuck, this process sees its pipe close, or no command
-come, and stops the robot. Of four threads one asks and commands, others listen, watch the clock, and read keys.
+torch. Whatever happens to the program that decides, it sees its pipe close, or no command come, and stops the robot.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ COUNTS = ("late_observations", "late_commands", "limited_actions")
 
 def send(connection: Connection, head: Mapping[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
     """A message: JSON, and arrays after it. Nothing that is received can execute code."""
-    shapes = [(array.dtype.str, array.shape) for array in arrays]
-    connection.send_bytes(json.dumps({**head, "arrays": shapes}).encode())
+    connection.send_bytes(json.dumps({**head, "arrays": [(array.dtype.str, array.shape) for array in arrays]}).encode())
     for array in arrays:
         connection.send_bytes(array.tobytes())
 
@@ -111,7 +109,7 @@ class Driver:
         self.requests: queue.Queue[tuple[dict[str, Any], list[np.ndarray]] | None] = queue.Queue()
         self.keys: queue.Queue[str] = queue.Queue()
         self.stopped = ""
-        self.ended, self.told = threading.Event(), threading.Event()  # `ended` ends every wait
+        self.ended, self.told, self.left = (threading.Event() for _ in range(3))  # `ended` ends every wait
         self.sending, self.first = threading.Lock(), threading.Lock()
         self.expected: tuple[float, str] | None = None  # when what is waited for is too late, and what it is
         self.due: float | None = None  # when the next command is; None before an episode's first
@@ -138,7 +136,7 @@ class Driver:
     def hold(self) -> None:
         try:
             self.robot.stop()
-        except Exception as error:
+        except BaseException as error:  # sys.exit would end the watchdog's thread
             print(f"\r\nThe robot's stop has failed: {reason(error)}.", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
@@ -160,6 +158,12 @@ class Driver:
                 elif not self.lapsed:  # the episode may be over; if it isn't, the next command comes too late
                     self.lapsed = True
                     self.hold()
+        end = time.monotonic() + GRACE - 0.5
+        while not self.left.wait(self.period):  # a routine of the robot's own may command it still
+            with contextlib.suppress(BaseException):
+                self.robot.stop()
+            if time.monotonic() > end:
+                os._exit(1)
 
     def listen(self, signals: socket.socket) -> None:
         """The thread that reads requests. Signals arrive here too, since the main thread may hang."""
@@ -192,7 +196,6 @@ class Driver:
 
     def check(self) -> None:
         if self.stopped:
-            self.hold()  # once more: a command may have been under way
             raise StopError(self.stopped)
 
     def reset(self, initial_state: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
@@ -243,16 +246,13 @@ class Driver:
             if now > self.due + self.period:
                 self.due = now  # what is lost is not made up for in a burst
             sent.append(self.act(action))
-            now = time.monotonic()
-            if self.acted:
-                periods.append(now - self.acted)
-            self.acted = now
+            before, self.acted = self.acted, time.monotonic()
+            periods += [self.acted - before] if before else []
             self.due += self.period
             self.sleep_until(self.due)
             seen.append(self.observe())
             success.append(self.judge())
-        done = self.verdict is not None
-        if done:
+        if done := self.verdict is not None:
             self.hold()
             self.due = None
         answer = {"counts": self.counts, "success": success, "done": done, "periods": periods}
@@ -325,9 +325,7 @@ def make(name: str, path: Sequence[str], folders: Sequence[str], options: Mappin
 
         found = {entry.name: entry.value for entry in entry_points(group="wmpo.robots")}
         if name not in found:
-            raise StopError(
-                f"there is no robot {name!r}: there are {', '.join([*BUILTIN, *found])}, or yours as module:Class"
-            )
+            raise StopError(f"there is no robot {name!r}: use {', '.join([*BUILTIN, *found])}, or module:Class")
         place = found[name]
     module, _, cls = place.partition(":")
     made: Any = functools.reduce(getattr, cls.split("."), importlib.import_module(module))
@@ -372,7 +370,9 @@ def drive(connection: Connection, signals: socket.socket) -> None:
             driver.serve()
         except BaseException as error:
             driver.stop(reason(error))
+            driver.hold()  # once more: where another thread has stopped it, a command may have been under way
         finally:
+            driver.left.set()
             with contextlib.suppress(Exception):
                 robot.disconnect()
             driver.told.wait(GRACE)

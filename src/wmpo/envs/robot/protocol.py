@@ -44,7 +44,7 @@ class Robot(Protocol):
         ...
 
     def stop(self) -> None:
-        """Stand still now, and hold. Called from any thread at any time, even while another method hangs; twice does no
+        """Stand still now, and hold. Called from any thread at any time, even while another method hangs; again does no
         harm, and the next `act` ends it."""
         ...
 
