@@ -45,8 +45,9 @@ def test_all_results_of_a_task_have_one_horizon() -> None:
     """It is no setting, so nothing else tells when a task's own has changed since a result was stored."""
     for file in RESULTS.glob("*.jsonl"):
         for name, cell in read_cells(file).items() if file.stem in EXPERIMENTS else ():
-            task = task_named(cell.recipe["env"]["task"].partition("+")[0])
-            assert {policy.horizon for policy in cell.policies.values()} == {task.horizon}, name
+            if cell.recipe["env"]["family"] == "tabletop":
+                task = task_named(cell.recipe["env"]["task"].partition("+")[0])
+                assert {policy.horizon for policy in cell.policies.values()} == {task.horizon}, name
 
 
 def base_now_and_later(table1: Plain, task: str) -> list[float]:
