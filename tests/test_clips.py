@@ -134,7 +134,7 @@ def test_hard_negatives_end_late(cache: FrameCache) -> None:
 
 
 def test_reward_clips_need_both_kinds(cache: FrameCache, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="None of the 3 episodes succeeds"):
+    with pytest.raises(UserError, match="None of the 3 episodes to learn from succeeds"):
         RewardClips(cache, [0, 1, 2], 4)
     at_once = FrameCache(make_store(tmp_path, [make_episode(0, 3, success=(1, 2, 3))]))
     with pytest.raises(UserError, match="no clip without success"):

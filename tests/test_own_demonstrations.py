@@ -133,8 +133,12 @@ def test_what_is_refused(scripted: tuple[Path, str], tmp_path: Path, capsys: pyt
         out = str(tmp_path / f"run-{folder.name}")
         assert main(["run", "smoke", "--env.workers", "0", "--demonstrations.data", str(folder), "--out", out]) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"shows the cameras: .*16x16; but "):
-        imitated(replace(own(data), env=replace(FEW.env, image_size=16)), tmp_path / "small")  # type: ignore[call-arg]
+    small = replace(own(data), env=replace(FEW.env, image_size=16))  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"The environment shows the cameras: .*16x16; but .*32x32: choose the options"):
+        imitated(small, tmp_path / "run")
+    with pytest.raises(UserError, match="leaves no part of the policy to practise"):
+        imitated(replace(own(data), grpo=replace(FEW.grpo, freeze=("",))), tmp_path / "run")
+    assert imitated(own(data), tmp_path / "run") == scripted[1]  # a mistake has left nothing that binds
 
 
 def test_nothing_begins_where_evaluation_does(scripted: tuple[Path, str], tmp_path: Path) -> None:

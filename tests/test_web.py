@@ -209,6 +209,8 @@ def test_keys_label_in_a_browser(unlabelled: View) -> None:
     }  # fmt: skip
     with served("view.html", calls) as address, surfing(address) as page:
         page.until("return state.shown && state.rows.length == 3")
+        assert page.run("return document.querySelector('.judged').hidden")  # there is no model whose scores could come
+        assert "…" not in page.run("return document.getElementById('rows').innerText")
         page.run("const f = document.getElementById('filter'); f.value = 'queue'; f.onchange()")
         page.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'f', ctrlKey: true}))")  # to find a word
         page.run("for (const n of [1, 2, 3]) dispatchEvent(new KeyboardEvent('keydown', {key: 's', repeat: n > 1}))")
@@ -266,6 +268,7 @@ def test_episodes_are_shown_in_a_browser(played: tuple[Play, View]) -> None:
     calls: dict[str, Call] = {"episodes": view.episodes, "episode": view.episode, "label": view.label}
     with served("view.html", calls) as address, surfing(address) as page:
         page.until("return state.shown && state.rows.length == 2 && state.rows.every(row => row.real !== undefined)")
+        assert not page.run("return document.querySelector('.judged').hidden")
         rows = "return document.getElementById('rows').rows.length"
         assert page.run(rows) == 2
         page.run("const f = document.getElementById('filter'); f.value = 'failures'; f.onchange()")

@@ -22,6 +22,7 @@ from wmpo.families import PLUGS, allow, code_in, completed, recipe_from_plain
 from wmpo.grpo import trained_parameters
 from wmpo.io.files import file_lock, read_json, write_json
 from wmpo.io.plain import differences, free, to_plain
+from wmpo.own_demonstrations import suited
 from wmpo.policies import build_policy
 from wmpo.protocols import Env, NamesTasks
 from wmpo.recipes.checks import check_machine, check_recipe
@@ -69,9 +70,11 @@ def open_run(
             held.enter_context(locked(folder))
             check_horizon(recipe.policy.chunk, real.spec)
             check_tasks(recipe, real)
-            keep_recipe(recipe, folder)
             if recipe.grpo.freeze:  # which only the policy knows, and that is made after the demonstrations
                 trained_parameters(build_policy(recipe.policy, real.spec), recipe.grpo.freeze)
+            if recipe.demonstrations.data and not (folder / RECIPE).exists():
+                suited(Path(recipe.demonstrations.data), real.spec)
+            keep_recipe(recipe, folder)  # once all is well: a folder holds one recipe for good
             store = EpisodeStore.open_or_create(folder / "episodes", real.spec)
             return real.spec, store, EpisodeStore.open_or_create(folder / "evaluation", real.spec)
 

@@ -5,29 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from wmpo.data.compatibility import comparable, content
+from wmpo.data.compatibility import content, difference
 from wmpo.data.initial_states import split_of
 from wmpo.data.layout import INFO
 from wmpo.data.records import initial_states_of
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.run import Run, is_demonstration
+from wmpo.types import EnvSpec
 
 STAGE = "demonstrations"
 
 
-def take_demonstrations(run: Run) -> None:
-    """Copy an expert's episodes, all of those in `demonstrations.data`, into the run, which then needs that folder no
-    more.
+def suited(folder: Path, spec: EnvSpec) -> tuple[EpisodeStore, list[int]]:
+    """The store in `demonstrations.data`, its cameras in the order of the environment's, and the episodes to take.
 
     Raises UserError where they don't fit the environment, none succeeds, or evaluation would begin where they begin.
     """
-    folder = Path(run.recipe.demonstrations.data)
-    if (count := taken(run)) and (run.folder / "result.json").exists():
-        return None  # there is nothing to do but the report, whatever has become of the folder
-    if count and not (folder / INFO).exists():
-        return run.log.info(f"demonstrations.data, {folder}, is gone; its {count} demonstrations are in the run")
-    store = comparable(EpisodeStore.open(folder), run.store)
+    store = EpisodeStore.open(folder)
+    if found := difference("The environment", spec, f"{folder}", store.spec):
+        raise UserError(f"{found}: choose the options of --env, or of `wmpo data import`, so that both agree.")
     records = store.records()
     numbers = initial_states_of(records)
     chosen = [record.index for record in records if record.source == "expert"]
@@ -41,8 +38,21 @@ def take_demonstrations(run: Run) -> None:
             f"demonstrations.data is {folder}, where an episode begins from initial state {kept[0]}, which is kept "
             f"for split {split_of(kept[0])!r}: bring demonstrations from other ones."
         )
+    return store.with_cameras(tuple(spec.cameras)), chosen
+
+
+def take_demonstrations(run: Run) -> None:
+    """Copy an expert's episodes, all of those in `demonstrations.data`, into the run, which then needs that folder no
+    more. Raises UserError as `suited` does."""
+    folder = Path(run.recipe.demonstrations.data)
+    if (count := taken(run)) and (run.folder / "result.json").exists():
+        return None  # there is nothing to do but the report, whatever has become of the folder
+    if count and not (folder / INFO).exists():
+        return run.log.info(f"demonstrations.data, {folder}, is gone; its {count} demonstrations are in the run")
+    store, chosen = suited(folder, run.store.spec)
+    records = store.records()
+    numbers, horizon = initial_states_of(records), run.env.spec.horizon
     run.same_inputs(STAGE, {"data": content(store), "episodes": len(chosen)})
-    horizon = run.env.spec.horizon
     if longer := sum(records[i].length > horizon for i in chosen):
         run.log.info(
             f"WARNING: {longer} of the {len(chosen)} demonstrations have more than the {horizon} actions of an episode "

@@ -167,7 +167,8 @@ class RewardClips:
         self.hard = Spans(chosen, cache.first[chosen] + quiet - third, third)
         if not self.positive.total:
             raise UserError(
-                f"None of the {len(chosen)} episodes succeeds, so success can't be learned: collect some that do."
+                f"None of the {len(chosen)} episodes to learn from succeeds, so success can't be learned: give more "
+                "that do."
             )
         if not self.negative.total:
             raise UserError(

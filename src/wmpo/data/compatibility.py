@@ -11,6 +11,7 @@ from wmpo.data.layout import part_paths
 from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
+from wmpo.types import EnvSpec
 
 LOOK_AT = 20_000
 """Actions that are compared, from the first on."""
@@ -22,17 +23,8 @@ def comparable(other: EpisodeStore, first: EpisodeStore) -> EpisodeStore:
     Raises UserError where they differ in cameras or their sizes, in dimensions, in frames per second, or in the units
     of their actions.
     """
-    differences = {
-        "shows the cameras": [_cameras(store) for store in (first, other)],
-        "has so many frames a second": [f"{store.spec.fps}" for store in (first, other)],
-        "has so many state dimensions": [f"{store.spec.state_dim}" for store in (first, other)],
-        "has so many action dimensions": [f"{store.spec.action_dim}" for store in (first, other)],
-    }
-    for what, (mine, theirs) in differences.items():
-        if mine != theirs:
-            raise UserError(
-                f"{first.root} {what}: {mine}; but {other.root}: {theirs}: collect both with the same settings."
-            )
+    if found := difference(f"{first.root}", first.spec, f"{other.root}", other.spec):
+        raise UserError(f"{found}: collect both with the same settings.")
     ratio = spread_ratio(_actions(other), _actions(first)) if len(first) and len(other) else 1.0
     if not 1 / OTHER_UNITS < ratio < OTHER_UNITS:
         raise UserError(
@@ -40,6 +32,19 @@ def comparable(other: EpisodeStore, first: EpisodeStore) -> EpisodeStore:
             "the same units."
         )
     return other.with_cameras(tuple(first.spec.cameras))
+
+
+def difference(mine: str, first: EnvSpec, theirs: str, other: EnvSpec) -> str:
+    """What keeps two from being learned from together, as part of a sentence; empty where nothing does."""
+    for what, told in {
+        "shows the cameras": _cameras,
+        "has so many frames a second": lambda spec: f"{spec.fps}",
+        "has so many state dimensions": lambda spec: f"{spec.state_dim}",
+        "has so many action dimensions": lambda spec: f"{spec.action_dim}",
+    }.items():
+        if told(first) != told(other):
+            return f"{mine} {what}: {told(first)}; but {theirs}: {told(other)}"
+    return ""
 
 
 def content(store: EpisodeStore) -> str:
@@ -51,8 +56,8 @@ def content(store: EpisodeStore) -> str:
     return found.hexdigest()[:16]
 
 
-def _cameras(store: EpisodeStore) -> str:
-    return ", ".join(f"{name} of {size[0]}x{size[1]}" for name, size in sorted(store.spec.cameras.items()))
+def _cameras(spec: EnvSpec) -> str:
+    return ", ".join(f"{name} of {size[0]}x{size[1]}" for name, size in sorted(spec.cameras.items()))
 
 
 def _actions(store: EpisodeStore) -> np.ndarray:
