@@ -144,6 +144,8 @@ def test_fewer_frames_smaller_pictures_other_names(tmp_path: Path) -> None:
     assert np.allclose(means[:, :5], changes[:, :5] / 3) and np.array_equal(means[:, 5], changes[:, 5])
     with pytest.raises(UserError, match=r"--fps 12 does not divide the recorded 30: choose one of 30, 15, 10"):
         planned(root, fps=12)
+    with pytest.raises(UserError, match="--instruction is blank"):
+        planned(root, instruction=" ")
 
 
 def test_robomimic(tmp_path: Path) -> None:
@@ -497,7 +499,7 @@ def test_what_is_damaged_is_told_in_one_sentence(
         ("--rollouts-of expert", "leave it out for demonstrations"),
         ("--success-frames 0", "--success-frames is 0"),
         ("--success-frames 9999999", "it must be at most 1000000"),
-        ("--image-size 33 21 --codec lossy", "even sides"),
+        ("--image-size 33 21 --codec lossy", "wmpo: Ordinary H.264 takes pictures of even sides"),
     ],
 )
 def test_choices_that_do_not_fit(

@@ -151,6 +151,12 @@ def test_module_round_trip_and_errors(tmp_path: Path) -> None:
         load_module(tmp_path, Tied())
 
 
+def test_weights_may_be_read_by_whoever_may_read_other_files(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_tensors(tmp_path / "weights", {"a": torch.zeros(2)})
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     for value in (float("nan"), float("inf")):
         save_tensors(tmp_path / "model.safetensors", {**Tied().state_dict(), "b.bias": torch.full((4,), value)})

@@ -57,7 +57,7 @@ class EpisodeStore:
             raise UserError(f"There is already an episode store in {root}: open it, or choose another folder.")
         check_spec(spec, str(root))
         if codec.pixels == "yuv420p" and any(side % 2 for size in spec.cameras.values() for side in size):
-            raise UserError(f"{root}: ordinary H.264 takes even sides only: choose another size, or lossless.")
+            raise UserError("Ordinary H.264 takes pictures of even sides only: choose another size, or lossless.")
         try:
             _write_tasks(root, [])
             write_json(root / layout.STATS, {})

@@ -186,6 +186,8 @@ def plan_import(source: Source, choices: Choices) -> Plan:
         raise UserError(f"--except-dims names dimension {wrong[0]}: the action has 0 to {dimensions - 1}.")
     if choices.rollouts_of in ("expert", "demonstration"):
         raise UserError("--rollouts-of names the policy that acted: leave it out for demonstrations.")
+    if choices.instruction and not choices.instruction.strip():
+        raise UserError("--instruction is blank: give a sentence, or leave it out.")
     fps = max(round(facts.fps), 1)
     stride = stride_to(fps, choices.fps)
     longest = max(about.actions // stride for about in facts.episodes)

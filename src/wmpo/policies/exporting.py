@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from wmpo.errors import UserError
@@ -20,7 +19,7 @@ from wmpo.io.files import atomic_folder, copy_file, read_json, write_json
 from wmpo.policies.adapters import ADAPTER, BASE, CHANGES, base_of
 from wmpo.policies.published import PICKLES, Republished, Republishes, stored_weights, weight_files
 from wmpo.protocols import Policy
-from wmpo.training.checkpoint import CONFIG, WEIGHTS, first_line, opening
+from wmpo.training.checkpoint import CONFIG, WEIGHTS, first_line, opening, write_tensors
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -115,7 +114,7 @@ def _write_part(name: str, tensors: Mapping[str, Tensor], origin: Path, made: Pa
 
 def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
     try:
-        save_file(dict(tensors), path, metadata=about)
+        write_tensors(tensors, path, metadata=about)
     except SafetensorError as error:  # of its own for a full disk
         raise UserError(
             f"{path.name} can't be written ({first_line(error)}): make room, or choose another folder."

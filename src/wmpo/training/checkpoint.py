@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,14 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LARGE, MANY = 2**26, 20_000  # numbers in a parameter, and parameters, that any network may have; see `opening`
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """As safetensors does, whose file only its owner may read, but with the rights that any new file gets here."""
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(rights)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None) -> None:
     """Replace the file at `path` by `tensors`, with `facts` (JSON values) in its header."""
     seen: set[tuple[int, int]] = set()
@@ -41,7 +50,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         seen.add(place)
     try:
         with atomic_path(Path(path)) as temporary:
-            save_file(stored, temporary, metadata={"facts": json.dumps(to_plain(dict(facts or {})))})
+            write_tensors(stored, temporary, metadata={"facts": json.dumps(to_plain(dict(facts or {})))})
     except (SafetensorError, OSError) as error:  # safetensors has an error of its own for a full disk
         raise UserError(f"{path} can't be written ({first_line(error)}); what was there before is kept.") from None
 
