@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wmpo.envs.mimicgen.scene import MimicGenScene, scene
-from wmpo.envs.mimicgen.settings import ACTION_DIM, CAMERAS, CONTROL, STATE_DIM, TASKS
+from wmpo.envs.mimicgen.settings import CONTROL, TASKS
+from wmpo.envs.robosuite.settings import ACTION_DIM, CAMERAS, STATE_DIM
 from wmpo.envs.shared_scene import SceneEpisode
 
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from wmpo.config import Between, EnvConfig
 from wmpo.envs.names import check_cameras, names_in
+from wmpo.envs.robosuite.settings import CAMERAS, RobosuiteSettings
 
-CAMERAS = {
-    "front": "agentview",
-    "wrist": "robot0_eye_in_hand",
-    "far": "frontview",
-    "side": "sideview",
-    "top": "birdview",
-    "robot": "robot0_robotview",
-}
 CONTROL = 20  # robosuite's own steps per second, as in MimicGen's data sets
-STATE_DIM, ACTION_DIM = 9, 7
 
 
 class Task(NamedTuple):
@@ -46,7 +37,7 @@ TASKS = {
 
 
 @dataclass(frozen=True)
-class MimicGenSettings(EnvConfig):
+class MimicGenSettings(RobosuiteSettings):
     """MimicGen: a Panda arm over a table, from your checkout of its repository. 7 numbers per action."""
 
     family: str = "mimicgen"
@@ -58,16 +49,6 @@ class MimicGenSettings(EnvConfig):
     """A task as MimicGen names it, such as Coffee_D0, or several joined by +, told apart by their sentences."""
     repeat: Literal[1, 2, 4, 5] = 1
     """Steps of the 20 Hz controller that an action takes: 1 as in its data sets; 4 are 5 actions per second."""
-    cameras: tuple[str, ...] = ("front",)
-    """Cameras that the policy sees, and that dreams show: front, wrist, far, side, top, robot. The reward model watches
-    the first one."""
-    image_size: Annotated[int, Between(8, 1024)] = 64
-    """Height and width of each camera, in pixels."""
-    state: bool = True
-    """The policy feels position and quaternion of the hand and both fingers too, and the dream imagines them."""
-    faces: Annotated[int, Between(0, 1000000)] = 1000
-    """Meshes that are only seen are coarsened to about so many triangles each, which saves time of drawing; 0: as they
-    come."""
 
     def check(self) -> None:
         """Raises UserError for tasks and cameras that there are not."""
