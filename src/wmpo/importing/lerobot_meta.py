@@ -10,11 +10,14 @@ from pathlib import Path
 from string import Formatter
 
 from wmpo.data import layout
+from wmpo.data.in_place import Span
+from wmpo.data.info import Own
+from wmpo.data.recorded import damaged
 from wmpo.data.tables import TYPES, column, read_table, read_tasks
 from wmpo.errors import UserError
-from wmpo.importing.source import damaged, inside
+from wmpo.importing.source import inside
 from wmpo.io.files import is_stream
-from wmpo.io.plain import Json, JsonObject
+from wmpo.io.plain import Json, JsonObject, from_plain
 
 OLD = ("v2.0", "v2.1")
 OWN = {"wmpo/start": "whole numbers", "wmpo/source": "text", "wmpo/task": "text", "wmpo/meta": "text"}
@@ -72,6 +75,7 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
         paths = counted if set(counted) <= set(paths) else paths
     if not paths:
         raise damaged(root / "meta/episodes", "has no tables of episodes")
+    films = _films(root, own)
     number, begins, spoken = 0, dict[Path, int](), dict[Path, list[str]]()
     for path in paths:
         inside(root, str(path.relative_to(root)))
@@ -96,12 +100,27 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
                 begin = row[f"videos/{key}/from_timestamp"]
                 if not isinstance(begin, float) or not 0 <= begin < 1e9:
                     raise damaged(path, f"has no time at which the video of {key} begins in row {number}")
-                shown[key] = (_filled(root, info, "video_path", numbers), begin)
+                film = films.get(
+                    (key, layout.FILES_PER_CHUNK * int(numbers["chunk_index"]) + int(numbers["file_index"]))
+                )
+                shown[key] = (film.file() if film else _filled(root, info, "video_path", numbers), begin)
             first = begins.setdefault(data, 0)
             place = _place(row, path, data, first, shown, {name: row[name] for name in known if row[name] is not None})
             begins[data] += place.length
             number += 1
             yield place
+
+
+def _films(root: Path, own: Json) -> dict[tuple[str, int], Span]:
+    """(Feature, number of a file) -> what a store of ours reads in place, by a link that leads out of its folder."""
+    if not isinstance(own, dict) or "in_place" not in own:
+        return {}
+    found = {}
+    for camera, films in from_plain(Own, own, f"{root / layout.INFO}: wmpo").in_place.items():
+        inside(root, str(layout.video_path(root, 0, camera).parent.relative_to(root)))
+        for number, film in enumerate(films):
+            found[layout.video_key(camera), number] = Span(layout.video_path(root, number, camera), film, 0.0, 0)
+    return found
 
 
 def _sentences(root: Path, data: Path) -> list[str]:
