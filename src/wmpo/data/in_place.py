@@ -42,31 +42,10 @@ class Span:
     """In seconds."""
     frames: int
 
-    def file(self) -> Path:
-        """Where the file lies. Raises UserError unless it is as it was when it was taken in."""
-        target = Path(os.path.realpath(self.path))
-        what = f"The video {target}, which {self.path.parents[3]} reads in place,"
-        again = "put back what was there, or import the data set again"
-        try:
-            status = target.stat()
-            if not S_ISREG(status.st_mode) or target.suffix.lower() != SUFFIX:
-                raise UserError(f"{what} is no mp4 file: {again}.")
-            if status.st_size != self.film.size:
-                raise UserError(f"{what} has {status.st_size} bytes where it had {self.film.size}: {again}.")
-            if (now := status.st_mtime_ns) != self.film.modified and digest(target, now) != self.film.digest:
-                raise UserError(f"{what} is another one than was imported: {again}.")
-        except FileNotFoundError:
-            raise UserError(
-                f"{what} is gone: put it back, or a link to where it is now, or import the data set again."
-            ) from None
-        except OSError as error:
-            raise UserError(f"{what} can't be read: {error.strerror}.") from None
-        return target
-
     def shown(self, numbers: Sequence[int], size: tuple[int, int], fps: int) -> Iterator[np.ndarray]:
         """Frames of the episode, of ascending numbers."""
         times = [self.begin + number / fps for number in numbers]
-        return frames_at(self.file(), times, size, fps, self.film.codec)
+        return frames_at(require_unchanged(self.path, self.film), times, size, fps, self.film.codec)
 
     def stats(self, size: tuple[int, int], fps: int) -> Stats:
         """Those of the episode's pictures: of a few of them, evenly spaced, which stand for all."""
@@ -101,12 +80,34 @@ class InPlace(Reel):
     def files(self) -> list[Path]:
         first = {span.path: span for span in self.spans}
         for span in first.values():
-            span.file()
+            require_unchanged(span.path, span.film)
         return [*first]
 
     def stamp(self) -> list[int]:
         places = [number for span in self.spans for number in (round(span.begin * 1e6), span.frames)]
         return super().stamp() + places
+
+
+def require_unchanged(path: Path, film: Film) -> Path:
+    """The file that `path` in a store leads to. Raises UserError unless it is as it was when it was taken in."""
+    target = Path(os.path.realpath(path))
+    what = f"The video {target}, which {path.parents[3]} reads in place,"
+    again = "put back what was there, or import the data set again"
+    try:
+        status = target.stat()
+        if not S_ISREG(status.st_mode) or target.suffix.lower() != SUFFIX:
+            raise UserError(f"{what} is no mp4 file: {again}.")
+        if status.st_size != film.size:
+            raise UserError(f"{what} has {status.st_size} bytes where it had {film.size}: {again}.")
+        if (now := status.st_mtime_ns) != film.modified and digest(target, now) != film.digest:
+            raise UserError(f"{what} is another one than was imported: {again}.")
+    except FileNotFoundError:
+        raise UserError(
+            f"{what} is gone: put it back, or a link to where it is now, or import the data set again."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{what} can't be read: {error.strerror}.") from None
+    return target
 
 
 @lru_cache(maxsize=1024)

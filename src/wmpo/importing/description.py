@@ -81,14 +81,19 @@ def sizes(facts: Facts) -> Iterator[str]:
 
 
 def _videos(source: Source) -> Iterator[str]:
-    """What an import reads in place."""
+    """What an import reads in place, or has read so already."""
     shown = (source.film(n, camera) for camera in source.facts.cameras for n in range(len(source.facts.episodes)))
     files = {film[0].resolve() for film in shown if film and film[0].suffix.lower() == SUFFIX}
-    if files:
-        yield (
-            f"videos    {sum(path.stat().st_size for path in files) / 1e6:.1f} MB: `wmpo data import` reads them in place, "
-            "unless --image-size, --fps or --codec lossy makes others of them; --copy copies them"
-        )
+    for own in (True, False):
+        some = [path for path in files if path.is_relative_to(source.path.resolve()) is own]
+        size = f"videos    {sum(path.stat().st_size for path in some) / 1e6:.1f} MB"
+        if some and own:
+            yield (
+                f"{size}: an import reads them in place, unless --image-size, --fps or --codec lossy makes others of "
+                "them; --copy copies them"
+            )
+        elif some:
+            yield f"{size} that are read in place, such as {min(some)}"
 
 
 def _columns(source: Source) -> Iterator[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from string import Formatter
 
 from wmpo.data import layout
-from wmpo.data.in_place import Span
+from wmpo.data.in_place import require_unchanged
 from wmpo.data.info import Own
 from wmpo.data.recorded import damaged
 from wmpo.data.tables import TYPES, column, read_table, read_tasks
+from wmpo.data.video import Film
 from wmpo.errors import UserError
 from wmpo.importing.source import inside
 from wmpo.io.files import is_stream
@@ -100,10 +101,13 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
                 begin = row[f"videos/{key}/from_timestamp"]
                 if not isinstance(begin, float) or not 0 <= begin < 1e9:
                     raise damaged(path, f"has no time at which the video of {key} begins in row {number}")
-                film = films.get(
-                    (key, layout.FILES_PER_CHUNK * int(numbers["chunk_index"]) + int(numbers["file_index"]))
-                )
-                shown[key] = (film.file() if film else _filled(root, info, "video_path", numbers), begin)
+                file = int(numbers["chunk_index"]) * layout.FILES_PER_CHUNK + int(numbers["file_index"])
+                if file < len(own_films := films.get(key, ())):
+                    link = layout.video_path(root, file, key.removeprefix(layout.video_key("")))
+                    inside(root, str(link.parent.relative_to(root)))
+                    shown[key] = (require_unchanged(link, own_films[file]), begin)
+                else:
+                    shown[key] = (_filled(root, info, "video_path", numbers), begin)
             first = begins.setdefault(data, 0)
             place = _place(row, path, data, first, shown, {name: row[name] for name in known if row[name] is not None})
             begins[data] += place.length
@@ -111,16 +115,12 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
             yield place
 
 
-def _films(root: Path, own: Json) -> dict[tuple[str, int], Span]:
-    """(Feature, number of a file) -> what a store of ours reads in place, by a link that leads out of its folder."""
+def _films(root: Path, own: Json) -> Mapping[str, Sequence[Film]]:
+    """Feature -> what a store of ours reads in place, by links that lead out of its folder."""
     if not isinstance(own, dict) or "in_place" not in own:
         return {}
-    found = {}
-    for camera, films in from_plain(Own, own, f"{root / layout.INFO}: wmpo").in_place.items():
-        inside(root, str(layout.video_path(root, 0, camera).parent.relative_to(root)))
-        for number, film in enumerate(films):
-            found[layout.video_key(camera), number] = Span(layout.video_path(root, number, camera), film, 0.0, 0)
-    return found
+    found = from_plain(Own, own, f"{root / layout.INFO}: wmpo").in_place
+    return {layout.video_key(camera): films for camera, films in found.items()}
 
 
 def _sentences(root: Path, data: Path) -> list[str]:
