@@ -49,13 +49,13 @@ def take_in_place(plan: Plan, codec: Codec) -> dict[str, Taken]:
     where one doesn't show what its table says."""
     found = {}
     for name in unchanged(plan, codec):
-        shown: dict[Path, list[float]] = {}
+        shown: dict[Path, list[np.ndarray]] = {}
         places = []
         for about, film in zip(plan.source.facts.episodes, _films(plan, plan.cameras[name]), strict=True):
             path, begin = cast(tuple[Path, float], film)
-            shown.setdefault(path.resolve(), []).extend(begin + n / plan.spec.fps for n in range(about.frames))
+            shown.setdefault(path.resolve(), []).append(begin + np.arange(about.frames) / plan.spec.fps)
             places.append((path.resolve(), begin))
-        films = [_film(path, np.sort(times), plan.spec.fps) for path, times in shown.items()]
+        films = [_film(path, np.sort(np.concatenate(times)), plan.spec.fps) for path, times in shown.items()]
         if all(films):
             numbers = {path: number for number, path in enumerate(shown)}
             episodes = [(numbers[path], begin) for path, begin in places]
