@@ -301,7 +301,7 @@ def test_an_import_is_stopped_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
                 return call
 
             with monkeypatch.context() as m:
-                m.setattr(taking, "lay", killed(taking.lay))
+                m.setattr(taking, "lay", killed(in_place.lay))
                 m.setattr(EpisodeStore, "append", killed(EpisodeStore.append))
                 m.setattr(EpisodeStore, "create", killed(EpisodeStore.create))
                 try:
@@ -326,13 +326,23 @@ def swapped(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def circle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "moved": (lambda path: path.rename(path.with_name("x.mp4")), "is gone: put it back, or a link to where it is now"),
     "folder moved": (lambda path: path.parents[3].rename(path.parents[4] / "x"), "is gone: put it back"),
     "cut": (cut, "bytes where it had"),
     "replaced": (swapped, "is another one than was imported"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no mp4 file"),
-    "unreadable": (lambda path: (path.unlink(), path.symlink_to(path)), "can't be read"),
+    "a folder": (folder, "is no mp4 file"),
+    "a circle": (circle, "can't be read"),
 }
 
 
