@@ -281,6 +281,32 @@ def test_a_store_that_grows(tmp_path: Path) -> None:
     assert len(list(videos.rglob("*.mp4"))) == 6 + 9 and before == kept(root)
 
 
+def test_lerobot_finds_all_by_the_layout(tmp_path: Path) -> None:
+    """As its reader does: by the template of info.json, the rows of meta/episodes, and times that are 1e-4 s near; also
+    where some episodes are read in place and others encoded."""
+    store = made(
+        record(tmp_path / "theirs", Recording(codec="libsvtav1", cameras=(("front", (64, 64)),))), tmp_path / "ours"
+    )
+    store.append([make_episode(3, 4, spec=store.spec)])
+    info = json.loads((store.root / layout.INFO).read_text())
+    assert info["features"]["observation.images.front"]["info"]["video.codec"] == "av1"
+    tables = [pq.read_table(path, partitioning=None) for path in sorted(store.root.glob("meta/episodes/*/*.parquet"))]
+    assert len({str(table.schema) for table in tables}) == 1
+    rows = pa.concat_tables(tables).to_pylist()
+    assert [row["episode_index"] for row in rows] == [0, 1, 2, 3]
+    key = "observation.images.front"
+    for row in rows:
+        numbers = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+        path = store.root / info["video_path"].format(video_key=key, **numbers)
+        with av.open(str(path)) as container:
+            shown = {frame.time: frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
+        for frame, image in enumerate(store.episode(row["episode_index"]).images["front"]):
+            due = row[f"videos/{key}/from_timestamp"] + frame / info["fps"]
+            [found] = [picture for time, picture in shown.items() if abs(time - due) < 1e-4]
+            assert np.array_equal(found, image)
+        assert row[f"videos/{key}/to_timestamp"] == pytest.approx(due + 1 / info["fps"])
+
+
 def test_an_import_is_stopped_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = record(tmp_path / "theirs", Recording())
     before = kept(root)
