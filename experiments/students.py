@@ -199,7 +199,7 @@ def trained(
         if learner.average:
             module.load_state_dict(learner.average)
         taught = paths.seconds if isinstance(module, AlongPath) else 0.0
-        seconds_of = {"cpu_seconds": round(seconds + taught, 1), "of_the_teacher": round(taught, 1)}
+        seconds_of = {"cpu_seconds": round(seconds + taught, 2), "of_the_teacher": round(taught, 2)}
         found.append((module.model.eval(), seconds_of))
     return found
 
