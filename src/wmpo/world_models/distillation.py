@@ -7,6 +7,8 @@ distillation (arXiv 2202.00512) of all its steps at once. With one step that is 
 Against drift half of each batch begins where the student itself has got to: it goes on from a chunk that it has
 imagined, its teacher from the real one, so that what it is taught leads back to reality (as self-forcing does,
 arXiv 2506.08009, which compares distributions; here chances are few, and one future is compared with one).
+
+Consistency and shortcuts are beside it in `experiments/ways.py`; experiments/docs/students.md says what each is worth.
 """
 
 from __future__ import annotations
