@@ -7,6 +7,8 @@ distillation (arXiv 2202.00512) of all its steps at once. With one step that is 
 Against drift half of each batch begins where the student itself has got to: it goes on from a chunk that it has
 imagined, its teacher from the real one, so that what it is taught leads back to reality (as self-forcing does,
 arXiv 2506.08009, which compares distributions; here chances are few, and one future is compared with one).
+
+Consistency and shortcuts are beside it in `experiments/ways.py`; experiments/docs/students.md says what each is worth.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from wmpo.protocols import TrainingStage
 from wmpo.world_models.memory import Memory
 
 if TYPE_CHECKING:
-    from wmpo.world_models.video_diffusion import VideoDiffusionModel
+    from wmpo.world_models.transformer import SpaceTimeTransformer
+    from wmpo.world_models.unet import UNet
+    from wmpo.world_models.video_diffusion import Known, VideoDiffusionModel
+
+EARLY, LATE = slice(1, None, 2), slice(0, None, 2)  # of a batch; not halves: alignment sorts clips by who acted
 
 
 class Distillation(nn.Module):
@@ -47,26 +53,44 @@ class Distillation(nn.Module):
         self.model.student.load_state_dict(self.model.denoiser.state_dict())
 
     def forward(self, batch: VideoBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        model, settings = self.model, self.model.config.settings
+        model = self.model
         assert model.student is not None
         generator = generator or torch.default_generator
         with torch.no_grad():
             seen, own, action = self.memories(batch, generator)
-            pose = model.kinematics.follow(seen.pose, action)
             noise = flow.standard_normal((len(action), model.chunk, *model.latent), action.device, generator)
-            taught = model.known(seen, action, pose, model.denoiser)
-            path = flow.euler_path(lambda x, t_B: model.predict(x, t_B, taught), noise, settings.sampling_steps)
-            stride = settings.sampling_steps // settings.student_steps
-            points = torch.stack([x for n, x in enumerate(path) if n % stride == 0])  # (steps + 1, B, K, c, h, w)
-            step = torch.randint(settings.student_steps, (len(noise),), generator=generator, device=generator.device)
-            step, rows = step.to(noise.device), torch.arange(len(noise), device=noise.device)
-            x_t, x_next = points[step, rows], points[step + 1, rows]
-            t_B, t_next_B = step / settings.student_steps, (step + 1) / settings.student_steps
-            target = flow.data_from_step(x_t, x_next, t_B, t_next_B)
-            pose = model.kinematics.follow(own.pose, action)
-        estimate = model.predict(x_t, t_B, model.known(own, action, pose, model.student))
-        error_B = (estimate - target).square().mean(dim=(1, 2, 3, 4))
-        loss = (model.loss_weight(t_B) * error_B).mean()
+            x_t, t_B, target = self.lesson(seen, action, noise, generator)
+        return self.loss(x_t, t_B, target, self.going_on(own, action, model.student))
+
+    def lesson(
+        self, seen: Memory, action: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A point of the teacher's path, its time (B,), and what the student should estimate there."""
+        steps = self.model.config.settings.student_steps
+        path = self.path(seen, action, noise)
+        points = path[:: (len(path) - 1) // steps]  # (steps + 1, B, K, c, h, w): those where the student asks
+        step = torch.randint(steps, (len(noise),), generator=generator, device=generator.device)
+        step, rows = step.to(noise.device), torch.arange(len(noise), device=noise.device)
+        x_t, x_next = points[step, rows], points[step + 1, rows]
+        t_B, t_next_B = step / steps, (step + 1) / steps
+        return x_t, t_B, flow.data_from_step(x_t, x_next, t_B, t_next_B)
+
+    def path(self, seen: Memory, action: Tensor, noise: Tensor) -> Tensor:
+        """(sampling_steps + 1, B, K, c, h, w): where the teacher goes from this noise."""
+        model = self.model
+        taught = self.going_on(seen, action, model.denoiser)
+        steps = model.config.settings.sampling_steps
+        return torch.stack([*flow.euler_path(lambda x, t_B: model.predict(x, t_B, taught), noise, steps)])
+
+    def going_on(self, memory: Memory, action: Tensor, denoiser: UNet | SpaceTimeTransformer) -> Known:
+        """What this denoiser's estimates of the chunk after `memory` have in common."""
+        with torch.no_grad():
+            pose = self.model.kinematics.follow(memory.pose, action)
+        return self.model.known(memory, action, pose, denoiser)
+
+    def loss(self, x_t: Tensor, t_B: Tensor, target: Tensor, known: Known) -> tuple[Tensor, dict[str, Tensor]]:
+        error_B = (self.model.predict(x_t, t_B, known) - target).square().mean(dim=(1, 2, 3, 4))
+        loss = (self.model.loss_weight(t_B) * error_B).mean()
         return loss, {"loss": loss.detach(), "error": error_B.mean().detach()}
 
     def memories(self, batch: VideoBatch, generator: torch.Generator) -> tuple[Memory, Memory, Tensor]:
@@ -75,12 +99,15 @@ class Distillation(nn.Module):
         model, K = self.model, self.model.chunk
         first_pose, pose = model.kinematics.poses(batch)
         start = Memory(model.encode(batch.context), model.encode(batch.anchor), pose[:, 0], first_pose)
-        early, late = slice(1, None, 2), slice(0, None, 2)  # not halves: alignment sorts clips by who acted
-        past = {name: frames[late, :K] for name, frames in batch.future.items()}
-        real = start.rows(late).then(model.encode(past), pose[late, K])
-        taken = batch.action[late, :K]
-        follows = model.kinematics.follow(pose[late, 0], taken)
-        noise = flow.standard_normal((len(taken), K, *model.latent), taken.device, generator)
-        dreamt = start.rows(late).then(model.sample(noise, start.rows(late), taken, follows), follows[:, -1])
-        action = torch.cat([batch.action[early, :K], batch.action[late, K:]])
-        return start.rows(early).beside(real), start.rows(early).beside(dreamt), action
+        past = {name: frames[LATE, :K] for name, frames in batch.future.items()}
+        real = start.rows(LATE).then(model.encode(past), pose[LATE, K])
+        dreamt = self.dreamt(start.rows(LATE), batch.action[LATE, :K], generator)
+        action = torch.cat([batch.action[EARLY, :K], batch.action[LATE, K:]])
+        return start.rows(EARLY).beside(real), start.rows(EARLY).beside(dreamt), action
+
+    def dreamt(self, start: Memory, action: Tensor, generator: torch.Generator) -> Memory:
+        """Where the student itself gets to."""
+        model = self.model
+        noise = flow.standard_normal((len(action), model.chunk, *model.latent), action.device, generator)
+        pose = model.kinematics.follow(start.pose, action)
+        return start.then(model.sample(noise, start, action, pose), pose[:, -1])
