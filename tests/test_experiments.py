@@ -89,7 +89,10 @@ def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
         for cell in cells:
             check_recipe(cell.recipe)
     full = EXPERIMENTS[name]
-    one_world = name.startswith("tuning") or name == "few-steps"  # a search, and dreams beside each other
+    one_world = name.startswith("tuning") or name in (
+        "few-steps",
+        "backbones",
+    )  # a search, and dreams beside each other
     few = name == "libero"  # whose benchmark has 50 states of each task
     assert one_world or few or (len(full.tasks) >= 3 and len(full.seeds) >= 3)
     assert all(cell.recipe.evaluate.episodes >= (50 if few else 200) for cell in full.cells())
