@@ -14,6 +14,7 @@ from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
 from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, TRANSFORMER, WRIST
 
+ALL = (PLACE, WRIST, FLOW, TRANSFORMER, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LARGE_24GB, LARGE_80GB, LIBERO)
 RECIPES: dict[str, Recipe] = {
     recipe.name: completed(recipe)
     for recipe in (

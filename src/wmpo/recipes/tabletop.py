@@ -41,8 +41,10 @@ TRANSFORMER = replace(
         codec_fit=replace(DREAM.codec_fit, optimizer="muon", steps=500),
         motion_prior=False,
         width=128,
-        fit=replace(DREAM.fit, steps=400),
-        align=replace(DREAM.align, steps=800, lr=2e-3),
+        depth=3,
+        fit=replace(DREAM.fit, steps=300),
+        align=replace(DREAM.align, steps=700, lr=2e-3),
+        shift=0,  # so that each frame is encoded once
     ),
 )
 
