@@ -15,24 +15,7 @@ from wmpo.recipes.smoke import SMOKE
 from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, TRANSFORMER, WRIST
 
 ALL = (PLACE, WRIST, FLOW, TRANSFORMER, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LARGE_24GB, LARGE_80GB, LIBERO)
-RECIPES: dict[str, Recipe] = {
-    recipe.name: completed(recipe)
-    for recipe in (
-        PLACE,
-        WRIST,
-        FLOW,
-        TRANSFORMER,
-        PUSH,
-        STACK,
-        INSERT,
-        SENTENCES,
-        SMOKE,
-        PAPER,
-        LARGE_24GB,
-        LARGE_80GB,
-        LIBERO,
-    )  # fmt: skip
-}
+RECIPES: dict[str, Recipe] = {recipe.name: completed(recipe) for recipe in ALL}
 
 ABOUT: dict[str, str] = {
     "place": "Pick a block up and put it on a tray: the default, a laptop's CPU in minutes.",
