@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.cells import Cell, pending, results_file
+from experiments.cells import Cell, pending
 from experiments.grids import experiment_named, recipe_for
 from experiments.launch import run_grid
 from experiments.page import write_page
@@ -71,15 +71,15 @@ class Options:
         if sum((self.list, self.report, bool(self.cell))) > 1:
             raise UserError("--list, --report and --cell are three different things to do: give one of them.")
         name = f"{self.name}-smoke" if self.smoke else self.name
-        file = results_file(self.out, name)
+        file, *also = files = experiment.files(self.out, name)
         cells = experiment.cells(self.tasks, self.seeds, self.smoke)
         if self.list:
-            missing = {cell.id for cell in pending(cells, file)}
+            missing = {cell.id for cell in pending(cells, *files)}
             for cell in cells:
                 print(f"{'to run' if cell.id in missing else 'there '}  {cell.id}")
         elif self.report:
             check_writable(self.docs)
-            print(f"Page: {write_page(experiment, name, cells, file, self.docs)}")
+            print(f"Page: {write_page(experiment, name, cells, files, self.docs)}")
         elif self.cell:
             chosen = next((cell for cell in cells if cell.id == self.cell), None)
             if chosen is None:
@@ -89,7 +89,7 @@ class Options:
             self.run(chosen, file)
         else:
             check_writable(self.out, self.runs)
-            run_grid(cells, file, self.runs / "logs" / name, self.command, self.workers)
+            run_grid(cells, file, self.runs / "logs" / name, self.command, self.workers, also=also)
         return 0
 
     def command(self, cell: Cell) -> list[str]:

@@ -142,6 +142,10 @@ class CellResult(RunResult):
         """Of the first camera, which the reward model watches, at the longest horizon."""
         return [at for at in self.fidelity if at.camera == self.fidelity[0].camera][-1]
 
+    def has(self, measure: str) -> bool:
+        """Whether it was measured beside success: see `experiments.run_cell`."""
+        return self.final in self.gaps if measure == "imagination" else any(" " in name for name in self.policies)
+
     def check(self, where: str) -> None:
         super().check(where)
         if BASE not in self.policies or not self.turns:
@@ -157,16 +161,19 @@ def results_file(out: Path, experiment: str) -> Path:
     return out / f"{experiment}.jsonl"
 
 
-def read_cells(file: Path) -> dict[str, CellResult]:
-    """Cell's id -> what was measured."""
-    return read_results(file, CellResult)
+def read_cells(file: Path, *others: Path) -> dict[str, CellResult]:
+    """Cell's id -> what was measured; what `file` lacks is looked for in other files."""
+    found: dict[str, CellResult] = {}
+    for path in (file, *others):
+        found = {**read_results(path, CellResult), **found}
+    return found
 
 
 def result_of(cell: Cell, stored: Mapping[str, CellResult]) -> CellResult | None:
-    """What has been measured with the cell's settings; those that are newer than the result are not compared, nor those
-    that the method has no use for."""
+    """What has been measured with the cell's settings, all of its measures; settings that are newer than the result are
+    not compared, nor those that the method has no use for."""
     found = stored.get(cell.id)
-    if found is None:
+    if found is None or not all(map(found.has, cell.measures)):
         return None
     recipes = (used_by(cell.method, recipe) for recipe in (found.recipe, plain_recipe(cell.recipe)))
     if not agree(*recipes):
@@ -174,7 +181,7 @@ def result_of(cell: Cell, stored: Mapping[str, CellResult]) -> CellResult | None
     return found if found.settings is None or agree(found.settings, to_plain(cell.settings)) else None
 
 
-def pending(cells: Sequence[Cell], file: Path) -> list[Cell]:
-    """The cells without a result, or with one of other settings."""
-    stored = read_cells(file)
+def pending(cells: Sequence[Cell], *files: Path) -> list[Cell]:
+    """The cells without a result in any of the files, or with one of other settings."""
+    stored = read_cells(*files)
     return [cell for cell in cells if result_of(cell, stored) is None]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from experiments import answers, tables, trust
 from experiments.baselines.methods import BaselineConfig
-from experiments.cells import WMPO, Cell, changed
+from experiments.cells import WMPO, Cell, changed, results_file
 from experiments.tables import Section
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.envs.libero.settings import SUITES
@@ -64,7 +65,6 @@ ALONE = Arm(
 SHUFFLED = Arm("Rewards shuffled", changes={"grpo.shuffle_rewards": True}, seeds=(0, 1), budgets=(128,))
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
 SHORT = {"upper_iterations": GRPOConfig().iterations}  # as practice in imagination
-CLUMSY = {"demonstrations.min_pace": 0.5, "demonstrations.failures": True}
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, ema=0.0),
     dpo=FitConfig(steps=10, batch_size=2, lr=1e-4, warmup=2),
@@ -102,10 +102,17 @@ class Experiment:
     measures: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the recipes in all arms."""
+    also: tuple[str, ...] = ()
+    """Experiments whose results count here too, where a cell of the same name is set alike, and as much is measured."""
     first_task_only: bool = False
     """Of tasks joined by +, only the first is tried and practised; the others show what is forgotten."""
     smoke_arms: int = 2
     """How many of the arms its smoke size runs."""
+
+    def files(self, out: Path, name: str) -> list[Path]:
+        """Where results are stored under this name, the experiment's own file first; its smoke size has no others."""
+        others = () if name.endswith("-smoke") else self.also
+        return [results_file(out, one) for one in (name, *others)]
 
     def cells(self, tasks: Sequence[str] = (), seeds: Sequence[int] = (), smoke: bool = False) -> list[Cell]:
         """All cells; seeds and tasks vary fastest, so that neighbours share little and don't wait for one another."""
@@ -216,11 +223,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         arms=(
             Arm("WMPO, 4 rounds", changes={"rounds": 4}),
-            Arm("WMPO, 1 round", at=LONGER),
+            OURS,
             Arm("DPO, 4 rounds", "dpo", changes={"rounds": 4, "collect.rollouts_per_state": 4}),
         ),
-        tasks=("place", "stack", "insert", "place+place-blue"),
+        tasks=("place", "stack", "place+place-blue"),
         budgets=(1280,),
+        also=("table1",),
         first_task_only=True,
         sections=(answers.round_by_round, tables.rounds, tables.old_tasks, tables.success, tables.cost),
         smoke_arms=1,
@@ -230,25 +238,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "What do the parts of the method contribute that depart from the paper or were chosen here? One thing is "
             "changed at a time; `Arms` says what. By how much the dream overrates the practised policy, the last "
-            "column of `The dreams`, often tells more than success. Clumsy demonstrators: at paces "
-            "from half to full, and dream and reward model learn from their failures, too; the base policy is another "
-            "one then."
+            "column of `The dreams`, often tells more than success. What sampling steps do is asked in `few-steps`."
         ),
         arms=(
             OURS,
-            Arm("Two sampling steps", changes={"world_model.sampling_steps": 2}),
-            Arm(
-                "Two sampling steps, all noise levels",
-                changes={"world_model.sampling_steps": 2, "world_model.training_timesteps": "all"},
-            ),
-            Arm("Four sampling steps", changes={"world_model.sampling_steps": 4}),
             Arm("No behaviour alignment", changes={"world_model.align_fraction": 0.0}),
             Arm("Rewards from real clips only", changes={"reward.imagined_fraction": 0.0}),
-            Arm("Threshold by rate", changes={"reward.threshold": "rate"}),
             Arm("First frames only", changes={"grpo.keyframes": 0}),
-            Arm("Clumsy demonstrators", changes=CLUMSY),
         ),
+        tasks=("place", "stack"),
         measures=("imagination",),
+        also=("table1",),
         sections=(answers.beside, tables.success, tables.dream_quality, trust.verdicts, trust.doubts, tables.against),
     ),
     "few-steps": Experiment(
@@ -270,6 +270,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         tasks=("place",),
         seeds=(0,),
         measures=("imagination",),
+        also=("table1",),
         sections=(answers.beside, tables.success, tables.dream_quality, trust.verdicts, tables.cost),
     ),
     "backbones": Experiment(
@@ -296,7 +297,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "more demonstrations continue imitation, at two rates."
         ),
         arms=(
-            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (1.5e-4, 3e-4, 6e-4)),
+            *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (3e-4, 1e-3, 2e-3)),
             *(
                 Arm(
                     f"Online GRPO, lr {lr:g}, {n} pass{'es' * (n > 1)}",

@@ -23,13 +23,14 @@ def run_grid(
     command: Callable[[Cell], list[str]],
     workers: int,
     info: Callable[[str], None] = print,
+    also: Sequence[Path] = (),
 ) -> None:
-    """Run the cells that `file` has no result of, `workers` at a time.
+    """Run the cells that neither `file` nor those of `also` have a result of, `workers` at a time.
 
     `command` is what runs one cell and adds its result to `file`; what it prints goes to `logs`. A cell that fails does
     not stop the others; the first one is named by the UserError at the end.
     """
-    waiting = pending(cells, file)
+    waiting = pending(cells, file, *also)
     info(f"{len(cells) - len(waiting)} of {len(cells)} cells are there; {len(waiting)} to run, {workers} at a time.")
     if waiting:
         info(f"What they print, stage by stage: {logs}")

@@ -15,9 +15,9 @@ from wmpo.io.files import atomic_write
 from wmpo.report.results import task_of
 
 
-def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], file: Path, docs: Path) -> Path:
-    """Write docs/NAME.md, and its plots beside it, from what is there of `cells` in `file`."""
-    stored = read_cells(file)
+def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], files: Sequence[Path], docs: Path) -> Path:
+    """Write docs/NAME.md, and its plots beside it, from what is there of `cells` in `files`."""
+    stored = read_cells(*files)
     found: list[CellResult] = []
     missing: Counter[str] = Counter()
     for cell in cells:
@@ -28,7 +28,7 @@ def write_page(experiment: Experiment, name: str, cells: Sequence[Cell], file: P
             found.append(result)
     command = f"python -m experiments {name.replace('-smoke', ' --smoke')}"
     if not found:
-        raise UserError(f"No cell of {name} has been run into {file}: run {command} first.")
+        raise UserError(f"No cell of {name} has been run into {files[0]}: run {command} first.")
     plots: Plots = {}
     sections = [section(found, name, plots) for section in experiment.sections]
     commits = ", ".join(sorted({result.commit for result in found}))

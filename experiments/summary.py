@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.cells import CellResult, read_cells, result_of, results_file
+from experiments.cells import CellResult, read_cells, result_of
 from experiments.grids import EXPERIMENTS, Experiment
 from experiments.pairs import (
     Pair,
@@ -39,7 +39,7 @@ def summary(out: Path) -> Plain:
     found = {}
     for name, experiment in EXPERIMENTS.items():
         cells = experiment.cells()
-        stored = read_cells(results_file(out, name))
+        stored = read_cells(*experiment.files(out, name))
         results = [result for cell in cells if (result := result_of(cell, stored)) is not None]
         if results:
             found[name] = figures(experiment, results, len(cells))

@@ -276,6 +276,8 @@ def test_episodes_are_shown_in_a_browser(played: tuple[Play, View]) -> None:
         page.press("ArrowDown")
         page.until("return state.index == 1")
         assert page.run("return document.getElementById('dream').width") == 32
+        page.ask("/window/rect", {"width": 640, "height": 700})
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")  # nothing to scroll to sideways
 
 
 def test_commands_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
