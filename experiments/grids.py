@@ -286,6 +286,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         tasks=("place",),
         seeds=(0,),
         measures=("imagination",),
+        also=("few-steps", "table1"),
         sections=(answers.beside, tables.success, tables.dream_quality, trust.verdicts, tables.cost),
         smoke_arms=1,
     ),
