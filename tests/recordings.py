@@ -43,7 +43,7 @@ class Recording:
 
 
 def grey(episode: int, frame: int) -> int:
-    return 10 * episode + 5 * frame + 20
+    return (10 * episode + 5 * frame + 20) % 256
 
 
 def state_of(episode: int, frame: int, size: int) -> list[float]:

@@ -29,9 +29,9 @@ from wmpo.importing import store as store_module
 from wmpo.importing.conversion import Choices, Plan, plan_import
 from wmpo.importing.description import advice, describe
 from wmpo.importing.opening import open_source
+from wmpo.importing.pictures import picture
 from wmpo.importing.store import import_store
 from wmpo.importing.success import Verdict, by_rule, relabel
-from wmpo.importing.video import picture
 
 ODD = Recording(
     version="v2.1", codec="", fps=50, state="observation.joints", action="action.joints", size=1, dtype="float64",
@@ -229,10 +229,10 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
     root, out = record(tmp_path / "theirs", Recording(codec="")), tmp_path / "ours"
     whole, append = Plan.episode, EpisodeStore.append
 
-    def stopped(plan: Plan, number: int) -> Any:
+    def stopped(plan: Plan, number: int, in_place: Any = ()) -> Any:
         if number == 2:
             raise KeyboardInterrupt
-        return whole(plan, number)
+        return whole(plan, number, in_place)
 
     monkeypatch.setattr(Plan, "episode", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -260,12 +260,12 @@ def test_two_imports_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     root, out = record(tmp_path / "theirs", Recording(codec="")), tmp_path / "ours"
     whole, check, told = Plan.episode, Plan.check, list[object]()
 
-    def busy(plan: Plan, number: int) -> Any:
+    def busy(plan: Plan, number: int, in_place: Any = ()) -> Any:
         if not told:
             with pytest.raises(UserError, match=r"Another process is at work in .*ours") as refusal:
                 made(root, out)
             told.append(refusal)
-        return whole(plan, number)
+        return whole(plan, number, in_place)
 
     monkeypatch.setattr(Plan, "episode", busy)
     assert len(made(root, out)) == 3 and told

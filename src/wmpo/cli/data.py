@@ -50,27 +50,34 @@ class DataImportCommand(Choices):
     out: tyro.conf.Positional[Path]
     """Folder of the episode store, made when it is whole."""
     codec: Literal["lossless", "lossy"] = "lossless"
-    """How videos are stored: bit for bit, or as ordinary H.264, several times smaller, for big pictures of even
-    sides."""
+    """How videos are stored that can't be read in place: bit for bit, or, then all of them, as ordinary H.264, several
+    times smaller, for big pictures of even sides."""
 
     def execute(self) -> None:
         from rich.console import Console
 
         from wmpo.data.cache import decoded_bytes
+        from wmpo.data.in_place import sizes
         from wmpo.data.video import LOSSLESS, lossy
         from wmpo.importing.conversion import plan_import
+        from wmpo.importing.in_place import meaning
         from wmpo.importing.opening import open_source
         from wmpo.importing.store import import_store
         from wmpo.training.log import ProgressBar
 
         plan, began = plan_import(open_source(self.path), self), time.monotonic()
-        for line in plan.meaning():
+        codec = LOSSLESS if self.codec == "lossless" else lossy()
+        for line in [*plan.meaning(), meaning(plan, codec)]:
             print(printable(line))
         bar = ProgressBar("import", len(plan), Console(), None)
-        store = import_store(plan, self.out, LOSSLESS if self.codec == "lossless" else lossy(), bar)
-        size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
-        print(f"{self.out}: {size / 1e6:.1f} MB in {time.monotonic() - began:.0f} s; decoded frames will take "
+        store = import_store(plan, self.out, codec, bar)
+        own, elsewhere = sizes(self.out)
+        print(f"{self.out}: {own / 1e6:.1f} MB in {time.monotonic() - began:.0f} s; decoded frames will take "
               f"{decoded_bytes(store) / 1e9:.2f} GB beside them")  # fmt: skip
+        if elsewhere:
+            print(f"{self.out}: {elsewhere / 1e6:.1f} MB of video are read in place in {self.path}: keep them there")
+        elif store.in_place and not self.copy:
+            print(f"{self.out}: no links can be made there, so the videos were copied, as they are")
         for line in store.summary().lines():
             print(f"{self.out}: {line}")
 

@@ -130,14 +130,16 @@ class FrameCache:
         path = self.folder / f"{camera}.rgb"
         about = self.folder / f"{camera}.json"
         videos = [store.video(part, camera) for part in range(store.parts)]
-        sources = [_fingerprint(video.path) for video in videos]
+        sources = [video.stamp() for video in videos]
         known = _known(about, sources)
         ready = sum(store.part_frames[:known])
-        if known and (not path.exists() or path.stat().st_size < ready * frame_bytes):
+        if known and (path.is_symlink() or not path.exists() or path.stat().st_size < ready * frame_bytes):
             known = ready = 0
         if known < store.parts:
             # Others may have the old file mapped: one that is built anew gets a new file, one that grows keeps its.
             target = path if known else path.with_suffix(".tmp")
+            if target.is_symlink():  # nothing is written elsewhere, whoever has made the store
+                target.unlink()
             with target.open("r+b" if known else "wb") as file:
                 file.seek(ready * frame_bytes)
                 for video in videos[known:]:
@@ -168,15 +170,6 @@ class FrameCache:
 def decoded_bytes(store: EpisodeStore) -> int:
     """What the decoded frames of a store take."""
     return 3 * store.total_frames * sum(height * width for height, width in store.spec.cameras.values())
-
-
-def _fingerprint(path: Path) -> list[int]:
-    """Changes when the file does."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise UserError(f"The video {path} is missing: restore it from a copy of the store.") from None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _known(about: Path, sources: list[list[int]]) -> int:

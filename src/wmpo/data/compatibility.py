@@ -7,7 +7,6 @@ import hashlib
 import numpy as np
 
 from wmpo.data import layout
-from wmpo.data.layout import part_paths
 from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
@@ -50,9 +49,12 @@ def difference(mine: str, first: EnvSpec, theirs: str, other: EnvSpec) -> str:
 def content(store: EpisodeStore) -> str:
     """What tells the episodes of a store from others: 16 hexadecimal digits from its tables, and its videos' sizes."""
     found = hashlib.sha256()
-    for file in store.files:
-        for path in part_paths(store.root, file, store.spec):
-            found.update(path.read_bytes() if path.suffix == ".parquet" else str(path.stat().st_size).encode())
+    for part, file in enumerate(store.files):
+        found.update(layout.data_path(store.root, file).read_bytes())
+        found.update(layout.episodes_path(store.root, file).read_bytes())
+        for camera in store.spec.cameras:
+            for path in store.video(part, camera).files():
+                found.update(str(path.stat().st_size).encode())
     return found.hexdigest()[:16]
 
 

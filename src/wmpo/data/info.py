@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from wmpo.data import layout
-from wmpo.data.video import STORED, Codec
+from wmpo.data.video import STORED, Codec, Film
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
-from wmpo.io.plain import JsonObject, from_plain
+from wmpo.io.plain import JsonObject, from_plain, to_plain
 from wmpo.types import EnvSpec
 
 CAMERA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -35,6 +36,13 @@ class Own:
     codec: Codec
     files: tuple[int, ...] | None = None
     """Numbers of the files that count, in order; None: 0, 1, 2 and so on."""
+    in_place: Mapping[str, tuple[Film, ...]] = field(default_factory=dict)
+    """Camera -> its videos 0, 1 and so on that are read in place; the store's own have higher numbers."""
+
+    @property
+    def first(self) -> int:
+        """The least number that a file of the store's own may have."""
+        return max((len(films) for films in self.in_place.values()), default=0)
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,13 @@ def read_info(root: Path) -> Info:
         _whole(content, "total_frames", path, 0, FRAMES),
     )
     files = own.files
-    if files is not None and (list(files) != sorted({n for n in files if 0 <= n < EPISODES}) or len(files) > episodes):
+    least = own.first
+    if files is not None and (
+        list(files) != sorted({n for n in files if least <= n < EPISODES}) or len(files) > episodes
+    ):
         raise UserError(f"{path}: the numbers of its files are out of order: restore it from a copy.")
+    if strange := [camera for camera in own.in_place if camera not in spec.cameras]:
+        raise UserError(f"{path}: there is no camera {strange[0][:100]!r} to read in place: restore it from a copy.")
     return Info(spec, own, episodes, frames, content)
 
 
@@ -134,8 +147,9 @@ def check_spec(spec: EnvSpec, where: str) -> None:
             raise UserError(f"{where}: {name} is {value}; it must be from {least} to {most}.")
 
 
-def new_info(spec: EnvSpec, codec: Codec) -> JsonObject:
+def new_info(spec: EnvSpec, codec: Codec, in_place: Mapping[str, Sequence[Film]]) -> JsonObject:
     """meta/info.json of an empty store."""
+    own = {"horizon": spec.horizon, "state_dim": spec.state_dim, "codec": asdict(codec), "files": []}
     return {
         "codebase_version": layout.VERSION,
         "robot_type": None,
@@ -147,12 +161,12 @@ def new_info(spec: EnvSpec, codec: Codec) -> JsonObject:
         "splits": {},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-        "features": _features(spec),
-        "wmpo": {"horizon": spec.horizon, "state_dim": spec.state_dim, "codec": asdict(codec), "files": []},
+        "features": _features(spec, {camera: films[0].codec for camera, films in in_place.items()}),
+        "wmpo": own | ({"in_place": to_plain(in_place)} if in_place else {}),
     }
 
 
-def _features(spec: EnvSpec) -> JsonObject:
+def _features(spec: EnvSpec, codecs: Mapping[str, str]) -> JsonObject:
     def vector(size: int, stem: str) -> JsonObject:
         return {"dtype": "float32", "shape": [size], "names": [f"{stem}_{i}" for i in range(size)]}
 
@@ -165,7 +179,9 @@ def _features(spec: EnvSpec) -> JsonObject:
             "info": {
                 "video.height": height,
                 "video.width": width,
-                "video.codec": STORED,  # no pixel format: LeRobot's tools would encode in it again, and can't in RGB
+                "video.codec": codecs.get(
+                    camera, STORED
+                ),  # no pixel format: LeRobot's tools would encode in it again, and can't in RGB
                 "video.is_depth_map": False,
                 "video.fps": spec.fps,
                 "video.channels": 3,

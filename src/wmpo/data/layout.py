@@ -6,12 +6,13 @@ One *part* is one parquet file of frames, one of episodes and one mp4 per camera
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from wmpo.errors import UserError
 from wmpo.types import EnvSpec, Episode
 
 VERSION = "v3.0"
@@ -46,6 +47,24 @@ def episodes_path(root: Path, part: int) -> Path:
 
 def video_path(root: Path, part: int, camera: str) -> Path:
     return root / f"videos/{video_key(camera)}/{_file(part)}.mp4"
+
+
+def split_by_length(frames: Sequence[int], limit: int) -> Iterator[range]:
+    """Runs of episodes, or parts, of at most `limit` frames together, or of one longer one."""
+    begin = total = 0
+    for n, count in enumerate(frames):
+        if n > begin and total + count > limit:
+            yield range(begin, n)
+            begin, total = n, 0
+        total += count
+    yield range(begin, len(frames))
+
+
+def require_own_folders(root: Path) -> None:
+    """Raise UserError where a folder of the store is a link, through which something would be written elsewhere."""
+    for path in (place for depth in ("*", "*/*", "*/*/*") for place in root.glob(depth)):
+        if path.is_symlink() and path.is_dir() and path.name != "cache":
+            raise UserError(f"{path} is a link to another folder, where nothing is written: put a folder in its place.")
 
 
 def part_paths(root: Path, part: int, spec: EnvSpec) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from wmpo.data import layout
 from wmpo.data.normalizer import OTHER_UNITS, spread_ratio
-from wmpo.data.records import EpisodeRecord, episode_row, labelled_by, place_of
-from wmpo.data.stats import Stats
+from wmpo.data.records import EpisodeRecord, Films, episode_row, labelled_by, place_of
+from wmpo.data.stats import Stats, vector_stats
 from wmpo.data.tables import check_equal, column, damaged, read_table, vector
 from wmpo.data.video import Codec, write_video
 from wmpo.io.files import atomic_path
@@ -27,38 +27,28 @@ from wmpo.types import EnvSpec, Episode
 JUDGED = 100  # labelled frames of a part, from which on their units are compared with those of the actions
 
 
-def split_by_length(frames: Sequence[int], limit: int) -> Iterator[range]:
-    """Runs of episodes, or parts, of at most `limit` frames together, or of one longer one."""
-    begin = total = 0
-    for n, count in enumerate(frames):
-        if n > begin and total + count > limit:
-            yield range(begin, n)
-            begin, total = n, 0
-        total += count
-    yield range(begin, len(frames))
-
-
 def write_part(
     root: Path,
     file: int,
     episodes: Sequence[Episode],
     stats: Sequence[dict[str, Stats]],
+    films: Sequence[Films],
     spec: EnvSpec,
     codec: Codec,
-    *,
     index: int,
     first_frame: int,
     tasks: list[str],
 ) -> None:
-    """Files of this number. `index` and `first_frame` number the first episode and its first frame in the store."""
+    """Files of this number, but for the videos of cameras that each episode has `films` of. `index` and `first_frame`
+    number the first episode and its first frame in the store."""
     rows = []
     offset = 0
-    for number, (episode, own) in enumerate(zip(episodes, stats, strict=True), start=index):
+    for number, (episode, own, film) in enumerate(zip(episodes, stats, films, strict=True), start=index):
         place = {"index": number, "part": file, "first_frame": first_frame + offset, "offset": offset}
-        rows.append(episode_row(episode, own, spec, **place))
+        rows.append(episode_row(episode, own, spec, film, **place))
         offset += episode.length + 1
     _write_table(layout.data_path(root, file), layout.frames_table(episodes, spec, index, first_frame, tasks))
-    for camera in spec.cameras:
+    for camera in _encoded(spec, films[0]):
         with atomic_path(layout.video_path(root, file, camera)) as path:
             write_video(path, (episode.images[camera] for episode in episodes), spec.fps, codec)
     _write_table(layout.episodes_path(root, file), pa.Table.from_pylist(rows))
@@ -103,17 +93,18 @@ def read_frames(root: Path, file: int, records: Sequence[EpisodeRecord], spec: E
     return {**found, "success": success}
 
 
-def merge_parts(root: Path, files: Sequence[int], into: int, spec: EnvSpec) -> None:
-    """One part of several, in order; the old files stay. Videos are joined as they are, not encoded again."""
+def merge_parts(root: Path, files: Sequence[int], into: int, records: Sequence[EpisodeRecord], spec: EnvSpec) -> None:
+    """One part of several, which hold these episodes in order; the old files stay. Videos are joined as they are, not
+    encoded again; those that are read in place are left alone."""
     tables = [read_table(layout.data_path(root, file)) for file in files]
     rows = [read_table(layout.episodes_path(root, file)).to_pylist() for file in files]
     offset = 0
-    for row in (merged := [row for part in rows for row in part]):
-        row |= place_of(spec, into, offset, row["length"])
+    for row, record in zip(merged := [row for part in rows for row in part], records, strict=True):
+        row |= place_of(spec, into, offset, row["length"], record.films)
         offset += row["length"]
     _write_table(layout.data_path(root, into), pa.concat_tables(tables))
     lengths = [sum(row["length"] for row in part) for part in rows]
-    for camera in spec.cameras:
+    for camera in _encoded(spec, records[0].films):
         with atomic_path(layout.video_path(root, into, camera)) as path:
             _join([layout.video_path(root, file, camera) for file in files], lengths, spec.fps, path)
     _write_table(layout.episodes_path(root, into), pa.Table.from_pylist(merged))
@@ -133,7 +124,7 @@ def relabel_part(
     table, rows = read_table(layout.data_path(root, file)), read_table(layout.episodes_path(root, file)).to_pylist()
     hits = column(table, "success", "truth values", layout.data_path(root, file)).to_numpy(zero_copy_only=False).copy()
     for row, record in zip(rows, records, strict=True):
-        row |= place_of(spec, into, record.offset, record.length + 1)
+        row |= place_of(spec, into, record.offset, record.length + 1, record.films)
         if record.index in success:
             hits[record.offset : record.offset + record.length + 1] = shown = success[record.index]
             meta = labelled_by(record.meta, probability.get(record.index))
@@ -144,13 +135,40 @@ def relabel_part(
     for name, values in fresh.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     _write_table(layout.data_path(root, into), table)
-    for camera in spec.cameras:
+    for camera in _encoded(spec, records[0].films):
         with atomic_path(layout.video_path(root, into, camera)) as path:
             try:
                 os.link(layout.video_path(root, file, camera), path)
             except OSError:  # of a disk that knows no links
                 shutil.copy2(layout.video_path(root, file, camera), path)
     _write_table(layout.episodes_path(root, into), pa.Table.from_pylist(rows))
+
+
+def exact_stats(root: Path, files: Sequence[int], names: Sequence[str], spec: EnvSpec) -> dict[str, Stats]:
+    """Of vectors, over all these files. Rows that only repeat the last action don't count."""
+    gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for path in (layout.data_path(root, file) for file in files):
+        table = read_table(path, [*names, layout.PADDED])
+        real = ~column(table, layout.PADDED, "truth values", path).to_numpy(zero_copy_only=False)
+        for name in names:
+            width = spec.state_dim if name == layout.STATE else spec.action_dim
+            rows = vector(table, name, width, path)
+            gathered[name].append(rows if name == layout.STATE else rows[real])
+    return {name: vector_stats(np.concatenate(rows)) for name, rows in gathered.items()}
+
+
+def remove_others(root: Path, kept: Collection[Path]) -> None:
+    """Files of an append that was cut short, or that were merged: LeRobot reads every parquet file it finds. Of a link
+    to somebody else's file, the link goes."""
+    for folder in ("data", "meta/episodes", "videos"):
+        for path in (root / folder).rglob("*file-*"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+def _encoded(spec: EnvSpec, films: Films) -> list[str]:
+    """The cameras that a part has a video of its own of; the others are read in place."""
+    return [camera for camera in spec.cameras if camera not in films]
 
 
 def _join(videos: Sequence[Path], lengths: Sequence[int], fps: int, target: Path) -> None:

@@ -61,7 +61,9 @@ def _write(store: EpisodeStore, episodes: Sequence[int], made: Path) -> None:
         _put(layout.data_path(made, file), _frames(table, own, number - len(own), begin))
         _put(layout.episodes_path(made, file), pa.Table.from_pylist(rows))
         for camera in store.spec.cameras:
-            copy_file(layout.video_path(store.root, file, camera), layout.video_path(made, file, camera))
+            for video in store.video(part, camera).files():
+                if not (copy := made / video.relative_to(store.root)).exists():
+                    copy_file(video, copy)
     stats = {name: vector_stats(np.concatenate(rows)) for name, rows in every.items()}
     stats |= {key: merge_stats([row[key] for row in pictures]) for key in images}
     write_json(made / layout.STATS, to_plain(stats))
@@ -98,7 +100,7 @@ def _row(
         "length": record.length,
         "dataset_from_index": frame,
         "dataset_to_index": frame + record.length,
-        **place_of(store.spec, file, record.offset, record.length),
+        **place_of(store.spec, file, record.offset, record.length, record.films),
         **{f"stats/{key}/{name}": value.tolist() for key, row in stats.items() for name, value in row.items()},
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from wmpo.errors import printable
 from wmpo.io.plain import JsonObject
 from wmpo.types import EnvSpec, Episode
 
+Films = Mapping[str, tuple[int, float]]
+"""Camera -> the number of the video that is read in place, and the second at which an episode begins there."""
 BY, PROBABILITY = "success", "success_probability"
 """Facts of an episode: who says whether it succeeds, and how likely a model takes success to be. Without the first the
 environment, or whoever recorded it, has said so."""
@@ -64,6 +66,8 @@ class EpisodeRecord:
     labelled: bool
     """Whether it says what an imitator should do."""
     meta: dict[str, str]
+    films: Films = field(default_factory=dict)
+    """Where its pictures lie, of the cameras whose videos are read in place."""
 
     @property
     def unlabelled(self) -> bool:
@@ -97,19 +101,30 @@ def initial_states_of(records: Sequence[EpisodeRecord]) -> list[int]:
     return [-1 - r.index if unknown or r.initial_state < 0 else r.initial_state for r in records]
 
 
-def episode_stats(episode: Episode, spec: EnvSpec) -> dict[str, Stats]:
-    """Feature -> its statistics over the episode."""
+def episode_stats(episode: Episode, spec: EnvSpec, in_place: Mapping[str, Stats]) -> dict[str, Stats]:
+    """Feature -> its statistics over the episode; `in_place` has those of cameras whose pictures it doesn't hold."""
     labels = episode.actions if episode.labels is None else episode.labels
     stats = {layout.ACTION: vector_stats(episode.actions), layout.LABEL: vector_stats(labels)}
     if spec.state_dim:
         stats[layout.STATE] = vector_stats(episode.state)
-    return stats | {layout.video_key(camera): image_stats(episode.images[camera]) for camera in spec.cameras}
+    for camera in spec.cameras:
+        stats[layout.video_key(camera)] = in_place.get(camera) or image_stats(episode.images[camera])
+    return stats
 
 
 def episode_row(
-    episode: Episode, stats: Mapping[str, Stats], spec: EnvSpec, *, index: int, part: int, first_frame: int, offset: int
+    episode: Episode,
+    stats: Mapping[str, Stats],
+    spec: EnvSpec,
+    films: Films,
+    *,
+    index: int,
+    part: int,
+    first_frame: int,
+    offset: int,
 ) -> JsonObject:
-    """The episode's row; `index`, `first_frame` and `offset` are those of its record, `part` is its files' number."""
+    """The episode's row; `index`, `first_frame`, `offset` and `films` are those of its record, `part` is its files'
+    number."""
     frames = episode.length + 1
     row: JsonObject = {
         "episode_index": index,
@@ -123,7 +138,7 @@ def episode_row(
         "wmpo/success": episode.succeeded,
         "wmpo/labelled": episode.labels is not None,
         "wmpo/meta": json.dumps(episode.meta, sort_keys=True),
-        **place_of(spec, part, offset, frames),
+        **place_of(spec, part, offset, frames, films),
     }
     for key, values in stats.items():
         if key != layout.LABEL:  # not one of LeRobot's columns
@@ -131,26 +146,38 @@ def episode_row(
     return row
 
 
-def place_of(spec: EnvSpec, part: int, offset: int, frames: int) -> JsonObject:
-    """The columns that say where an episode lies: in the files with this number, from frame `offset` on."""
-    chunk, file = divmod(part, layout.FILES_PER_CHUNK)
-    place: JsonObject = {}
-    for kind in ("data", "meta/episodes", *(f"videos/{layout.video_key(camera)}" for camera in spec.cameras)):
-        place |= {f"{kind}/chunk_index": chunk, f"{kind}/file_index": file}
-        if kind.startswith("videos"):
-            place[f"{kind}/from_timestamp"] = offset / spec.fps
-            place[f"{kind}/to_timestamp"] = (offset + frames) / spec.fps
+def place_of(spec: EnvSpec, part: int, offset: int, frames: int, films: Films) -> JsonObject:
+    """The columns that say where an episode lies: in the files with this number, from frame `offset` on, but for its
+    `films`."""
+
+    def numbered(kind: str, number: int) -> JsonObject:
+        chunk, file = divmod(number, layout.FILES_PER_CHUNK)
+        return {f"{kind}/chunk_index": chunk, f"{kind}/file_index": file}
+
+    place = numbered("data", part) | numbered("meta/episodes", part)
+    for camera in spec.cameras:
+        kind = f"videos/{layout.video_key(camera)}"
+        if camera in films:
+            number, begin = films[camera]
+            times = (begin, begin + frames / spec.fps)
+        else:
+            number, times = part, (offset / spec.fps, (offset + frames) / spec.fps)
+        place |= numbered(kind, number)
+        place |= {f"{kind}/from_timestamp": times[0], f"{kind}/to_timestamp": times[1]}
     return place
 
 
+LATEST = 1e9  # s, at which an episode may begin in a video
 NUMBERS = ("episode_index", "length", "dataset_from_index", "dataset_to_index", "wmpo/start")
 TEXTS = ("wmpo/source", "wmpo/task", "wmpo/meta")
 TRUTHS = ("wmpo/success", "wmpo/labelled")
 
 
-def read_records(root: Path, file: int, part: int, index: int, first_frame: int) -> list[EpisodeRecord]:
+def read_records(
+    root: Path, file: int, part: int, index: int, first_frame: int, in_place: Mapping[str, int]
+) -> list[EpisodeRecord]:
     """The episodes in the files of this number, in order; the first must be the store's episode `index`, from its frame
-    `first_frame` on."""
+    `first_frame` on. `in_place`: camera -> how many of its videos are read in place, from number 0 on."""
     path = layout.episodes_path(root, file)
     table = read_table(path)
     if not len(table):
@@ -161,6 +188,7 @@ def read_records(root: Path, file: int, part: int, index: int, first_frame: int)
     kinds |= dict.fromkeys(TRUTHS, "truth values")
     columns = {name: column(table, name, kind, path).to_pylist() for name, kind in kinds.items()}
     sentences = _sentences(table, path)
+    films = _films(table, file, in_place, path)
     records = []
     frame = first_frame
     for n in range(len(table)):
@@ -182,10 +210,30 @@ def read_records(root: Path, file: int, part: int, index: int, first_frame: int)
                 succeeded=row["wmpo/success"],
                 labelled=row["wmpo/labelled"],
                 meta=_meta(row["wmpo/meta"], path),
+                films=films[n],
             )
         )
         frame = until
     return records
+
+
+def _films(table: pa.Table, file: int, in_place: Mapping[str, int], path: Path) -> list[dict[str, tuple[int, float]]]:
+    """Of each episode; a part is read in place with all its episodes, or with none."""
+    films: list[dict[str, tuple[int, float]]] = [{} for _ in range(len(table))]
+    for camera, count in in_place.items():
+        kind = f"videos/{layout.video_key(camera)}"
+        chunks, files = (
+            column(table, f"{kind}/{name}", "whole numbers", path).to_pylist() for name in ("chunk_index", "file_index")
+        )
+        begins = column(table, f"{kind}/from_timestamp", "numbers", path).to_pylist()
+        numbers = [chunk * layout.FILES_PER_CHUNK + number for chunk, number in zip(chunks, files, strict=True)]
+        if set(numbers) == {file}:
+            continue
+        if not all(0 <= number < count for number in numbers) or not all(0 <= begin < LATEST for begin in begins):
+            raise damaged(path, f"names no place in a video of {camera!r} in some row")
+        for film, number, begin in zip(films, numbers, begins, strict=True):
+            film[camera] = (number, begin)
+    return films
 
 
 def _sentences(table: pa.Table, path: Path) -> list[str]:

@@ -21,16 +21,19 @@ import pyarrow.parquet as pq
 
 from wmpo.data import layout
 from wmpo.data.checks import check_episode
+from wmpo.data.in_place import InPlace, Span
 from wmpo.data.info import Info, check_spec, new_info, read_info
-from wmpo.data.parts import merge_parts, read_frames, relabel_part, split_by_length, write_part
-from wmpo.data.records import EpisodeRecord, Summary, episode_stats, read_records, read_stats
-from wmpo.data.stats import Stats, merge_stats, vector_stats
-from wmpo.data.tables import column, damaged, read_table, read_tasks, vector
-from wmpo.data.video import LOSSLESS, Codec, Video
+from wmpo.data.parts import exact_stats, merge_parts, read_frames, relabel_part, remove_others, write_part
+from wmpo.data.records import EpisodeRecord, Films, Summary, episode_stats, read_records, read_stats
+from wmpo.data.stats import Stats, merge_stats
+from wmpo.data.tables import damaged, read_tasks
+from wmpo.data.video import LOSSLESS, Codec, Film, Reel, Video
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_path, file_lock, write_json
 from wmpo.types import EnvSpec, Episode
 
+InPlaceFilms = Mapping[str, Sequence[Film]]
+NO_FILMS: InPlaceFilms = {}
 MERGE = 32
 """Parts with fewer episodes than this, and shorter than a quarter of the longest, are merged when there are as many."""
 GROWTH = 8
@@ -50,8 +53,11 @@ class EpisodeStore:
         self._read(read_info(self.root))
 
     @classmethod
-    def create(cls, root: str | Path, spec: EnvSpec, codec: Codec = LOSSLESS) -> EpisodeStore:
-        """An empty store in a new folder."""
+    def create(
+        cls, root: str | Path, spec: EnvSpec, codec: Codec = LOSSLESS, in_place: InPlaceFilms = NO_FILMS
+    ) -> EpisodeStore:
+        """An empty store in a new folder; `in_place` tells of videos that lie in it as links, see `layout.video_path`,
+        which `append` may name."""
         root = Path(root)
         if (root / layout.INFO).exists():
             raise UserError(f"There is already an episode store in {root}: open it, or choose another folder.")
@@ -61,7 +67,7 @@ class EpisodeStore:
         try:
             _write_tasks(root, [])
             write_json(root / layout.STATS, {})
-            write_json(root / layout.INFO, new_info(spec, codec))
+            write_json(root / layout.INFO, new_info(spec, codec, in_place))
         except OSError as error:
             raise UserError(f"No episode store can be made in {root}: {error.strerror}.") from error
         return cls(root)
@@ -196,10 +202,24 @@ class EpisodeStore:
             self._frames = (part, read_frames(self.root, self.files[part], records, self.spec))
         return self._frames[1][name]
 
-    def video(self, part: int, camera: str) -> Video:
+    @property
+    def in_place(self) -> InPlaceFilms:
+        """Camera -> the videos of others that are read where they lie, of those that have any."""
+        return self._info.own.in_place
+
+    def video(self, part: int, camera: str) -> Reel:
         """All frames of a part, as a camera shows them."""
-        path = layout.video_path(self.root, self.files[part], camera)
-        return Video(path, self.spec.cameras[camera], self.spec.fps, self.part_frames[part])
+        size, fps = self.spec.cameras[camera], self.spec.fps
+        if camera in self.in_place:
+            records = [record for record in self._records if record.part == part]
+            spans = [self._span(camera, r.films[camera], r.length + 1) for r in records if camera in r.films]
+            if spans:
+                return InPlace(tuple(spans), size, fps)
+        return Video(layout.video_path(self.root, self.files[part], camera), size, fps, self.part_frames[part])
+
+    def _span(self, camera: str, place: tuple[int, float], frames: int) -> Span:
+        path = layout.video_path(self.root, place[0], camera)
+        return Span(path, self.in_place[camera][place[0]], place[1], frames)
 
     def refresh(self) -> None:
         """Take in what others have appended."""
@@ -208,15 +228,18 @@ class EpisodeStore:
             self._read(info)
             self._stats = None
 
-    def append(self, episodes: Sequence[Episode]) -> None:
-        """Store episodes for good: all of them, or none when anything goes wrong."""
+    def append(self, episodes: Sequence[Episode], films: Sequence[Films] = ()) -> None:
+        """Store episodes for good: all of them, or none when anything goes wrong. `films` says of each where the
+        pictures of the same few cameras lie, which it doesn't hold: in videos that are read in place."""
         if not episodes:
             return
+        films = films or [{}] * len(episodes)
+        spec = replace(self.spec, cameras={k: size for k, size in self.spec.cameras.items() if k not in films[0]})
         for place, episode in enumerate(episodes):
-            check_episode(episode, self.spec, f"Episode {place} of those to be stored in {self.root}")
+            check_episode(episode, spec, f"Episode {place} of those to be stored in {self.root}")
         try:
             with file_lock(self.root / ".lock"):
-                self._append(episodes)
+                self._append(episodes, films)
         except OSError as error:
             raise UserError(
                 f"The episodes could not be written to {self.root} ({error}): look for space and permissions; what was "
@@ -236,6 +259,7 @@ class EpisodeStore:
             with file_lock(self.root / ".lock"):
                 if read_info(self.root).content != self._info.content:
                     raise UserError(f"{self.root} has been changed meanwhile: open it again, and label it then.")
+                layout.require_own_folders(self.root)
                 self._remove_leftovers()
                 begin = min(self._record(index).part for index in success)  # numbers of files ascend
                 fresh = [self.files[-1] + 1 + n for n in range(self.parts - begin)]
@@ -247,7 +271,8 @@ class EpisodeStore:
         except OSError as error:
             raise UserError(f"The labels could not be written to {self.root} ({error}): they are as before.") from error
 
-    def _append(self, episodes: Sequence[Episode]) -> None:
+    def _append(self, episodes: Sequence[Episode], films: Sequence[Films]) -> None:
+        layout.require_own_folders(self.root)
         self.refresh()
         old, self._stats = self._stats, None  # unknown, should anything go wrong
         if old is None:
@@ -256,15 +281,17 @@ class EpisodeStore:
         tasks += [text for text in dict.fromkeys(item.instruction for item in episodes) if text not in tasks]
         index, frame = len(self), self.total_frames
         files = list(self.files)
-        stats = [episode_stats(episode, self.spec) for episode in episodes]
         lengths = [episode.length + 1 for episode in episodes]
-        for run in split_by_length(lengths, self.spec.fps * layout.PART_SECONDS):
-            files.append(files[-1] + 1 if files else 0)
-            some = slice(run.start, run.stop)
-            place = {"index": index + run.start, "first_frame": frame + sum(lengths[: run.start])}
-            write_part(
-                self.root, files[-1], episodes[some], stats[some], self.spec, self._info.own.codec, tasks=tasks, **place
-            )
+        stats = []
+        for episode, film, frames in zip(episodes, films, lengths, strict=True):
+            spans = {name: self._span(name, place, frames) for name, place in film.items()}
+            seen = {name: span.stats(self.spec.cameras[name], self.spec.fps) for name, span in spans.items()}
+            stats.append(episode_stats(episode, self.spec, seen))
+        for run in layout.split_by_length(lengths, self.spec.fps * layout.PART_SECONDS):
+            files.append(files[-1] + 1 if files else self._info.own.first)
+            begin, end, before = run.start, run.stop, frame + sum(lengths[: run.start])
+            some = (episodes[begin:end], stats[begin:end], films[begin:end])
+            write_part(self.root, files[-1], *some, self.spec, self._info.own.codec, index + begin, before, tasks)
         # Both files may run ahead of the commit: more tasks than needed, statistics of episodes to come.
         if tasks != self._tasks or old is None:
             _write_tasks(self.root, tasks)
@@ -283,15 +310,21 @@ class EpisodeStore:
         """Of episodes that were appended one by one, thousands of files would be left. Where it fails they stay."""
         limit = self.spec.fps * layout.PART_SECONDS
         counts = Counter(record.part for record in self._records)
-        small = [counts[part] < MERGE and frames < limit / 4 for part, frames in enumerate(self.part_frames)]
+        kinds = {record.part: record.films.keys() for record in self._records}
+        small = [
+            counts[part] < MERGE and frames < limit / 4 and kinds[part] == kinds[self.parts - 1]
+            for part, frames in enumerate(self.part_frames)
+        ]
         begin = next((part + 1 for part in reversed(range(self.parts)) if not small[part]), 0)
         if self.parts - begin < MERGE:
             return
         fresh: list[int] = []
         try:
-            for run in split_by_length(self.part_frames[begin:], limit):
+            for run in layout.split_by_length(self.part_frames[begin:], limit):
                 fresh.append(self.files[-1] + 1 + len(fresh))
-                merge_parts(self.root, [self.files[begin + part] for part in run], fresh[-1], self.spec)
+                some = range(begin + run.start, begin + run.stop)
+                records = [record for record in self._records if record.part in some]
+                merge_parts(self.root, [self.files[part] for part in some], fresh[-1], records, self.spec)
         except (OSError, ValueError):
             return self._remove_leftovers()
         self._commit(len(self), self.total_frames, len(self._tasks), self.files[:begin] + fresh)
@@ -303,11 +336,12 @@ class EpisodeStore:
         files = list(range(info.episodes)) if info.own.files is None else list(info.own.files)
         same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(known, files, strict=False))))
         records = [record for record in getattr(self, "_records", []) if record.part < same]
+        counts = {camera: len(films) for camera, films in info.own.in_place.items()}
         self._tasks = read_tasks(self.root)
         frame = records[-1].first_frame + records[-1].length + 1 if records else 0
         part = same
         while len(records) < info.episodes and part < len(files):
-            records += read_records(self.root, files[part], part, len(records), frame)
+            records += read_records(self.root, files[part], part, len(records), frame, counts)
             frame = records[-1].first_frame + records[-1].length + 1
             part += 1
         if (len(records), frame) != (info.episodes, info.frames) or (info.own.files and part < len(files)):
@@ -348,29 +382,15 @@ class EpisodeStore:
         stats = {key: merge_stats([entry[key] for entry in (*before, *new)]) for key in (old or images)}
         frames = int(stats[images[0]]["count"][0])
         if old is None or (frames - self._exact) * GROWTH >= frames:
-            stats |= self._exact_stats([key for key in new[0] if key not in images], files)
+            stats |= exact_stats(self.root, files, [key for key in new[0] if key not in images], self.spec)
             self._exact = frames
         return stats
 
-    def _exact_stats(self, names: Sequence[str], files: Sequence[int]) -> dict[str, Stats]:
-        """Of vectors, over all files. Rows that only repeat the last action don't count."""
-        gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for path in (layout.data_path(self.root, file) for file in files):
-            table = read_table(path, [*names, layout.PADDED])
-            real = ~column(table, layout.PADDED, "truth values", path).to_numpy(zero_copy_only=False)
-            for name in names:
-                width = self.spec.state_dim if name == layout.STATE else self.spec.action_dim
-                rows = vector(table, name, width, path)
-                gathered[name].append(rows if name == layout.STATE else rows[real])
-        return {name: vector_stats(np.concatenate(rows)) for name, rows in gathered.items()}
-
     def _remove_leftovers(self) -> None:
-        """Files of an append that was cut short, or that were merged: LeRobot reads every parquet file it finds."""
         kept = {path for file in self.files for path in layout.part_paths(self.root, file, self.spec)}
-        for folder in ("data", "meta/episodes", "videos"):
-            for path in (self.root / folder).rglob("*file-*"):
-                if path not in kept:
-                    path.unlink(missing_ok=True)
+        for camera, films in self.in_place.items():
+            kept |= {layout.video_path(self.root, number, camera) for number in range(len(films))}
+        remove_others(self.root, kept)
 
 
 def _write_tasks(root: Path, tasks: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ ENCODERS = {
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 STORED = "h264"
 """What both encoders make, as FFmpeg calls it."""
+CODECS = ("h264", "hevc", "av1")
+"""Of others' videos that may be read in place, as FFmpeg calls them: those that LeRobot writes."""
 BLOCK_BYTES = 1 << 26
 """Decoded frames that are held at a time."""
 
@@ -101,7 +104,65 @@ def write_video(path: Path, episodes: Iterable[np.ndarray], fps: int, codec: Cod
 
 
 @dataclass(frozen=True)
-class Video:
+class Film:
+    """What a video file that somebody else has made was like when it was taken into a store, to be read in place."""
+
+    codec: str
+    """One of CODECS."""
+    size: int
+    """In bytes."""
+    modified: int
+    """When it was last changed, in ns."""
+    digest: str
+    """Of its first and last megabyte, 16 hexadecimal digits."""
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise UserError(f"Video of the codec {self.codec[:40]!r} can't be read in place, only {', '.join(CODECS)}.")
+
+
+class Reel(ABC):
+    """All frames of a part, in order, as one camera shows them. Raises UserError where its files hold anything else."""
+
+    size: tuple[int, int]
+    """(H, W) in pixels."""
+    count: int
+    """Of frames."""
+
+    @abstractmethod
+    def frames(self, first: int = 0) -> Iterator[np.ndarray]:
+        """Frames (H, W, 3) uint8 from number `first` on."""
+
+    @abstractmethod
+    def at(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Single frames (H, W, 3) uint8, of ascending numbers: nothing is decoded but from the key frame before each,
+        which the first one of an episode usually is itself."""
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Where they lie. Raises UserError where one is missing."""
+
+    def stamp(self) -> list[int]:
+        """Changes when the files do."""
+        return [number for path in self.files() for number in (path.stat().st_size, path.stat().st_mtime_ns)]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All frames in arrays (n, H, W, 3) of bounded size."""
+        frames = self.frames()
+        at_once = max(1, BLOCK_BYTES // (3 * self.size[0] * self.size[1]))
+        for begin in range(0, self.count, at_once):
+            yield self.take(frames, min(at_once, self.count - begin))
+
+    def take(self, frames: Iterator[np.ndarray], count: int) -> np.ndarray:
+        """The next `count` of these frames as one array (count, H, W, 3)."""
+        block = list(itertools.islice(frames, count))
+        if len(block) != count:
+            raise UserError(f"The video {self.files()[-1]} ends too early: restore it from a copy of the store.")
+        return np.stack(block)
+
+
+@dataclass(frozen=True)
+class Video(Reel):
     """A file of `count` frames of (H, W) pixels at `fps` Hz, as its store describes it."""
 
     path: Path
@@ -110,16 +171,18 @@ class Video:
     count: int
 
     def frames(self, first: int = 0) -> Iterator[np.ndarray]:
-        """Frames (H, W, 3) uint8 from number `first` on. Raises UserError where the file holds anything else."""
         with self._open() as container:
             yield from self._decode(container, first)
 
     def at(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        """Single frames (H, W, 3) uint8, of ascending numbers: nothing is decoded but from the key frame before each,
-        which the first one of an episode is itself."""
         with self._open() as container:
             for number in numbers:
                 yield next(self._decode(container, number))
+
+    def files(self) -> list[Path]:
+        if not self.path.exists():
+            raise UserError(f"The video {self.path} is missing: restore it from a copy of the store.")
+        return [self.path]
 
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
@@ -136,20 +199,6 @@ class Video:
             raise UserError(f"The video {self.path} can't be read: look for its permissions.") from None
         except (av.error.FFmpegError, OSError, IndexError, StopIteration):
             raise self._wrong("is damaged or truncated") from None
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All frames in arrays (n, H, W, 3) of bounded size."""
-        frames = self.frames()
-        at_once = max(1, BLOCK_BYTES // (3 * self.size[0] * self.size[1]))
-        for begin in range(0, self.count, at_once):
-            yield self.take(frames, min(at_once, self.count - begin))
-
-    def take(self, frames: Iterator[np.ndarray], count: int) -> np.ndarray:
-        """The next `count` of this file's frames as one array (count, H, W, 3)."""
-        block = list(itertools.islice(frames, count))
-        if len(block) != count:
-            raise self._wrong("ends too early")
-        return np.stack(block)
 
     def _check(self, stream: av.VideoStream) -> None:
         stream.codec_context.thread_count = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -59,6 +59,8 @@ class Choices:
     """Above it, a number in that column means success."""
     success_frames: Annotated[int, Between(1, 1000000)] = 5
     """So many frames at the end show success, where no column and no frame say when it was reached."""
+    copy: bool = False
+    """Copy videos that would be read in place, as they are; for a store that is to work without the data set."""
     horizon: Annotated[int, Between(0, 1000000)] = 0
     """Longest episode of the task, in actions; 0: the longest of these. An environment that goes on with the store must
     have the same."""
@@ -108,8 +110,9 @@ class Plan:
             self.source.columns(number, [*self.action, *self.state, *labels])
             self.judge(self.source, number, self.stride)
 
-    def episode(self, number: int) -> Episode:
-        """One episode as the store takes it; the only one in memory."""
+    def episode(self, number: int, in_place: Collection[str] = ()) -> Episode:
+        """One episode as the store takes it, without the pictures of cameras that are read `in_place`; the only one in
+        memory."""
         facts, about = self.source.facts, self.source.facts.episodes[number]
         # Counted from the end, which shows what came of it; up to stride - 1 frames of the beginning are left out.
         kept = np.arange(about.actions % self.stride, about.actions + 1, self.stride)
@@ -121,6 +124,7 @@ class Plan:
         images = {
             name: np.stack(list(self._pictures(number, camera, kept, self.spec.cameras[name])))
             for name, camera in self.cameras.items()
+            if name not in in_place
         }
         shown = np.zeros(len(kept), bool)
         if success is not None:  # of the frames between two that are kept, the later one speaks

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from wmpo.data.in_place import SUFFIX
 from wmpo.data.records import is_unlabelled
 from wmpo.importing.source import Facts, Source
 from wmpo.importing.success import candidates
@@ -28,6 +29,7 @@ def describe(source: Source) -> list[str]:
         f"episodes  {len(frames)} of {sum(frames)} frames at {facts.fps:g} a second: {seconds.min():.1f} to "
         f"{seconds.max():.1f} s, {np.median(seconds):.1f} s in the middle",
         *(f"camera    {name}: {size[0]}x{size[1]} (height x width)" for name, size in facts.cameras.items()),
+        *_videos(source),
         *_columns(source),
         *_sentences(facts),
     ]
@@ -76,6 +78,22 @@ def sizes(facts: Facts) -> Iterator[str]:
             f"decoded frames will take {3 * frames * pixels / GB:.1f} GB of disk as they are: "
             f"--image-size {small[0]} {small[1]} and --fps divide that; --codec lossy makes the videos smaller"
         )
+
+
+def _videos(source: Source) -> Iterator[str]:
+    """What an import reads in place, or has read so already."""
+    shown = (source.film(n, camera) for camera in source.facts.cameras for n in range(len(source.facts.episodes)))
+    files = {film[0].resolve() for film in shown if film and film[0].suffix.lower() == SUFFIX}
+    for own in (True, False):
+        some = [path for path in files if path.is_relative_to(source.path.resolve()) is own]
+        size = f"videos    {sum(path.stat().st_size for path in some) / 1e6:.1f} MB"
+        if some and own:
+            yield (
+                f"{size}: an import reads them in place, unless --image-size, --fps or --codec lossy makes others of "
+                "them; --copy copies them"
+            )
+        elif some:
+            yield f"{size} that are read in place, such as {min(some)}"
 
 
 def _columns(source: Source) -> Iterator[str]:

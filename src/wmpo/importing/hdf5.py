@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wmpo.data.recorded import damaged
 from wmpo.errors import UserError, optional
-from wmpo.importing.source import About, Column, Facts, check_facts, damaged
+from wmpo.importing.source import About, Column, Facts, check_facts
 from wmpo.io.plain import JsonObject
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class RoboMimic:
                     yield self._read(last, -1)
                 else:
                     raise self._damaged(episode, f"has {len(images)} frames in {self.keys[camera]!r}")
+
+    def film(self, episode: int, camera: str) -> None:
+        return None
 
     def _images(self, demo: h5py.Group, episode: int, camera: str) -> h5py.Dataset:
         images = self._values(demo, self.keys[camera])

@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wmpo.data import layout
+from wmpo.data.recorded import check_video, damaged, frames_at
 from wmpo.data.tables import LISTS, reading, require_columns
+from wmpo.data.video import CODECS
 from wmpo.errors import UserError
 from wmpo.importing.lerobot_meta import OLD, Place, read_places
-from wmpo.importing.source import About, Column, Facts, check_facts, damaged, inside
-from wmpo.importing.video import check_video, frames_at, picture
+from wmpo.importing.pictures import picture
+from wmpo.importing.source import About, Column, Facts, check_facts, inside
 from wmpo.io.files import read_json
 from wmpo.io.plain import Json, JsonObject
 
@@ -58,6 +60,7 @@ class LeRobot:
         videos = [key for key in shown if self.features[key]["dtype"] == "video"]
         self.places = read_places(path, info, videos)
         self.keys: dict[str, str] = {}  # camera -> feature
+        self.codecs: dict[str, str] = {}  # feature -> that of its first video
         self._cached: dict[tuple[str, ...], tuple[object, pa.Table]] = {}
         notes: list[str] = []
         sizes = {}
@@ -118,6 +121,10 @@ class LeRobot:
                 raise damaged(place.data, f"has no image in row {place.first_row + frame} of the column {key!r}")
             yield picture(content, size, place.data, place.first_row + frame)
 
+    def film(self, episode: int, camera: str) -> tuple[Path, float] | None:
+        key = self.keys[camera]
+        return self.places[episode].videos.get(key) if self.codecs.get(key) in CODECS else None
+
     def _rows(self, place: Place, names: list[str]) -> pa.Table:
         """The episode's rows; of the file, only the row groups that hold them are read."""
         path = place.data
@@ -151,6 +158,7 @@ class LeRobot:
         size, codec = check_video(path, self.fps)
         if size != (height, width):
             raise damaged(path, f"shows {size[0]}x{size[1]} pixels where {where} says {height}x{width}")
+        self.codecs[key] = codec
         return size, f"{key} is video: {codec}."
 
     def _facts(self, cameras: dict[str, tuple[int, int]], notes: list[str]) -> Facts:

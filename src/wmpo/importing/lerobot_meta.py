@@ -10,11 +10,15 @@ from pathlib import Path
 from string import Formatter
 
 from wmpo.data import layout
+from wmpo.data.in_place import require_unchanged
+from wmpo.data.info import Own
+from wmpo.data.recorded import damaged
 from wmpo.data.tables import TYPES, column, read_table, read_tasks
+from wmpo.data.video import Film
 from wmpo.errors import UserError
-from wmpo.importing.source import damaged, inside
+from wmpo.importing.source import inside
 from wmpo.io.files import is_stream
-from wmpo.io.plain import Json, JsonObject
+from wmpo.io.plain import Json, JsonObject, from_plain
 
 OLD = ("v2.0", "v2.1")
 OWN = {"wmpo/start": "whole numbers", "wmpo/source": "text", "wmpo/task": "text", "wmpo/meta": "text"}
@@ -72,6 +76,7 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
         paths = counted if set(counted) <= set(paths) else paths
     if not paths:
         raise damaged(root / "meta/episodes", "has no tables of episodes")
+    films = _films(root, own)
     number, begins, spoken = 0, dict[Path, int](), dict[Path, list[str]]()
     for path in paths:
         inside(root, str(path.relative_to(root)))
@@ -96,12 +101,26 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
                 begin = row[f"videos/{key}/from_timestamp"]
                 if not isinstance(begin, float) or not 0 <= begin < 1e9:
                     raise damaged(path, f"has no time at which the video of {key} begins in row {number}")
-                shown[key] = (_filled(root, info, "video_path", numbers), begin)
+                file = int(numbers["chunk_index"]) * layout.FILES_PER_CHUNK + int(numbers["file_index"])
+                if file < len(own_films := films.get(key, ())):
+                    link = layout.video_path(root, file, key.removeprefix(layout.video_key("")))
+                    inside(root, str(link.parent.relative_to(root)))
+                    shown[key] = (require_unchanged(link, own_films[file]), begin)
+                else:
+                    shown[key] = (_filled(root, info, "video_path", numbers), begin)
             first = begins.setdefault(data, 0)
             place = _place(row, path, data, first, shown, {name: row[name] for name in known if row[name] is not None})
             begins[data] += place.length
             number += 1
             yield place
+
+
+def _films(root: Path, own: Json) -> Mapping[str, Sequence[Film]]:
+    """Feature -> what a store of ours reads in place, by links that lead out of its folder."""
+    if not isinstance(own, dict) or "in_place" not in own:
+        return {}
+    found = from_plain(Own, own, f"{root / layout.INFO}: wmpo").in_place
+    return {layout.video_key(camera): films for camera, films in found.items()}
 
 
 def _sentences(root: Path, data: Path) -> list[str]:

@@ -85,13 +85,14 @@ class Source(Protocol):
         """(H, W, 3) uint8: the frames with these numbers, which ascend."""
         ...
 
+    def film(self, episode: int, camera: str) -> tuple[Path, float] | None:
+        """The video file that shows the episode as this camera saw it, and the second at which it begins there; None:
+        its pictures lie elsewhere, or no store can read that file in place."""
+        ...
+
     def files(self) -> list[Path]:
         """All that is read."""
         ...
-
-
-def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"The file {path} {what}: restore it from a copy, or record it again.")
 
 
 def inside(root: Path, relative: str) -> Path:

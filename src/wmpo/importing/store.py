@@ -11,10 +11,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
 
+from wmpo.data import layout
 from wmpo.data.store import EpisodeStore
 from wmpo.data.video import Codec
 from wmpo.errors import UserError
 from wmpo.importing.conversion import Choices, Plan
+from wmpo.importing.in_place import films_of, lay_films, take_in_place
 from wmpo.io.files import file_lock, read_json, require_vacant, write_json
 from wmpo.io.plain import JsonObject, to_plain
 
@@ -42,7 +44,10 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
         raise UserError(f"{out} lies in the data set itself, where nothing is written: choose another folder.")
     require_vacant(out)
     plan.check()
+    taken = take_in_place(plan, codec)
     partial = out.with_name(f".{out.name}.importing")
+    if partial.is_symlink():
+        raise UserError(f"{partial} is a link to another folder, where nothing is written: remove it.")
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial / ".importing.lock"
     with _alone(lock, out):
@@ -53,15 +58,22 @@ def import_store(plan: Plan, out: Path, codec: Codec, progress: Progress) -> Epi
             return import_store(plan, out, codec, progress)
         if not _made_so(partial, about):
             for path in partial.iterdir():
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 elif path != lock:
                     path.unlink()
             write_json(partial / ABOUT, about)
+        if not (partial / layout.INFO).exists():
+            try:
+                lay_films(partial, taken, plan.choices.copy)
+            except OSError as error:
+                raise UserError(f"The videos can't be copied to {out}: {error.strerror}.") from error
+            EpisodeStore.create(partial, plan.spec, codec, {camera: one.films for camera, one in taken.items()})
         store = EpisodeStore.open_or_create(partial, plan.spec, codec)
         progress.skip(len(store))
         for number in range(len(store), len(plan)):
-            store.append([plan.episode(number)])
+            films = films_of(taken, number) if store.in_place else {}  # an earlier version has begun without
+            store.append([plan.episode(number, films)], [films])
             progress.update(1)
         os.replace(partial, out)
         (out / lock.name).unlink()

@@ -1,8 +1,8 @@
-"""Frames of videos and images that wmpo has not written, in any codec that FFmpeg decodes."""
+"""Frames of videos that wmpo has not written, in any codec that FFmpeg decodes."""
 
 from __future__ import annotations
 
-import io
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -12,12 +12,12 @@ from typing import cast
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps
+from av.video.stream import VideoStream
 
 from wmpo.data.info import SIDE
 from wmpo.errors import UserError
-from wmpo.importing.source import damaged
 from wmpo.io.files import is_stream
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
@@ -25,6 +25,13 @@ CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matros
 NEAR = 0.4
 """A frame counts as that of a time which it is closer to than this part of the time between two."""
 MANY = 10  # frames from which on a header tells their rate
+BACK = (0.0, 1.0, 10.0, float("inf"))
+"""Seconds before a time from which on frames are decoded, one after the other, until they begin early enough: where
+frames are stored in another order than they are shown in, seeking may end too late."""
+
+
+def damaged(path: Path, what: str) -> UserError:
+    return UserError(f"The file {path} {what}: restore it from a copy, or record it again.")
 
 
 def open_video(path: Path) -> InputContainer:
@@ -78,20 +85,23 @@ def decoding(path: Path) -> Iterator[None]:
         raise damaged(path, "is damaged or truncated") from None
 
 
-def frames_at(path: Path, times: Sequence[float], size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
-    """The frames shown at these seconds, which ascend, as (H, W, 3) uint8 of this size."""
+def frames_at(
+    path: Path, times: Sequence[float], size: tuple[int, int], fps: float, codec: str = ""
+) -> Iterator[np.ndarray]:
+    """The frames shown at these seconds, which ascend, as (H, W, 3) uint8 of this size; of this codec, where one is
+    named."""
     left = iter(times)
     time = next(left, None)
     if time is None:
         return
     with decoding(path), open_video(path) as container:
         stream = container.streams.video[0]
+        if codec not in ("", found := stream.codec_context.codec.canonical_name):
+            raise damaged(path, f"is {found} in place of {codec}")
         stream.thread_type = "AUTO"
         tick = cast(Fraction, stream.time_base)
-        if time > 0:
-            container.seek(max(round((time - NEAR / fps) / tick), 0), stream=stream)
         to_rgb = VideoReformatter()
-        for frame in container.decode(stream):
+        for frame in _decoded(container, stream, time, NEAR / fps):
             shown = float((frame.pts or 0) * tick)
             if shown < time - NEAR / fps:
                 continue
@@ -105,18 +115,18 @@ def frames_at(path: Path, times: Sequence[float], size: tuple[int, int], fps: fl
     raise damaged(path, f"ends before {time:.3f} s, where its table has more frames")
 
 
-def picture(content: bytes, size: tuple[int, int], path: Path, row: int) -> np.ndarray:
-    """An encoded image as (H, W, 3) uint8; it must be of this size."""
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as found:
-            image: Image.Image = found
-            if image.mode[0] in "IF":
-                raise damaged(path, f"has an image of more than 8 bits a colour in row {row}")
-            if image.height * image.width == size[0] * size[1]:  # else not decoded: small files may be huge pictures
-                image = ImageOps.exif_transpose(image)
-            if (image.height, image.width) != size:
-                what = f"shows {image.height}x{image.width} pixels in row {row} in place of {size[0]}x{size[1]}"
-                raise damaged(path, what)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise damaged(path, f"has a damaged image in row {row}") from None
+def _decoded(container: InputContainer, stream: VideoStream, time: float, near: float) -> Iterator[VideoFrame]:
+    """Frames from that of second `time` on, or from an earlier one."""
+    if time <= 0:
+        yield from container.decode(stream)
+        return
+    tick = cast(Fraction, stream.time_base)
+    for back in BACK:
+        begin = max(time - near - back, 0.0)
+        container.seek(round(begin / tick), stream=stream)
+        frames = container.decode(stream)
+        first = next(frames, None)
+        if first is None or float((first.pts or 0) * tick) <= time + near or begin == 0:
+            break
+    if first is not None:
+        yield from itertools.chain([first], frames)
