@@ -288,8 +288,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         tasks=("place",),
         seeds=(0,),
         measures=("imagination",),
-        also=("few-steps", "table1"),
-        sections=(answers.beside, tables.success, tables.dream_quality, trust.verdicts, tables.cost),
+        also=("few-steps",),
+        sections=(
+            answers.beside,
+            tables.success,
+            tables.success_against_steps,
+            tables.dream_quality,
+            trust.verdicts,
+            tables.cost,
+        ),
         smoke_arms=1,
     ),
     "tuning": Experiment(
