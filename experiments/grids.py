@@ -17,6 +17,7 @@ from experiments.tables import Section
 from wmpo.config import FitConfig, GRPOConfig, Recipe
 from wmpo.envs.libero.settings import SUITES
 from wmpo.errors import named
+from wmpo.io.plain import flat, to_plain
 from wmpo.recipes import RECIPES
 from wmpo.recipes.smoke import SMOKE
 
@@ -77,6 +78,12 @@ def all_levels(steps: int) -> dict[str, Any]:
     which saves a third of the hours that practice takes then."""
     compiled = {"world_model.compile": True} if steps > 8 else {}
     return {"world_model.training_timesteps": "all", "world_model.sampling_steps": steps, **compiled}
+
+
+def dream_of(recipe: str) -> dict[str, Any]:
+    """What the world model of a recipe is set to, where it departs from that of `place`."""
+    own, usual = (flat(to_plain(RECIPES[name].world_model)) for name in (recipe, "place"))
+    return {f"world_model.{name}": value for name, value in own.items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -267,6 +274,31 @@ EXPERIMENTS: dict[str, Experiment] = {
         measures=("imagination",),
         also=("table1",),
         sections=(answers.beside, tables.success, tables.dream_quality, trust.verdicts, tables.cost),
+    ),
+    "backbones": Experiment(
+        title="The transformer beside the U-Net",
+        about=(
+            "The default dream is a convolutional U-Net on pixels, put together from frames that it has seen. The "
+            "paper's is a transformer on an autoencoder's latents, and nothing else. Here it is small enough to be "
+            "trained by two cores within an hour: the recipe `transformer`, whose policy, rollouts, reward model and "
+            "practice are those of `place`. Which dream is closest to reality, what does it cost, and what does "
+            "practising in it gain? On one world: gains of single cells rank nothing."
+        ),
+        arms=(OURS, Arm("Transformer on latents", changes=dream_of("transformer"))),
+        tasks=("place",),
+        seeds=(0,),
+        measures=("imagination",),
+        also=("few-steps", "table1"),
+        also=("few-steps",),
+        sections=(
+            answers.beside,
+            tables.success,
+            tables.success_against_steps,
+            tables.dream_quality,
+            trust.verdicts,
+            tables.cost,
+        ),
+        smoke_arms=1,
     ),
     "tuning": Experiment(
         title="A search for every method",

@@ -89,7 +89,7 @@ def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
         for cell in cells:
             check_recipe(cell.recipe)
     full = EXPERIMENTS[name]
-    one_world = name.startswith("tuning") or name == "few-steps"  # a search, and dreams beside each other
+    one_world = name.startswith(("tuning", "few-steps", "backbones"))  # a search, and dreams beside each other
     few = name == "libero"  # whose benchmark has 50 states of each task
     tasks = 2 if name == "ablations" else 3  # of three, WMPO gains nothing on one: nothing to rank there
     assert one_world or few or (len(full.tasks) >= tasks and len(full.seeds) >= 3)

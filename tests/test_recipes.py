@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from episodes_by_hand import make_episode, make_store
+from wmpo.algorithm import model_the_world
 from wmpo.cli import dispatch
+from wmpo.cli.planning import plan
 from wmpo.config import Recipe
 from wmpo.envs.libero.settings import LiberoSettings
 from wmpo.envs.tabletop.tasks import TASKS
 from wmpo.errors import UserError
 from wmpo.families import GONE, RENAMED, new_name, recipe_from_plain, why_gone
+from wmpo.imagination import first_frames_of
 from wmpo.io.plain import flat, numbers_of, to_plain
-from wmpo.opening import keep_recipe, load_recipe
+from wmpo.opening import keep_recipe, load_recipe, open_stage
 from wmpo.recipes import RECIPES, recipe_named
 from wmpo.recipes.checks import check_recipe
+from wmpo.types import EnvSpec
 
 
 def changed(recipe: Recipe, field: str, value: Any) -> Recipe:
@@ -54,6 +60,30 @@ def test_the_paper_recipe_has_the_papers_numbers() -> None:
 def test_wrist_is_place_with_one_more_camera() -> None:
     assert changed(changed(RECIPES["wrist"], "env.cameras", ("front",)), "name", "place") == RECIPES["place"]
     assert RECIPES["wrist"].env.cameras == ("front", "wrist") and RECIPES["wrist"].env.state
+
+
+def test_the_transformer_recipe_is_place_with_another_dream(tmp_path: Path) -> None:
+    """It is planned as it is, and its smallest size is trained from latents, stage by stage."""
+    recipe = RECIPES["transformer"]
+    assert changed(changed(recipe, "world_model", RECIPES["place"].world_model), "name", "place") == RECIPES["place"]
+    spec = EnvSpec({"front": (64, 64)}, 4, 4, 24, 5)
+    needs = {need.stage for need in plan(recipe, spec)}
+    assert {"world: kinematics", "world: autoencoder", "world: denoiser", "practise: imagine"} <= needs
+
+    for name, value in {"device": "cpu", "world_model.width": 32, "world_model.codec_width": 8}.items():
+        recipe = changed(recipe, name, value)
+    for fit in ("kinematics_fit", "codec_fit", "fit", "align"):
+        recipe = changed(changed(recipe, f"world_model.{fit}.steps", 2), f"world_model.{fit}.batch_size", 4)
+    shown = [make_episode(n, 8, success=(8,), spec=spec, source="expert") for n in range(3)]
+    make_store(tmp_path / "store", [*shown, *(make_episode(n, 8, spec=spec, source="round-1") for n in range(3))], spec)
+    with open_stage(recipe, tmp_path / "run", tmp_path / "store", quiet=True) as run:
+        model = model_the_world(run, 1)
+        first = first_frames_of(run.store.episodes(range(2)), spec)
+        _, imagined = model.imagine(model.begin(first), torch.zeros(2, 4, 4), torch.Generator().manual_seed(0))
+    stages = ("kinematics", "autoencoder", "denoiser", "kinematics_align-1", "denoiser_align-1")
+    assert all((tmp_path / "run" / f"world_model_{stage}" / "model.safetensors").is_file() for stage in stages)
+    assert list((tmp_path / "store/cache").glob("front-*.f16")), "latents were kept"
+    assert model.decode(imagined)[0]["front"].shape == (2, 4, 3, 64, 64)
 
 
 def test_unknown_recipe_names_the_closest() -> None:

@@ -2,10 +2,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from wmpo.world_models.transformer import (
+    SHORT,
     Attention,
     SpaceTimeTransformer,
+    attend,
     grid_position,
     rotate,
     time_features,
@@ -231,6 +234,24 @@ def test_attention_against_the_formula():
             heads.append(score.softmax(0) @ v[: i + 1, head])
         rows.append(torch.cat(heads))
     torch.testing.assert_close(attention(x)[0][0], attention.out(torch.stack(rows)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("queries", "keys", "kind"), [(5, 5, "all"), (5, 5, "causal"), (3, 7, "mask")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_attention_is_torchs(queries, keys, kind, dtype):
+    assert keys <= SHORT
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, 3, n, 8, generator=generator).to(dtype) for n in (queries, keys, keys)]
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries) if kind == "mask" else None
+    found = []
+    for work in (attend, F.scaled_dot_product_attention):
+        q, k, v = (tensor.clone().requires_grad_() for tensor in given)
+        name = "causal" if work is attend else "is_causal"
+        mixed = work(q, k, v, mask, **{name: kind == "causal"})
+        found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), (q, k, v))])
+    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **close)
 
 
 def test_rotary_scores_depend_on_distance_only():

@@ -12,17 +12,16 @@ from wmpo.recipes.large import LARGE_24GB, LARGE_80GB
 from wmpo.recipes.libero import LIBERO
 from wmpo.recipes.paper import PAPER
 from wmpo.recipes.smoke import SMOKE
-from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, WRIST
+from wmpo.recipes.tabletop import FLOW, INSERT, PLACE, PUSH, SENTENCES, STACK, TRANSFORMER, WRIST
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: completed(recipe)
-    for recipe in (PLACE, WRIST, FLOW, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LARGE_24GB, LARGE_80GB, LIBERO)
-}
+ALL = (PLACE, WRIST, FLOW, TRANSFORMER, PUSH, STACK, INSERT, SENTENCES, SMOKE, PAPER, LARGE_24GB, LARGE_80GB, LIBERO)
+RECIPES: dict[str, Recipe] = {recipe.name: completed(recipe) for recipe in ALL}
 
 ABOUT: dict[str, str] = {
     "place": "Pick a block up and put it on a tray: the default, a laptop's CPU in minutes.",
     "wrist": "place, seen by the front and the wrist camera: the dream shows both, and the robot's state.",
     "flow": "place, by a policy that denoises its actions, as pi0 and SmolVLA do.",
+    "transformer": "place, dreamt by a small copy of the paper's network, on latents: a transformer, an autoencoder.",
     "push": "Push a block into a zone.",
     "stack": "Put one block on another.",
     "insert": "Put a ring on a peg.",

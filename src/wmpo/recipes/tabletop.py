@@ -7,6 +7,7 @@ from dataclasses import replace
 from wmpo.config import DemonstrationConfig, GRPOConfig, Recipe
 from wmpo.envs.tabletop.settings import TabletopSettings
 from wmpo.policies.settings import MiniVLASettings
+from wmpo.world_models.settings import VideoDiffusionSettings
 
 POLICY = MiniVLASettings()
 PRACTICE = GRPOConfig(keyframes=128, lr=1e-3, imitation_coef=0.3)
@@ -26,6 +27,25 @@ FLOW = Recipe(
     demonstrations=FEW,
     grpo=GRPOConfig(keyframes=128),
     policy=replace(POLICY, head="flow"),
+)
+
+DREAM = VideoDiffusionSettings()
+TRANSFORMER = replace(
+    PLACE,
+    name="transformer",
+    world_model=replace(
+        DREAM,
+        backbone="transformer",
+        codec="autoencoder",
+        codec_downsample=8,
+        codec_fit=replace(DREAM.codec_fit, optimizer="muon", steps=500),
+        motion_prior=False,
+        width=128,
+        depth=3,
+        fit=replace(DREAM.fit, steps=300),
+        align=replace(DREAM.align, steps=700, lr=2e-3),
+        shift=0,  # so that each frame is encoded once
+    ),
 )
 
 STACK = Recipe(name="stack", env=TabletopSettings(task="stack"), grpo=PRACTICE)

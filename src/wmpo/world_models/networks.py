@@ -48,7 +48,8 @@ def build_codec(settings: VideoDiffusionSettings) -> PixelCodec | Autoencoder | 
         return PixelCodec()
     if settings.codec == "diffusers":
         return DiffusersCodec(settings.codec_path)
-    return Autoencoder(2 * settings.codec_downsample, settings.codec_downsample, settings.codec_width)
+    downsample = settings.codec_downsample
+    return Autoencoder(2 * downsample, downsample, settings.codec_width, precision=settings.precision)
 
 
 class DenoiserShape(TypedDict):

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from wmpo.nn.layers import zero_init
 
 TIME_FEATURES = 256
+SHORT = 64  # keys of a sequence
 
 
 def time_features(t: Tensor) -> Tensor:
@@ -65,6 +66,23 @@ class Ahead(list[Tensor]):
     """Frames, times and actions of the past, as they go into the blocks ahead of a chunk."""
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """What (..., Q, head width) find in as many keys and values as `mask` (Q, keys) lets each see, all by default;
+    `causal`: those up to the own place.
+
+    On a CPU short sequences go by plain products. The kernel that torch has there is made for long ones: its backward
+    pass in bfloat16 takes 9 times as long at 64 keys (1.5 times at 256; its forward pass is the faster one from there).
+    """
+    if q.device.type != "cpu" or k.shape[-2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
 class Attention(nn.Module):
     """Self-attention with normalised queries and keys; `temporal` makes it causal, with rotary positions."""
 
@@ -91,7 +109,7 @@ class Attention(nn.Module):
         if past:
             k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)
             mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(earlier)
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.temporal and not past)
+        mixed = attend(q, k, v, mask, causal=self.temporal and not past)
         return self.out(mixed.transpose(1, 2).flatten(2)), seen
 
 
