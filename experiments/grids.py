@@ -289,7 +289,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         seeds=(0,),
         measures=("imagination",),
         also=("few-steps", "table1"),
-        also=("few-steps",),
         sections=(
             answers.beside,
             tables.success,
