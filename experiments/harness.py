@@ -1,8 +1,8 @@
 """One policy measured by wmpo and by vla-eval: `python -m experiments.harness EVALUATION AGGREGATE`.
 
-EVALUATION is what `wmpo evaluate` has kept of LIBERO, AGGREGATE what `vla-eval run` has written of the same policy behind
-`wmpo serve`; docs/serve.md has all commands, and .ci/libero_by_vla_eval runs them. Episodes are compared pair by pair, since
-both begin with the benchmark's initial states in their order.
+EVALUATION is what `wmpo evaluate` has kept of LIBERO, AGGREGATE what `vla-eval run` has written of the same policy
+behind `wmpo serve`; docs/serve.md has all commands, and .ci/libero_by_vla_eval runs them. Episodes are compared pair by
+pair, since both begin with the benchmark's initial states in their order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """vla-eval's LIBERO benchmark, drawing only what a policy looks at, for machines without a GPU.
 
-It runs in the harness's Python, which has no wmpo. vla-eval draws both cameras after every step of the controller, but a
-server of chunks looks at each K-th observation alone: the others need no pictures. Episodes are the same as those of the
-class that this one inherits from, number for number.
+It runs in the harness's Python, which has no wmpo. vla-eval draws both cameras after every step of the controller, but
+a server of chunks looks at each K-th observation alone: the others need no pictures.
 """
 
 from typing import Any
@@ -15,7 +14,7 @@ from vla_eval.benchmarks.libero.benchmark import LIBERO_DUMMY_ACTION, LIBEROBenc
 _draw = MjSim.render
 
 
-class LazyLIBERO(LIBEROBenchmark):  # type: ignore[misc]
+class LazyLIBERO(LIBEROBenchmark):
     """Drawn are the frames on which a chunk begins."""
 
     def __init__(self, chunk: int, num_steps_wait: int = 10, **params: Any) -> None:

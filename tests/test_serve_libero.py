@@ -1,4 +1,4 @@
-"""What `wmpo serve --convention libero` makes of vla-eval's LIBERO, tried without either on observations in its layout."""
+"""What `wmpo serve --convention libero` makes of vla-eval's LIBERO, tried without it on observations in its layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_picture_is_upright_and_not_mirrored() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["w above 0", "w below 0"])
 def test_a_state_has_our_order_and_our_sign(sign: int) -> None:
-    """The hand points down, turned a little more or less than half a turn: theirs flips its axis there, ours doesn't."""
+    """The hand points down, turned a little less or more than half a turn, where theirs flips its axis."""
     quaternion = np.array([0.98, 0.15, -0.1, sign * 0.08])
     quaternion /= np.linalg.norm(quaternion)
     x, y, z, w = quaternion * sign  # theirs makes w positive first
