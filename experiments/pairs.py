@@ -157,8 +157,11 @@ def at(results: Iterable[CellResult], where: set[tuple[str, int]]) -> list[CellR
 
 
 def first_of_each_seed(results: Iterable[CellResult]) -> list[CellResult]:
-    """One cell of each task and seed: they share the base policy."""
-    return list({(result.task, result.seed): result for result in results}.values())
+    """One cell of each task and seed: they share the base policy, but for the machine that it was trained on."""
+    found: dict[tuple[str, int], CellResult] = {}
+    for result in results:
+        found.setdefault((result.task, result.seed), result)
+    return [*found.values()]
 
 
 def kinds_of(results: Iterable[CellResult]) -> list[str]:

@@ -531,6 +531,13 @@ def test_seeds_by_hand() -> None:
     assert len(cells) == 4 and row.startswith("| WMPO | 16 | +37.5 (") and row.endswith(" | – |")
 
 
+def test_the_base_is_that_of_the_first_cell_of_a_seed() -> None:
+    """Later ones may have trained it on another machine."""
+    first, later = (measured(cell, [0, 1], [1, 1]) for cell in TWO.cells(["push"], [3])[:2])
+    assert pairs.first_of_each_seed([first, later, first]) == [first]
+    assert pairs.first_of_each_seed([later, first])[0] is later
+
+
 def test_interval_over_seeds_by_hand() -> None:
     def pair(seed: int, after: list[int]) -> pairs.Pair:
         return pairs.Pair("push", seed, played([1, 2], [0, 0]), played([1, 2], after))
