@@ -61,8 +61,8 @@ def own_bases(results: Sequence[CellResult]) -> str:
     if all(len(found) == 1 for found in bases.values()):
         return ""
     return (
-        " Some cells of one task and seed come from other machines or versions and have another base: each gain is over "
-        "the base of its own cell, and rows `Base` show one of them."
+        " Some cells of one task and seed come from other machines or versions and have another base: each gain is "
+        "over the base of its own cell, and rows `Base` show one of them."
     )
 
 
