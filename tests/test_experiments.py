@@ -383,6 +383,12 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
     assert (
         "**As asked for, of tasks push, place and seeds 3 only.**" in text and "| Bound | `upper_bound` | – |" in text
     )
+    assert "another base" not in text
+    written(file, by_id["dpo-push-P16-seed3"], [0, 1, 0, 0], [0, 1, 0, 0], imagined=0.3)
+    assert (
+        "have another base: each gain is over the"
+        in write_page(TWO, "two", cells, [file], tmp_path / "docs").read_text()
+    )
     beside = next(row for row in rows if row.startswith("| DPO | 16 | 3 | push, place"))
     assert "+37.5" in beside and beside.endswith("| no; – |")
     # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both

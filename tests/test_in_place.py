@@ -31,7 +31,9 @@ from wmpo.data.store import EpisodeStore
 from wmpo.data.video import LOSSLESS, lossy
 from wmpo.errors import UserError
 from wmpo.importing import in_place as taking
+from wmpo.importing.description import describe
 from wmpo.importing.in_place import meaning
+from wmpo.importing.opening import open_source
 from wmpo.importing.store import import_store
 from wmpo.importing.success import Verdict, relabel
 
@@ -105,7 +107,8 @@ def test_videos_stay_where_they_are(recording: Recording, tmp_path: Path, capsys
     links = [path for path in out.rglob("*.mp4")]
     videos = [path for path in root.rglob("*.mp4")]
     assert all(path.is_symlink() for path in links) and {path.resolve() for path in links} == set(videos)
-    assert in_place.sizes(out)[1] == sum(path.stat().st_size for path in videos)
+    own, elsewhere = in_place.content(out)
+    assert elsewhere == set(videos) and in_place.size(own) < sum(path.stat().st_size for path in out.rglob("*"))
     store = EpisodeStore.open(out)
     check_pictures(store, root)
     again = made(root, out)  # the same import is done
@@ -167,6 +170,7 @@ def test_only_what_stays_as_it_is(tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     (root / "meta/info.json").write_text(json.dumps(info | {"fps": 29.97}))
     assert not made(root, tmp_path / "five").in_place  # a store counts in whole frames a second
+    assert not any("in place" in line for line in describe(open_source(root)))
 
 
 def test_a_codec_that_no_store_reads_is_encoded_anew(tmp_path: Path) -> None:
@@ -251,6 +255,40 @@ def check_pictures_of_first(store: EpisodeStore, plan: Any, count: int) -> None:
     for number in range(count):
         for camera, due in plan.episode(number).images.items():
             assert np.array_equal(store.episode(number).images[camera], due)
+
+
+def test_an_import_of_an_import(tmp_path: Path, capsys: Captured) -> None:
+    """Links lead to whoever has recorded the videos. What a store of ours has encoded is encoded again: it would be
+    gone once that store is labelled, or has grown."""
+    root = record(tmp_path / "theirs", Recording())
+    between = made(root, tmp_path / "between", image_size=(48, 64))
+    assert between.in_place.keys() == {"front"}
+    capsys.readouterr()
+    assert main(["data", "import", str(between.root), str(tmp_path / "ours")]) == 0
+    told = capsys.readouterr().out
+    assert "front: read in place; wrist: encoded without loss" in told
+    assert f"are read in place in {root / 'videos/observation.images.front/chunk-000'}: keep them there" in told
+    due = between.episode(1)
+    copy = made(root, tmp_path / "copy", copy=True)
+    assert made(copy.root, tmp_path / "of-a-copy").in_place.keys() == {"front", "wrist"}
+    for store in (between, copy):
+        relabel(store, {0: Verdict(True, 1)})
+        store.append([make_episode(0, 3, spec=store.spec)])
+    assert_same(EpisodeStore.open(tmp_path / "ours").episode(1), due)
+    assert np.array_equal(EpisodeStore.open(tmp_path / "of-a-copy").episode(1).images["front"], due.images["front"])
+
+
+def test_videos_that_are_links_within_their_data_set(tmp_path: Path) -> None:
+    """As those that keep versions of files make them: what counts is what the file itself is called."""
+    for suffix in ("", ".mp4"):
+        root = record(tmp_path / f"theirs{suffix}", Recording())
+        (root / "objects").mkdir()
+        for number, path in enumerate(sorted(root.rglob("*.mp4"))):
+            target = path.rename(root / f"objects/{number}{suffix}")
+            path.symlink_to(target)
+        store = made(root, tmp_path / f"ours{suffix}")
+        assert bool(store.in_place) is bool(suffix)
+        check_pictures(store, root)
 
 
 def test_a_store_that_grows(tmp_path: Path) -> None:
@@ -508,7 +546,7 @@ def test_a_cache_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     store = made(record(tmp_path / "theirs", Recording()), tmp_path / "ours")
     FrameCache(store)
     mine = tmp_path / "mine"
-    for name, known in (("front.rgb", 1), ("front.tmp", 0)):
+    for name, known in (("front.rgb", 1), ("front.tmp", 0), (f".front.json.{os.getpid()}.tmp", 0)):
         about = json.loads((store.root / "cache/front.json").read_text())
         (store.root / "cache/front.json").write_text(json.dumps(about[:known]))
         mine.write_text("precious" * 10_000)

@@ -110,8 +110,13 @@ def test_what_is_damaged_or_of_others_is_made_anew(store: EpisodeStore, model: C
         assert digest in text
         about.write_text(text.replace(digest, "0" * 16))
 
+    def led_elsewhere() -> None:
+        file.replace(tmp_path / "mine")
+        file.symlink_to(tmp_path / "mine")
+
     spoils: list[Callable[[], object]] = [
         cut,
+        led_elsewhere,
         another_episode,
         file.unlink,
         about.unlink,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class DataImportCommand(Choices):
         from rich.console import Console
 
         from wmpo.data.cache import decoded_bytes
-        from wmpo.data.in_place import sizes
+        from wmpo.data.in_place import content, size
         from wmpo.data.video import LOSSLESS, lossy
         from wmpo.importing.conversion import plan_import
         from wmpo.importing.in_place import meaning
@@ -71,11 +72,12 @@ class DataImportCommand(Choices):
             print(printable(line))
         bar = ProgressBar("import", len(plan), Console(), None)
         store = import_store(plan, self.out, codec, bar)
-        own, elsewhere = sizes(self.out)
-        print(f"{self.out}: {own / 1e6:.1f} MB in {time.monotonic() - began:.0f} s; decoded frames will take "
+        own, elsewhere = content(self.out)
+        print(f"{self.out}: {size(own) / 1e6:.1f} MB in {time.monotonic() - began:.0f} s; decoded frames will take "
               f"{decoded_bytes(store) / 1e9:.2f} GB beside them")  # fmt: skip
         if elsewhere:
-            print(f"{self.out}: {elsewhere / 1e6:.1f} MB of video are read in place in {self.path}: keep them there")
+            where = os.path.commonpath([path.parent for path in elsewhere])
+            print(f"{self.out}: {size(elsewhere) / 1e6:.1f} MB of video are read in place in {where}: keep them there")
         elif store.in_place and not self.copy:
             print(f"{self.out}: no links can be made there, so the videos were copied, as they are")
         for line in store.summary().lines():

@@ -17,7 +17,7 @@ import torch
 from wmpo.data import layout
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
-from wmpo.io.files import file_lock
+from wmpo.io.files import atomic_write, file_lock
 from wmpo.types import Observation
 
 CACHE = "WMPO_CACHE"
@@ -150,9 +150,7 @@ class FrameCache:
             if target != path:
                 about.unlink(missing_ok=True)
                 os.replace(target, path)
-            fresh = about.with_suffix(".json.tmp")
-            fresh.write_text(json.dumps(sources))
-            os.replace(fresh, about)
+            atomic_write(about, json.dumps(sources))
         return np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
 
     def _read_vectors(self) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -134,9 +134,13 @@ def lay(path: Path, file: Path, copy: bool) -> None:
         shutil.copy2(file, temporary)
 
 
-def sizes(folder: Path) -> tuple[int, int]:
-    """Bytes of what lies in a folder, and of the files elsewhere that links in it lead to."""
-    paths = list(folder.rglob("*"))
-    elsewhere = {path.resolve() for path in paths if path.is_symlink() and path.is_file()}
-    own = sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
-    return own, sum(path.stat().st_size for path in elsewhere)
+def content(folder: Path) -> tuple[set[Path], set[Path]]:
+    """The files that lie in a folder, and those elsewhere that links in it lead to."""
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    links = {path for path in files if path.is_symlink()}
+    return files - links, {path.resolve() for path in links}
+
+
+def size(files: Iterable[Path]) -> int:
+    """Bytes of files together."""
+    return sum(path.stat().st_size for path in files)

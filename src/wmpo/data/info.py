@@ -179,9 +179,8 @@ def _features(spec: EnvSpec, codecs: Mapping[str, str]) -> JsonObject:
             "info": {
                 "video.height": height,
                 "video.width": width,
-                "video.codec": codecs.get(
-                    camera, STORED
-                ),  # no pixel format: LeRobot's tools would encode in it again, and can't in RGB
+                # no pixel format: LeRobot's tools would encode in it again, and can't in RGB
+                "video.codec": codecs.get(camera, STORED),
                 "video.is_depth_map": False,
                 "video.fps": spec.fps,
                 "video.channels": 3,

@@ -80,7 +80,7 @@ class _Files:
     def fill(self, episodes: Sequence[int], tell: Callable[[int], None]) -> None:
         cache = self.cache
         for other in [*cache.folder.glob("*.f16"), *cache.folder.glob("latents-*.json")]:
-            if not other.stem.endswith(f"-{self.key}"):
+            if not other.stem.endswith(f"-{self.key}") or other.is_symlink():  # nothing is written through one
                 other.unlink(missing_ok=True)  # whoever has it mapped keeps what is in it
         digests = {episode: cache.digest([episode]) for episode in episodes}
         known = self.known()

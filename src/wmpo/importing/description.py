@@ -82,8 +82,10 @@ def sizes(facts: Facts) -> Iterator[str]:
 
 def _videos(source: Source) -> Iterator[str]:
     """What an import reads in place, or has read so already."""
+    if source.facts.fps % 1:  # a store counts in whole frames a second
+        return
     shown = (source.film(n, camera) for camera in source.facts.cameras for n in range(len(source.facts.episodes)))
-    files = {film[0].resolve() for film in shown if film and film[0].suffix.lower() == SUFFIX}
+    files = {film[0] for film in shown if film and film[0].suffix.lower() == SUFFIX}
     for own in (True, False):
         some = [path for path in files if path.is_relative_to(source.path.resolve()) is own]
         size = f"videos    {sum(path.stat().st_size for path in some) / 1e6:.1f} MB"

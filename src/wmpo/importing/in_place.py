@@ -53,8 +53,8 @@ def take_in_place(plan: Plan, codec: Codec) -> dict[str, Taken]:
         places = []
         for about, film in zip(plan.source.facts.episodes, _films(plan, plan.cameras[name]), strict=True):
             path, begin = cast(tuple[Path, float], film)
-            shown.setdefault(path.resolve(), []).append(begin + np.arange(about.frames) / plan.spec.fps)
-            places.append((path.resolve(), begin))
+            shown.setdefault(path, []).append(begin + np.arange(about.frames) / plan.spec.fps)
+            places.append((path, begin))
         films = [_film(path, np.sort(np.concatenate(times)), plan.spec.fps) for path, times in shown.items()]
         if all(films):
             numbers = {path: number for number, path in enumerate(shown)}

@@ -122,8 +122,11 @@ class LeRobot:
             yield picture(content, size, place.data, place.first_row + frame)
 
     def film(self, episode: int, camera: str) -> tuple[Path, float] | None:
-        key = self.keys[camera]
-        return self.places[episode].videos.get(key) if self.codecs.get(key) in CODECS else None
+        key, place = self.keys[camera], self.places[episode]
+        if key not in place.videos or key in place.replaceable or self.codecs.get(key) not in CODECS:
+            return None
+        path, begin = place.videos[key]
+        return path.resolve(), begin
 
     def _rows(self, place: Place, names: list[str]) -> pa.Table:
         """The episode's rows; of the file, only the row groups that hold them are read."""

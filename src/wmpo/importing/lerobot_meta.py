@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 
@@ -40,6 +40,8 @@ class Place:
     videos: Mapping[str, tuple[Path, float]]
     """Feature -> the file, and the second at which the episode begins there."""
     own: Mapping[str, Json]
+    replaceable: Collection[str] = ()
+    """Features whose video a store of ours has encoded: it puts others in their place when it grows or is labelled."""
 
 
 def read_places(root: Path, info: JsonObject, videos: Sequence[str]) -> list[Place]:
@@ -95,7 +97,7 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
             if not told:
                 spoken[data] = spoken.get(data) or _sentences(root, data)
                 row["tasks"] = spoken[data][begins.get(data, 0) :][:1]
-            shown = {}
+            shown, encoded = {}, set()
             for key in videos:
                 numbers: dict[str, int | str] = {**_numbers(row, f"videos/{key}", path), "video_key": key}
                 begin = row[f"videos/{key}/from_timestamp"]
@@ -108,8 +110,10 @@ def _places(root: Path, info: JsonObject, videos: Sequence[str]) -> Iterator[Pla
                     shown[key] = (require_unchanged(link, own_films[file]), begin)
                 else:
                     shown[key] = (_filled(root, info, "video_path", numbers), begin)
+                    encoded |= {key} if isinstance(own, dict) else set()
             first = begins.setdefault(data, 0)
-            place = _place(row, path, data, first, shown, {name: row[name] for name in known if row[name] is not None})
+            told_by_us = {name: row[name] for name in known if row[name] is not None}
+            place = replace(_place(row, path, data, first, shown, told_by_us), replaceable=encoded)
             begins[data] += place.length
             number += 1
             yield place

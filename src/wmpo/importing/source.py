@@ -86,8 +86,8 @@ class Source(Protocol):
         ...
 
     def film(self, episode: int, camera: str) -> tuple[Path, float] | None:
-        """The video file that shows the episode as this camera saw it, and the second at which it begins there; None:
-        its pictures lie elsewhere, or no store can read that file in place."""
+        """The video file, no link to it, that shows the episode as this camera saw it, and the second at which that
+        begins there; None: its pictures lie elsewhere, or no store can read that file in place."""
         ...
 
     def files(self) -> list[Path]:

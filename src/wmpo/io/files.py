@@ -34,6 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # in a folder of a stranger's it may be a link, through which one would write
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
