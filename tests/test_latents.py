@@ -136,6 +136,12 @@ def test_what_is_damaged_or_of_others_is_made_anew(store: EpisodeStore, model: C
     assert np.array_equal(whole["wrist"], wanted["wrist"])  # still mapped by whoever had it
 
 
+def test_another_precision_gives_other_latents(model: Counting) -> None:
+    before = model.encoder_digest()
+    model.codec.precision = "bfloat16"
+    assert model.encoder_digest() != before
+
+
 def test_a_stop_keeps_what_is_done(store: EpisodeStore, model: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmpo.data.latents.KEEP_EVERY", 1)
     encode_camera, cache = model.encode_camera, FrameCache(store)

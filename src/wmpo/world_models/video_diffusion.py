@@ -146,9 +146,9 @@ class VideoDiffusionModel(nn.Module):
         return self.kinematics.moves.weight.device
 
     def encoder_digest(self) -> str:
-        scale = {name: getattr(self.codec, name) for name in ("scale", "shift") if hasattr(self.codec, name)}
+        own = {name: getattr(self.codec, name) for name in ("scale", "shift", "precision") if hasattr(self.codec, name)}
         sizes = {"own": self.cameras.own, "inner": self.cameras.inner, "size": self.cameras.size}
-        return digest_of_values({"codec": digest_of(self.codec), **scale, **sizes})
+        return digest_of_values({"codec": digest_of(self.codec), **own, **sizes})
 
     @torch.no_grad()
     def decode(self, imagined: Imagined) -> tuple[dict[str, Tensor], Tensor]:
