@@ -39,7 +39,10 @@ def summary(out: Path) -> Plain:
     found = {}
     for name, experiment in EXPERIMENTS.items():
         cells = experiment.cells()
-        stored = read_cells(*experiment.files(out, name))
+        file, *others = experiment.files(out, name)
+        if not file.exists():
+            continue  # others' results alone make no experiment
+        stored = read_cells(file, *others)
         results = [result for cell in cells if (result := result_of(cell, stored)) is not None]
         if results:
             found[name] = figures(experiment, results, len(cells))

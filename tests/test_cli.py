@@ -64,7 +64,7 @@ def test_without_an_output() -> None:
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean push?" in refused(capsys, "run", "psh")
-    assert "place, wrist, flow, push" in refused(capsys, "run", "zzz")
+    assert "place, wrist, flow, transformer, push" in refused(capsys, "run", "zzz")
     assert "did you mean evaluate?" in refused(capsys, "evalute", "x")
     assert "Which recipe?" in refused(capsys, "run")
     assert "Name the recipe before its options" in refused(capsys, "run", "--seed", "1")
