@@ -81,9 +81,8 @@ class VideoDiffusionSettings(WorldModelConfig):
     """Training keeps what comes into each of the transformer's blocks and computes the block again for its gradient: a
     third more arithmetic, a small part of the memory, the same gradients."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the denoiser and of the small autoencoder; weights are float32 either way. auto: bfloat16 where the
-    machine has units for it (a GPU of 2020 or later, a CPU with AMX), which changes the last digits from machine to
-    machine."""
+    """Arithmetic of the denoiser; its weights are float32 either way. auto: bfloat16 where the machine has units for it
+    (a GPU of 2020 or later, a CPU with AMX), which changes the last digits from machine to machine."""
     kinematics_fit: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, lr=5e-3, warmup=20)
     )
