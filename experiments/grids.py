@@ -282,7 +282,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "paper's is a transformer on an autoencoder's latents, and nothing else. Here it is small enough to be "
             "trained by two cores within an hour: the recipe `transformer`, whose policy, rollouts, reward model and "
             "practice are those of `place`. Which dream is closest to reality, what does it cost, and what does "
-            "practising in it gain? On one world: gains of single cells rank nothing."
+            "practising in it gain? On one world: gains of single cells rank nothing. The transformer's stored cell "
+            "computed its autoencoder in bfloat16, which no setting asks for any more: made again, digits will differ."
         ),
         arms=(OURS, Arm("Transformer on latents", changes=dream_of("transformer"))),
         tasks=("place",),

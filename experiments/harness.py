@@ -7,7 +7,7 @@ pair, since both begin with the benchmark's initial states in their order.
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from typing import Any
 
 import tyro
 
+from experiments.labels import read, write
 from experiments.tables import table
+from wmpo.cli import exit_status
+from wmpo.cli.parse import parse
 from wmpo.envs.libero.settings import CONTROL, FPS
 from wmpo.errors import UserError
-from wmpo.io.files import atomic_write, read_json
+from wmpo.io.files import read_json
 from wmpo.io.plain import to_plain
 from wmpo.report.results import PolicyResult, RunResult
 from wmpo.report.statistics import mcnemar_exact, paired_difference, wilson_interval
@@ -43,12 +46,13 @@ class Options:
     out: Path = Path("experiments/results/harness.jsonl")
     """Where results are added."""
 
-    def execute(self) -> None:
+    def execute(self) -> int:
         found = compared(RunResult.load(self.evaluation), self.policy, read_json(self.aggregate))
         lines = [line for line in read(self.out) if line["label"] != self.label]
         lines.append({"label": self.label, **found})
-        atomic_write(self.out, "".join(f"{json.dumps(line)}\n" for line in lines))
+        write(self.out, lines)
         print(harness_table(lines[-1:]))
+        return 0
 
 
 def compared(run: RunResult, policy: str, theirs: Mapping[str, Any]) -> Plain:
@@ -81,10 +85,6 @@ def first(result: PolicyResult, count: int) -> list[int]:
     return [frame if hit else 0 for frame, hit in zip(result.finish_step, result.success, strict=True)][:count]
 
 
-def read(path: Path) -> list[Plain]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def harness_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """For docs/serve.md."""
     rows = []
@@ -106,5 +106,11 @@ def harness_table(lines: Sequence[Mapping[str, Any]]) -> str:
     return table(head, rows)
 
 
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit status: bad input ends with one sentence and 2."""
+    args = sys.argv[1:] if args is None else args
+    return exit_status(lambda: parse(Options, args, "python -m experiments.harness").execute())
+
+
 if __name__ == "__main__":
-    tyro.cli(Options).execute()
+    sys.exit(main())

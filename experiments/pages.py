@@ -151,7 +151,7 @@ def pages() -> dict[Path, str]:
         ROOT / "experiments" / "docs" / "students.md": students.students_tables(
             labels.read(RESULTS / "students.jsonl")
         ),
-        ROOT / "docs" / "serve.md": harness.harness_table(harness.read(RESULTS / "harness.jsonl")),
+        ROOT / "docs" / "serve.md": harness.harness_table(labels.read(RESULTS / "harness.jsonl")),
     }
     generated |= {ROOT / "docs" / page: sizes_table(SPEEDS / "sizes.json", *names) for page, names in SIZES.items()}
     return {page: with_generated(page.read_text(encoding="utf-8"), text) for page, text in generated.items()}

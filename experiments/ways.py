@@ -84,7 +84,7 @@ class RealFrames(AlongPath):
         return seen, seen, action
 
     def dreamt(self, start: Memory, action: Tensor, generator: torch.Generator) -> Memory:
-        flow.standard_normal((len(action), self.model.chunk, *self.model.latent), action.device, generator)
+        self.noise(action, generator)
         return start  # nobody goes on from it; the noise that follows is that of the others
 
 
@@ -131,7 +131,7 @@ class Shortcut(AlongPath):
         generator = generator or torch.default_generator
         with torch.no_grad():
             seen, own, action = self.memories(batch, generator)
-            noise = flow.standard_normal((len(action), model.chunk, *model.latent), action.device, generator)
+            noise = self.noise(action, generator)
             level = torch.randint(self.levels, (len(noise),), generator=generator, device=generator.device)
             level = level.to(noise.device)
             points = self.halves(seen, action, noise, level, generator)

@@ -58,7 +58,7 @@ class Distillation(nn.Module):
         generator = generator or torch.default_generator
         with torch.no_grad():
             seen, own, action = self.memories(batch, generator)
-            noise = flow.standard_normal((len(action), model.chunk, *model.latent), action.device, generator)
+            noise = self.noise(action, generator)
             x_t, t_B, target = self.lesson(seen, action, noise, generator)
         return self.loss(x_t, t_B, target, self.going_on(own, action, model.student))
 
@@ -107,7 +107,10 @@ class Distillation(nn.Module):
 
     def dreamt(self, start: Memory, action: Tensor, generator: torch.Generator) -> Memory:
         """Where the student itself gets to."""
-        model = self.model
-        noise = flow.standard_normal((len(action), model.chunk, *model.latent), action.device, generator)
-        pose = model.kinematics.follow(start.pose, action)
-        return start.then(model.sample(noise, start, action, pose), pose[:, -1])
+        pose = self.model.kinematics.follow(start.pose, action)
+        sample = self.model.sample(self.noise(action, generator), start, action, pose)
+        return start.then(sample, pose[:, -1])
+
+    def noise(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, K, c, h, w): from which the chunks after these actions, (B, K, D), are imagined."""
+        return flow.standard_normal((len(action), self.model.chunk, *self.model.latent), action.device, generator)
