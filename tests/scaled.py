@@ -19,6 +19,7 @@ from wmpo.policies.sizes import GREY, openvla_oft, smolvla
 from wmpo.recipes import RECIPES
 from wmpo.training import ranks
 from wmpo.types import EnvSpec
+from wmpo.world_models.autoencoder import SDXL_VAE
 
 PIXELS = 64
 VLM: dict[str, Any] = {
@@ -34,17 +35,23 @@ VLM: dict[str, Any] = {
 }  # fmt: skip
 TOWER = TowerConfig(56, 14, 32, 64, 2, 2, GREY, GREY)
 LLAMA = LanguageConfig(320, 32, width=64, hidden=128, depth=2, heads=4, kv_heads=4, positions=128)
+VAE: dict[str, Any] = {**SDXL_VAE, "block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 
 def publish(name: str, spec: EnvSpec, folder: Path) -> Path:
-    """The preset's policy, with random weights, in a folder."""
-    if name == "large-24gb":
-        policy = smolvla(spec, 8, VLM)
+    """What the preset reads from a folder, with random weights: its policy, or the autoencoder of `paper`."""
+    made: Any
+    if name == "paper":
+        import diffusers
+
+        made = diffusers.AutoencoderKL(**VAE)
+    elif name == "large-24gb":
+        made = smolvla(spec, 8, VLM)
     else:
-        policy = openvla_oft(
+        made = openvla_oft(
             spec, 8, dino=TOWER, siglip=TOWER, language=LLAMA, lora_rank=4, checkpointing=True, precision="bfloat16"
         )
-    policy.save_pretrained(folder)
+    made.save_pretrained(folder)
     return folder
 
 
@@ -53,10 +60,15 @@ def few(fit: FitConfig, parts: int = 2) -> FitConfig:
     return replace(fit, steps=2, warmup=1, batch_size=2 * parts, accumulate=parts, fsdp=True)
 
 
-def scaled(name: str, policy: Path) -> Recipe:
+def scaled(name: str, published: Path) -> Recipe:
     """A preset with its code paths: bfloat16, parts of batches, blocks computed again, latents once, caps."""
     recipe = RECIPES[name]
+    policy: Any = recipe.policy
     world: Any = recipe.world_model
+    if name == "paper":
+        policy, world = replace(policy, width=32, hidden=64), replace(world, codec_path=str(published))
+    else:
+        policy = replace(policy, pretrained=str(published))
     reward: Any = recipe.reward
     env: Any = recipe.env
     return replace(
@@ -65,7 +77,7 @@ def scaled(name: str, policy: Path) -> Recipe:
         env=replace(env, image_size=PIXELS, workers=1, renderer="rays"),
         demonstrations=replace(recipe.demonstrations, episodes=4),
         collect=replace(recipe.collect, episodes=4),
-        policy=replace(recipe.policy, pretrained=str(policy), fit=few(recipe.policy.fit)),
+        policy=replace(policy, fit=few(policy.fit)),
         world_model=replace(
             world, width=96, depth=3, heads=4, sampling_steps=2, codec_width=16, codec_rows=16, imagined_rows=2,
             kinematics_fit=few(world.kinematics_fit, 1), codec_fit=few(world.codec_fit, 1), fit=few(world.fit),

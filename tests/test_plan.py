@@ -40,6 +40,7 @@ from wmpo.policies.settings import FlowVLASettings, MiniVLASettings
 from wmpo.recipes import RECIPES
 from wmpo.rewards import build_reward_model
 from wmpo.types import EnvSpec, Observation
+from wmpo.world_models.autoencoder import DiffusersCodec
 from wmpo.world_models.video_diffusion import Memory, VideoDiffusionModel
 
 SPEC = EnvSpec({"front": (32, 32)}, 4, 4, 24, 5)
@@ -317,6 +318,18 @@ def test_a_policy_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     assert main(["plan", "place", *options, "--grpo.micro-batch", "1"]) == 0
     assert f"{weights / 1e6:.2f} M" in capsys.readouterr().out
+
+
+def test_sdxls_autoencoder_is_planned_without_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("diffusers")
+    with torch.device(META):
+        assert sum(p.numel() for p in DiffusersCodec("").parameters()) == 83_653_863  # those of its published weights
+    with pytest.raises(UserError, match="has no config"):
+        DiffusersCodec("")  # with numbers there must be a folder
+    options = ["--env.renderer", "rays", "--world-model.codec", "diffusers", "--env.image-size", "64"]
+    main(["plan", "smoke", *options])
+    assert "world_model.codec_path is empty: the autoencoder of SDXL is planned." in capsys.readouterr().out
+    assert main(["plan", "smoke", *options, "--world-model.codec-path", "none-such"]) == 2
 
 
 @pytest.mark.parametrize("family", ["pi0", "smolvla"])

@@ -54,14 +54,18 @@ class PlanCommand:
         from wmpo.policies.sizes import is_sketched
         from wmpo.recipes.checks import check_recipe
         from wmpo.run import check_horizon
+        from wmpo.world_models.settings import VideoDiffusionSettings
 
         require_between("--gpu-memory", self.gpu_memory, 1e-3, 1e9)
         require_between("--tflops", self.tflops, 0, 1e9)
         require_between("--gpus", self.gpus, 1, 65536)
         require_between("--link", self.link, 1e-3, 1e6)
         sketched = is_sketched(self.recipe.policy)
+        world = self.recipe.world_model
+        sdxl = isinstance(world, VideoDiffusionSettings) and world.codec == "diffusers" and not world.codec_path
         # what is only planned needs no folder with weights
-        check_recipe(replace(self.recipe, policy=MiniVLASettings()) if sketched else self.recipe)
+        checked = replace(self.recipe, policy=MiniVLASettings()) if sketched else self.recipe
+        check_recipe(replace(checked, world_model=replace(world, codec="autoencoder")) if sdxl else checked)
         # Where a speed is given, the recipe's device may be another machine's.
         device = None if self.tflops else pick_device(self.recipe.device)
         env = make_env(replace(self.recipe.env, workers=0))
@@ -97,6 +101,8 @@ class PlanCommand:
             console.print(
                 f"policy.pretrained is empty: a {self.recipe.policy.family} of its published size is planned."
             )
+        if sdxl:
+            console.print("world_model.codec_path is empty: the autoencoder of SDXL is planned.")
         if self.gpus > 1:
             console.print(self.by_gpus("hours", needs, lambda need, n: need.hours(tflops, n, self.link), summed=True))
         hours = sum(need.hours(tflops) for need in needs)

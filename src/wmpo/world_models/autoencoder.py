@@ -122,6 +122,14 @@ class Autoencoder(nn.Module):
         return shift_image(latents_Bchw, motion_BN2)
 
 
+# The config.json of stabilityai/sdxl-vae, as far as sizes go.
+SDXL_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4, "sample_size": 1024,
+    "scaling_factor": 0.13025,
+}  # fmt: skip
+
+
 class DiffusersCodec(nn.Module):
     """A pretrained AutoencoderKL of diffusers from a local folder, frozen; the paper uses that of SDXL.
 
@@ -132,21 +140,10 @@ class DiffusersCodec(nn.Module):
     pixels_per_latent = 1
 
     def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """`path`: of the folder. On the device "meta" an empty one stands for SDXL's, to plan with."""
         super().__init__()
-        folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not the folder of a diffusers autoencoder: it has no config.json.")
-        if not any(folder.glob("*.safetensors")):
-            raise UserError(f"{folder} holds no .safetensors weights; wmpo loads no other kind.")
-        hub = optional("diffusers", "The diffusers codec needs")
-        try:
-            # low_cpu_mem_usage would need the accelerate package.
-            self.network: Any = hub.AutoencoderKL.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
-            )
-        except Exception as error:  # diffusers, safetensors and json each raise their own kinds
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{folder} can't be loaded as a diffusers AutoencoderKL: {reason}") from error
+        planned = not path and torch.get_default_device().type == "meta"
+        self.network: Any = _sdxl() if planned else _pretrained(Path(path), dtype)
         self.network.requires_grad_(False).eval()
         config = self.network.config
         self.scale = float(config.scaling_factor)
@@ -173,6 +170,26 @@ class DiffusersCodec(nn.Module):
 
     def translate(self, latents_Bchw: Tensor, motion_BN2: Tensor) -> Tensor:
         return shift_image(latents_Bchw, motion_BN2)
+
+
+def _sdxl() -> Any:
+    return optional("diffusers", "The diffusers codec needs").AutoencoderKL(**SDXL_VAE)
+
+
+def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not the folder of a diffusers autoencoder: it has no config.json.")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no .safetensors weights; wmpo loads no other kind.")
+    hub = optional("diffusers", "The diffusers codec needs")
+    try:
+        # low_cpu_mem_usage would need the accelerate package.
+        return hub.AutoencoderKL.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+        )
+    except Exception as error:  # diffusers, safetensors and json each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder} can't be loaded as a diffusers AutoencoderKL: {reason}") from error
 
 
 def _unit(images: Tensor) -> Tensor:
