@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docs.generate import with_generated
 from experiments import harness, labels, students
+from experiments.cells import CellResult
 from experiments.store import read_results
 from experiments.summary import Plain, summary
 from experiments.tables import format_budget, table
@@ -142,11 +144,41 @@ def gpu_tables(results: Path, speeds: Path) -> str:
     )
 
 
+def dreams_tables(path: Path, cells: Path) -> str:
+    """For docs/speed.md: imagined frames a second, then the seconds of an iteration of practice."""
+    measured = read_json(path)
+    rows = []
+    for dream in measured["dreams"]:
+        key = (dream["recipe"], str(dream["pixels"]), str(dream["rows"]), str(dream["sampling_steps"]))
+        planned = f"{dream['planned_mb']:,.0f}"
+        if "left_out" in dream:
+            rows.append((*key, "–", "–", "–", planned))
+            continue
+        share = f"{100 * dream['share_of_matmul']:.0f}"
+        rows.append((*key, f"{dream['frames_per_second']:,.1f}", share, f"{dream['taken_mb']:,.0f}", planned))
+    speeds = ", ".join(f"{dtype} {speed:,.0f} GFLOP/s" for dtype, speed in measured["matmul_gflops"].items())
+    columns = ("recipe", "pixels", "videos", "steps", "frames/s", "% of matrix products", "MB", "planned, MB")
+    phases = []
+    for cell in read_results(cells, CellResult).values():
+        curves = cell.curves["practice-1"]
+        playing, updating = (
+            statistics.median(value for _, value in curves[f"seconds_{phase}"]) for phase in ("playing", "updating")
+        )
+        phases.append((cell.label, cell.machine.cpu, f"{playing:.1f}", f"{updating:.1f}"))
+    return "\n\n".join((
+        f"{measured['machine']['cpu']}, commit `{measured['commit']}`, matrix products: {speeds}.",
+        table(columns, rows),
+        "Seconds of an iteration, the median over those of a cell of `few-steps`:",
+        table(("dream", "machine", "playing", "updating"), phases),
+    ))  # fmt: skip
+
+
 def pages() -> dict[Path, str]:
     """Page -> its text, of all pages that show stored results but those of the experiments."""
     generated = {
         ROOT / "README.md": readme_tables(summary(RESULTS)),
         ROOT / "docs" / "gpu.md": gpu_tables(RESULTS, SPEEDS),
+        ROOT / "docs" / "speed.md": dreams_tables(SPEEDS / "dreams.json", RESULTS / "few-steps.jsonl"),
         ROOT / "docs" / "import.md": labels.labels_table(labels.read(RESULTS / "labels.jsonl")),
         ROOT / "experiments" / "docs" / "students.md": students.students_tables(
             labels.read(RESULTS / "students.jsonl")

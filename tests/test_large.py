@@ -84,10 +84,11 @@ def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_go_through_a_small_copy(tmp_path: Path) -> None:
+@PRESETS
+def test_two_processes_go_through_a_small_copy(name: str, tmp_path: Path) -> None:
     """They share the weights of every training, and compile their dreams."""
-    publish("large-24gb", spec_of("large-24gb", 64), tmp_path / "published")
-    done = torchrun(2, str(ROOT / "tests" / "scaled.py"), str(tmp_path), "large-24gb", timeout=1800)
+    publish(name, spec_of(name, 64), tmp_path / "published")
+    done = torchrun(2, str(ROOT / "tests" / "scaled.py"), str(tmp_path), name, timeout=1800)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["recipe"]["world_model"]["fit"]["fsdp"] and result["recipe"]["world_model"]["compile"]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from wmpo.errors import UserError, optional
 from wmpo.nn.layers import ResidualBlock
-from wmpo.nn.precision import Precision, computing_in
 from wmpo.world_models.codecs import shift_image
 
 
@@ -34,18 +33,15 @@ class Autoencoder(nn.Module):
         downsample: int = 4,
         width: int = 32,
         noise: float = 0.05,
-        precision: Precision = "float32",
     ) -> None:
         """64x64x3 becomes 16x16x8 with the defaults.
 
         downsample  a power of two, at least 2
         width       channels at half resolution; twice as many below that
         noise       added to latents of unit spread in training, so that slightly wrong latents still decode well
-        precision   of the arithmetic; latents and pixels are float32 either way
         """
         super().__init__()
         self.latent_channels, self.downsample, self.noise = latent_channels, downsample, noise
-        self.precision: Precision = precision
         levels = downsample.bit_length() - 1
         if downsample != 2**levels or levels < 1:
             raise ValueError(f"downsample must be a power of two, at least 2, not {downsample}")
@@ -78,14 +74,11 @@ class Autoencoder(nn.Module):
         return _uint8(self._decode(latents_Bchw))
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        with computing_in(self.precision, pixels.device):
-            return self.encoder(F.pixel_unshuffle(pixels, 2)).float()
+        return self.encoder(F.pixel_unshuffle(pixels, 2))
 
     def _decode(self, latents: Tensor) -> Tensor:
         """From latents of unit spread."""
-        latents = latents * self.latent_std + self.latent_mean
-        with computing_in(self.precision, latents.device):
-            return F.pixel_shuffle(self.decoder(latents).float(), 2)
+        return F.pixel_shuffle(self.decoder(latents * self.latent_std + self.latent_mean), 2)
 
     def forward(
         self, images_BCHW: Tensor, generator: torch.Generator | None = None

@@ -49,7 +49,6 @@ def build_codec(settings: VideoDiffusionSettings) -> PixelCodec | Autoencoder | 
     if settings.codec == "diffusers":
         return DiffusersCodec(settings.codec_path)
     downsample = settings.codec_downsample
-    # In float32: half precision is faster where there are units for it, but takes more memory than `plan` counts.
     return Autoencoder(2 * downsample, downsample, settings.codec_width)
 
 
