@@ -429,3 +429,22 @@ def test_states_have_the_units_of_the_data_before_and_after_the_disk(tmp_path: P
         assert state.tolist() == [[[8, 8], [10, 4], [12, 10], [8, 12]]]
         memory = one.begin(Observation({"front": dots(CENTRE[None])}, torch.tensor([[10.0, 4.0]]), ("",)))
         assert memory.pose.tolist() == memory.first_pose.tolist() == [[1, -1]]
+
+
+@pytest.mark.parametrize(("pixels", "rows"), [(64, [32, 8]), (128, [8] * 5), (256, [2] * 20), (512, [1] * 40)])
+def test_a_cpu_imagines_fewer_videos_at_once_the_larger_they_are(
+    pixels: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, seen = EnvSpec({"front": (pixels, pixels)}, 0, 2, 8, 5), []
+    model = VideoDiffusionModel.build(SMALL, spec, 1).eval()
+
+    def sample(noise: Tensor, *given: object) -> Tensor:
+        seen.append(len(noise))
+        return noise
+
+    monkeypatch.setattr(model, "sample", sample)
+    first = Observation(
+        {"front": torch.zeros(40, 3, pixels, pixels, dtype=torch.uint8)}, torch.zeros(40, 0), ("",) * 40
+    )
+    model.imagine(model.begin(first), torch.zeros(40, 1, 2), torch.Generator())
+    assert seen == rows
