@@ -62,7 +62,7 @@ def test_pieces_of_the_usual_size_alone_are_compiled(
     plain, quick = both(name)
     assert torch.equal(dream(plain), dream(quick))
     piece = [("_remember", 3), ("_forward", 3), ("_forward", 3)]  # the past once, for both denoising steps
-    assert seen == [*piece, *piece]  # and the seventh video by itself
+    assert sorted(seen) == sorted([*piece, *piece])  # in two threads; and the seventh video by itself
     quick(batch(3, size=3))[0].backward()
     quick.save_pretrained(tmp_path)
     loaded = VideoDiffusionModel.from_pretrained(tmp_path)

@@ -179,7 +179,11 @@ def test_every_share_of_every_step_has_its_own_dice(tmp_path: Path) -> None:
         with RunLog(tmp_path / name, quiet=True) as log:
             config = FitConfig(steps=3, warmup=1, cpu_shards=4)
             fit(Gambler(), sample, config, folder=tmp_path / name, name="line", log=log)
-    assert Gambler.thrown[:12] == Gambler.thrown[12:] and len(set(Gambler.thrown)) == 12
+    # shares of a step have threads, which may overtake each other
+    first, second = (
+        [sorted(thrown[i : i + 4]) for i in (0, 4, 8)] for thrown in (Gambler.thrown[:12], Gambler.thrown[12:])
+    )
+    assert first == second and len(set(Gambler.thrown)) == 12
 
 
 def test_first_step_of_adamw_and_average_by_hand(tmp_path: Path) -> None:
