@@ -62,10 +62,12 @@ class PlanCommand:
         require_between("--link", self.link, 1e-3, 1e6)
         sketched = is_sketched(self.recipe.policy)
         world = self.recipe.world_model
-        sdxl = isinstance(world, VideoDiffusionSettings) and world.codec == "diffusers" and not world.codec_path
         # what is only planned needs no folder with weights
         checked = replace(self.recipe, policy=MiniVLASettings()) if sketched else self.recipe
-        check_recipe(replace(checked, world_model=replace(world, codec="autoencoder")) if sdxl else checked)
+        sdxl = False
+        if isinstance(world, VideoDiffusionSettings) and world.codec == "diffusers" and not world.codec_path:
+            sdxl, checked = True, replace(checked, world_model=replace(world, codec="autoencoder"))
+        check_recipe(checked)
         # Where a speed is given, the recipe's device may be another machine's.
         device = None if self.tflops else pick_device(self.recipe.device)
         env = make_env(replace(self.recipe.env, workers=0))
