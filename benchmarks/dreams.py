@@ -12,6 +12,7 @@ share of the speed of matrix products that the arithmetic reaches, and the memor
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ import tyro
 from torch import Tensor
 
 import plan as steps  # beside this file
+from wmpo.cli import exit_status
 from wmpo.cli.counting import META, go_through
 from wmpo.cli.machine import matmul_gflops
+from wmpo.errors import UserError, require_between
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
 from wmpo.io.provenance import commit, this_machine
@@ -81,7 +84,8 @@ def measured(
 ) -> dict[str, Any]:
     found = recipe_named(recipe)
     spec = EnvSpec({"front": (pixels, pixels)}, 4, 4, 48, 5)
-    assert isinstance(found.world_model, VideoDiffusionSettings)
+    if not isinstance(found.world_model, VideoDiffusionSettings) or found.world_model.codec == "diffusers":
+        raise UserError(f"The world model of {recipe} can't be measured: it is of another family, or needs weights.")
     # compiling takes longer than all that is measured here
     config = replace(found.world_model, sampling_steps=sampling, student_steps=0, compile=False)
     chunk = found.policy.chunk
@@ -119,7 +123,10 @@ def speed(dtype: torch.dtype, device: torch.device) -> float:
     return SPEEDS[dtype]
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> int:
+    for name, most in (("pixels", 4096), ("rows", 65536), ("sampling", 1000)):
+        for value in getattr(settings, name):
+            require_between(f"--{name}", value, 8 if name == "pixels" else 1, most)
     use_one_thread()
     device = pick_device(settings.device)
     facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": os.getloadavg()[0]}
@@ -133,7 +140,8 @@ def main(settings: Settings) -> None:
                     if settings.out is not None:
                         speeds = {str(dtype).removeprefix("torch."): round(v, 1) for dtype, v in SPEEDS.items()}
                         write_json(settings.out, {**facts, "matmul_gflops": speeds, "dreams": rows})
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(exit_status(lambda: main(tyro.cli(Settings))))

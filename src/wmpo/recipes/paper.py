@@ -3,8 +3,8 @@
 Where the paper and its code disagree this follows the paper: every setting that is marked [paper ...] has that value,
 but for what stands in place of a 7B OpenVLA-OFT: the policy is MiniVLA, so its width and learning rates are ours.
 
-What makes it fit GPUs of 80 GB, and up to 64 of them find work, is as in the recipes for large networks: it changes
-how the numbers are computed, not which.
+What makes it fit GPUs of 80 GB, and up to 64 of them find work, is as in the recipes for large networks;
+parts of a batch have random numbers of their own, so that they change a result as another seed would.
 """
 
 from __future__ import annotations
