@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
 
 import plan as steps  # beside this file
 from wmpo.cli import exit_status
 from wmpo.cli.counting import META, go_through
-from wmpo.cli.machine import matmul_gflops
 from wmpo.errors import UserError, require_between
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
 from wmpo.io.provenance import commit, this_machine
+from wmpo.nn.precision import is_half
 from wmpo.opening import pick_device
 from wmpo.recipes import recipe_named
 from wmpo.training.parallel import use_one_thread
@@ -57,89 +59,81 @@ class Settings:
     """Where to write what was measured, as JSON."""
 
 
-def world_model(settings: VideoDiffusionSettings, spec: EnvSpec, chunk: int, device: torch.device) -> Any:
-    with device:
-        return VideoDiffusionModel.build(settings, spec, chunk).eval().to(device)
+def found(recipe: str) -> tuple[VideoDiffusionSettings, int]:
+    """World model and chunk of a recipe. Raises UserError where it has no weights of its own, or another family's."""
+    named = recipe_named(recipe)
+    world = named.world_model
+    if not isinstance(world, VideoDiffusionSettings) or world.codec == "diffusers":
+        raise UserError(f"The world model of {recipe} can't be measured: it is of another family, or needs weights.")
+    # compiling takes longer than all that is measured here
+    return replace(world, student_steps=0, compile=False), named.policy.chunk
 
 
-def imagine(model: Any, spec: EnvSpec, rows: int, device: torch.device) -> Any:
+def imagine(model: VideoDiffusionModel, spec: EnvSpec, rows: int, device: torch.device) -> Callable[[], None]:
     """What is measured, as a function: a chunk of so many videos."""
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    (size,) = spec.cameras.values()
-    first = Observation({"front": zeros(rows, 3, *size, dtype=torch.uint8)}, zeros(rows, spec.state_dim), ("",) * rows)
-    memory, actions = model.begin(first), zeros(rows, model.chunk, spec.action_dim)
-    generator = torch.default_generator if device.type != "cuda" else torch.cuda.default_generators[0]
+    zeros = partial(steps.zeros, device=device)
+    pictures = {name: zeros(rows, 3, *size, dtype=torch.uint8) for name, size in spec.cameras.items()}
+    memory = model.begin(Observation(pictures, zeros(rows, spec.state_dim), ("",) * rows))
+    actions = zeros(rows, model.chunk, spec.action_dim)
 
     def work() -> None:
-        model.decode(model.imagine(memory, actions, generator)[1])
+        model.decode(model.imagine(memory, actions, steps.generator_of(device))[1])
 
     return work
 
 
 def measured(
-    recipe: str, pixels: int, rows: int, sampling: int, settings: Settings, device: torch.device
-) -> dict[str, Any]:
-    found = recipe_named(recipe)
-    spec = EnvSpec({"front": (pixels, pixels)}, 4, 4, 48, 5)
-    if not isinstance(found.world_model, VideoDiffusionSettings) or found.world_model.codec == "diffusers":
-        raise UserError(f"The world model of {recipe} can't be measured: it is of another family, or needs weights.")
-    # compiling takes longer than all that is measured here
-    config = replace(found.world_model, sampling_steps=sampling, student_steps=0, compile=False)
-    chunk = found.policy.chunk
-    foreseen = world_model(config, spec, chunk, META)
+    config: VideoDiffusionSettings, spec: EnvSpec, chunk: int, rows: int, most: float, gflops: float,
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """Of so many videos, unless it would take more than `most` seconds at `gflops`."""
+
+    def build(device: torch.device) -> VideoDiffusionModel:
+        with device:
+            return VideoDiffusionModel.build(config, spec, chunk).eval().to(device)
+
+    foreseen = build(META)
     planned = go_through(torch.no_grad(), imagine(foreseen, spec, rows, META), [foreseen])
-    row: dict[str, Any] = {"recipe": recipe, "pixels": pixels, "rows": rows, "sampling_steps": sampling}
-    half = config.precision == "bfloat16" or device.type == "cuda"
-    gflops = speed(torch.bfloat16 if half else torch.float32, device)
-    row |= {"gflop": round(planned.flop / 1e9, 2), "planned_mb": round(planned.peak / 1e6, 1)}
-    if planned.flop / 1e9 / gflops > settings.seconds:
-        return {**row, "left_out": f"{planned.flop / 1e9 / gflops:.0f} s at the speed of matrix products"}
+    least = planned.flop / 1e9 / gflops
+    row = {"gflop": round(planned.flop / 1e9, 2), "planned_mb": round(planned.peak / 1e6, 1)}
+    if least > most:
+        return {**row, "left_out": f"{least:.0f} s at the speed of matrix products"}
     torch.manual_seed(0)
-    model = world_model(config, spec, chunk, device)
     times: list[float] = []
-    taken = steps.done(device, times, torch.no_grad(), imagine(model, spec, rows, device))
-    share = planned.flop / 1e9 / times[0] / gflops
-    aim = AIM_FRAMES if pixels == 256 and device.type == "cuda" else None
-    return row | {
+    taken = steps.done(device, times, torch.no_grad(), imagine(build(device), spec, rows, device))
+    on_gpu = device.type == "cuda" and spec.cameras["front"] == (256, 256)
+    return {
+        **row,
         "taken_mb": round(taken.peak / 1e6, 1),
         "seconds": round(times[0], 4),
         "frames_per_second": round(rows * chunk / times[0], 1),
-        "aim_frames_per_second": aim,
-        "share_of_matmul": round(share, 3),
+        "aim_frames_per_second": AIM_FRAMES if on_gpu else None,
+        "share_of_matmul": round(least / times[0], 3),
         "aim_share_of_matmul": AIM_SHARE,
     }
 
 
-SPEEDS: dict[torch.dtype, float] = {}
-
-
-def speed(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of matrix products, measured once."""
-    if dtype not in SPEEDS:
-        SPEEDS[dtype] = matmul_gflops(dtype, seconds=3.0, device=device)
-    return SPEEDS[dtype]
-
-
 def main(settings: Settings) -> int:
-    for name, most in (("pixels", 4096), ("rows", 65536), ("sampling", 1000)):
+    for name, least, most in (("pixels", 8, 4096), ("rows", 1, 65536), ("sampling", 1, 1000)):
         for value in getattr(settings, name):
-            require_between(f"--{name}", value, 8 if name == "pixels" else 1, most)
+            require_between(f"--{name}", value, least, most)
+    worlds = {recipe: found(recipe) for recipe in settings.recipes}
     use_one_thread()
     device = pick_device(settings.device)
     facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": os.getloadavg()[0]}
-    rows = []
-    for recipe in settings.recipes:
-        for pixels in settings.pixels:
-            for sampling in settings.sampling:
-                for videos in settings.rows:
-                    rows.append(measured(recipe, pixels, videos, sampling, settings, device))
-                    print(rows[-1], flush=True)
-                    if settings.out is not None:
-                        speeds = {str(dtype).removeprefix("torch."): round(v, 1) for dtype, v in SPEEDS.items()}
-                        write_json(settings.out, {**facts, "matmul_gflops": speeds, "dreams": rows})
+    rows, speeds = [], {}
+    grid = product(settings.recipes, settings.pixels, settings.sampling, settings.rows)
+    for recipe, pixels, sampling, videos in grid:
+        world, chunk = worlds[recipe]
+        dtype = torch.bfloat16 if is_half(world.precision, device) else torch.float32
+        gflops = steps.speed(device, dtype)
+        speeds[str(dtype).removeprefix("torch.")] = round(gflops, 1)
+        spec, config = EnvSpec({"front": (pixels, pixels)}, 4, 4, 48, 5), replace(world, sampling_steps=sampling)
+        row = {"recipe": recipe, "pixels": pixels, "rows": videos, "sampling_steps": sampling}
+        rows.append(row | measured(config, spec, chunk, videos, settings.seconds, gflops, device))
+        print(rows[-1], flush=True)
+        if settings.out is not None:
+            write_json(settings.out, {**facts, "matmul_gflops": speeds, "dreams": rows})
     return 0
 
 

@@ -63,6 +63,11 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device)
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+def generator_of(device: torch.device) -> torch.Generator:
+    """The default one of a device."""
+    return torch.cuda.default_generators[0] if device.type == "cuda" else torch.default_generator
+
+
 def on_cpu(work: Callable[[], None]) -> tuple[int, float]:
     """Bytes allocated and not yet freed, at the fullest moment, and seconds, the least of three times."""
     work()  # what is made once and kept belongs to no step
@@ -117,12 +122,11 @@ def tried(recipe: Recipe, spec: EnvSpec, device: torch.device, build: Callable[[
     foreseen = plan.plan(recipe, spec, policy)
     seconds: list[float] = []
     numbers = {"META": device, "blank": partial(zeros, device=device), "go_through": partial(done, device, seconds)}
-    generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[0]
-    with patch.multiple(plan, **numbers), patch.object(torch, "default_generator", generator):
+    with patch.multiple(plan, **numbers), patch.object(torch, "default_generator", generator_of(device)):
         with device:
             policy = build()
         taken = plan.plan(recipe, spec, policy)
-    gflops = speed(device)
+    gflops = speed(device, usual(device))
     return [
         {
             "stage": before.stage,
@@ -147,10 +151,14 @@ def published(name: str, spec: EnvSpec) -> Any:
     return policy.eval()
 
 
+def usual(device: torch.device) -> torch.dtype:
+    """What its speed is measured in."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 @cache
-def speed(device: torch.device) -> float:
+def speed(device: torch.device, dtype: torch.dtype) -> float:
     """GFLOP/s of matrix products."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return matmul_gflops(dtype, seconds=5.0, device=device)
 
 
@@ -159,7 +167,7 @@ def main(settings: Settings) -> None:
     device = pick_device(settings.device)
     load = os.getloadavg()[0]  # what else runs
     machine = to_plain(this_machine())
-    facts = {"commit": commit(), "machine": machine, "load": load, "gflops": round(speed(device), 1)}
+    facts = {"commit": commit(), "machine": machine, "load": load, "gflops": round(speed(device, usual(device)), 1)}
     print(facts, flush=True)
     rows = []
     cases: list[tuple[str, Recipe, Callable[[EnvSpec], Any]]] = []

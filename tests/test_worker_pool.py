@@ -293,7 +293,7 @@ def test_demonstrations_come_one_by_one_in_order(make: Make) -> None:
 def test_a_lost_worker_is_replaced_and_nobody_notices(
     make: Make, tmp_path: Path, kind: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    undisturbed, env = make(workers=0), make(timeout=4.0, accidents=str(tmp_path))
+    undisturbed, env = make(workers=0), make(timeout=1.0, accidents=str(tmp_path))
     for one in (undisturbed, env):
         one.reset([10, 11, 12, 13, 14])
     blocks = chunks(5, 4)

@@ -15,12 +15,17 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """What a network computes in inside of this: bfloat16 (autocast) or float32. Holds in this thread only."""
-    half = precision == "bfloat16" or (precision == "auto" and bfloat16_is_faster(device.type))
+    half = is_half(precision, device)
     if half and device.type == "meta":  # for `cli.counting`, which looks at this mode, as does what is computed again
         return torch.autocast("cpu", torch.bfloat16)
     if half and torch.amp.is_autocast_available(device.type):  # not without numbers, on "meta"
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def is_half(precision: Precision, device: torch.device) -> bool:
+    """Whether that is bfloat16, which is asked for or, with "auto", faster."""
+    return precision == "bfloat16" or (precision == "auto" and bfloat16_is_faster(device.type))
 
 
 @lru_cache(maxsize=4)

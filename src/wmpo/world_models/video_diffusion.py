@@ -46,8 +46,8 @@ from wmpo.world_models.settings import VideoDiffusionSettings
 from wmpo.world_models.transformer import SpaceTimeTransformer
 from wmpo.world_models.unet import UNet
 
-CACHED = 32 * 3 * 64 * 64  # numbers of frames that a CPU imagines at once: what lies in its caches goes twice as fast
-CACHED_ROWS = 32  # and videos
+CACHED_ROWS = 32  # videos that a CPU imagines at once: what lies in its caches goes twice as fast
+CACHED_VALUES = CACHED_ROWS * 3 * 64 * 64  # and the values in a frame of each, so fewer videos where these are large
 LARGEST_WEIGHT = 4.0  # velocity weighting 1 / (1 - t)^2 is capped: near the data nothing is left to learn
 SMALLEST_WEIGHT = 0.05  # pure noise would weigh nothing in the noise objective, yet sampling begins there
 
@@ -285,7 +285,7 @@ class VideoDiffusionModel(nn.Module):
     def imagine(self, memory: Memory, chunk_BKD: Tensor, generator: torch.Generator) -> tuple[Memory, Imagined]:
         B, device = len(chunk_BKD), memory.anchor.device
         noise = flow.standard_normal((B, self.config.chunk, *self.latent), device, generator)
-        cached = min(max(CACHED // math.prod(self.latent), 1), CACHED_ROWS)
+        cached = min(max(CACHED_VALUES // math.prod(self.latent), 1), CACHED_ROWS)
         at_once = self.config.settings.imagined_rows or max(B, cached)
         at_once = min(at_once, cached) if device.type == "cpu" else at_once
         pose = self.kinematics.follow(memory.pose, chunk_BKD)
