@@ -27,7 +27,7 @@ from wmpo.errors import UserError
 class Options:
     """Run an experiment as a grid of cells, method x task x budget x seed, or write its page from stored results.
 
-    Experiments: table1, table2, lifelong, ablations, few-steps, backbones, tuning, tuning-more, libero. `summary` in
+    Experiments: table1, table2, lifelong, few-steps, backbones, tuning, tuning-more, libero. `summary` in
     place of a name prints all headline figures as one JSON, from stored results alone. A cell whose result is stored is
     skipped, so the same command goes on after a stop; what cells have in common is made once. A cell computes on one
     thread, so that it gives the same numbers alone as among others.

@@ -91,8 +91,8 @@ def test_every_cell_of_every_experiment_makes_sense(name: str) -> None:
     full = EXPERIMENTS[name]
     one_world = name.startswith(("tuning", "few-steps", "backbones"))  # a search, and dreams beside each other
     few = name == "libero"  # whose benchmark has 50 states of each task
-    tasks = 2 if name == "ablations" else 3  # of three, WMPO gains nothing on one: nothing to rank there
-    assert one_world or few or (len(full.tasks) >= tasks and len(full.seeds) >= 3)
+    assert one_world or few or len(full.tasks) >= 3
+    assert name != "table1" or len(full.seeds) >= 3  # what ranks the methods; others ask further, with one seed
     assert all(cell.recipe.evaluate.episodes >= (50 if few else 200) for cell in full.cells())
 
 
