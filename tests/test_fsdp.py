@@ -32,13 +32,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_learn_what_one_does_and_go_on_where_it_was(alone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="enough"):
-        learn(tmp_path, "stop")  # the first world model, which two then go on with; the second is theirs
+        learn(tmp_path, "stop")  # the first network, which two then go on with; the others are theirs
     assert [path.name for path in tmp_path.glob("transformer/*")] == ["checkpoint.safetensors"]
     done = torchrun(2, SHARING, str(tmp_path), "as usual")
     assert done.returncode == 0, done.stderr
     assert_equal_weights(alone, tmp_path, 1e-5)
     mine, theirs = read_metrics(alone), read_metrics(tmp_path)
-    for name in ("transformer/loss", "transformer/grad_norm", "unet/loss", "unet/error", "unet/grad_norm"):
+    whole = ("transformer/loss", "transformer/grad_norm", "unet/loss", "unet/error", "unet/grad_norm")
+    for name in (*whole, "policy/loss", "policy/grad_norm"):
         assert dict(theirs[name]) == pytest.approx(dict(mine[name]), rel=1e-4, abs=1e-5), name
 
 

@@ -78,7 +78,8 @@ def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
     foreseen = plan(recipe, spec)
     with patch.multiple(planning, META=CPU, blank=zeros, go_through=measured):
         taken = plan(recipe, spec)
-    rows = [(one.stage, one.total / other.total) for one, other in zip(foreseen, taken, strict=True)]
+    # of activations, since weights and the optimiser's state are counted alike in both
+    rows = [(one.stage, one.activations / other.activations) for one, other in zip(foreseen, taken, strict=True)]
     print(name, [(one.stage, one.activations, other.activations) for one, other in zip(foreseen, taken, strict=True)])
     assert all(0.8 < ratio < 1.25 for _, ratio in rows), rows
 

@@ -86,6 +86,11 @@ def assert_equal_weights(one: Path, other: Path, tolerance: float) -> None:
         torch.testing.assert_close(theirs[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
 
 
+def logged(folder: Path) -> int:
+    """Lines of the log, of which one process should write all."""
+    return len((folder / "metrics.jsonl").read_text().splitlines())
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process learns."""
@@ -100,6 +105,7 @@ def test_two_processes_learn_what_one_does(alone: Path, tmp_path: Path) -> None:
     assert_equal_weights(alone, tmp_path, 1e-5)
     mine, theirs = read_metrics(alone), read_metrics(tmp_path)
     assert mine.keys() == theirs.keys() and mine["guess/groups_kept"][0][1] > 0
+    assert logged(alone) == logged(tmp_path)
     practice = [f"{name}/{kind}" for name in ("guess", "whole") for kind in ("loss", "grad_norm", "success", "kl")]
     for name in ("line/loss", "line/grad_norm", "whole/imitation_loss", *practice):
         assert dict(theirs[name]) == pytest.approx(dict(mine[name]), rel=1e-4, abs=1e-5), name
@@ -140,6 +146,7 @@ def test_a_whole_run_of_two_equals_one(tmp_path: Path) -> None:
     done = torchrun(2, "-m", "wmpo.cli", *TINY, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert_equal_weights(tmp_path / "one", tmp_path / "two", 1e-4)
+    assert logged(tmp_path / "one") == logged(tmp_path / "two")
     base, practised = (weights(tmp_path / "two" / "policies" / name) for name in ("base", "wmpo-1"))
     assert any(not torch.equal(base[name], practised[name]) for name in base)
     assert done.stdout.count("Report: ") == 1

@@ -22,7 +22,7 @@ from wmpo.config import FitConfig, GRPOConfig
 from wmpo.data.clips import ImitationBatch
 from wmpo.errors import UserError
 from wmpo.grpo import practise
-from wmpo.training import ranks
+from wmpo.training import ranks, resume
 from wmpo.training.fit import fit
 from wmpo.training.log import RunLog
 from wmpo.types import Observation
@@ -96,9 +96,15 @@ def learn(folder: Path, trouble: str = "") -> dict[str, Tensor]:
         return {**learn_line(folder, log, trouble), **learn_guess(folder, log)}
 
 
+def refuse(path: Path, *rest: object) -> None:
+    raise AssertionError(f"rank {ranks.rank()} writes {path}, which is the first one's to do")
+
+
 def main() -> int:
     ranks.start()
     folder = Path(sys.argv[1])
+    if ranks.rank() > 0:
+        resume.save_tensors = refuse
     weights = learn(folder, sys.argv[2])
     every = ranks.gather(weights)
     assert len(every) == ranks.world() == int(os.environ["WORLD_SIZE"])
