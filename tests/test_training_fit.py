@@ -55,6 +55,25 @@ def test_it_learns(tmp_path: Path) -> None:
     assert metrics["line/loss"][-1][1] < 0.1 * metrics["line/loss"][0][1]
 
 
+def test_arithmetic_in_bfloat16_keeps_weights_in_float32(tmp_path: Path) -> None:
+    seen = set()
+
+    class Watched(Line):
+        def forward(self, x_B3: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.add(self.layer(x_B3).dtype)
+            return super().forward(x_B3, generator)
+
+    config = FitConfig(steps=300, warmup=5, lr=0.1, ema=0.9, cpu_shards=2)
+    for precision in ("float32", "bfloat16"):
+        seen.clear()
+        with RunLog(tmp_path / precision, quiet=True) as log:
+            own = replace(config, precision=precision)
+            module = fit(Watched(), sample, own, folder=tmp_path / precision, name="line", log=log)
+        assert seen == {getattr(torch, precision)}
+        assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32}
+        assert torch.allclose(module.layer.weight, 2 * torch.eye(3), atol=0.15)
+
+
 def test_no_gradients_are_kept(tmp_path: Path) -> None:
     with RunLog(tmp_path, quiet=True) as log:
         module = fit(Line(), sample, FitConfig(steps=2), folder=tmp_path, name="line", log=log)

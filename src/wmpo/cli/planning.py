@@ -24,6 +24,7 @@ from wmpo.data.latents import AT_ONCE, Encoder
 from wmpo.errors import UserError
 from wmpo.grpo import trained_parameters
 from wmpo.imagination import ImaginedEnv
+from wmpo.nn.precision import computing_in
 from wmpo.policies import build_policy
 from wmpo.policies.sizes import is_sketched, sketch
 from wmpo.protocols import HasUnits, Policy, RewardModel, Trainable, WorldModel
@@ -174,7 +175,8 @@ def training(
     used: set[nn.Parameter] = set()
 
     def step() -> None:
-        loss, _ = module(batch, torch.default_generator)
+        with computing_in(config.precision, META):
+            loss, _ = module(batch, torch.default_generator)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         used.update(parameter for parameter, grad in zip(parameters, gradients, strict=True) if grad is not None)
 

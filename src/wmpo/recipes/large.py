@@ -25,7 +25,7 @@ DREAM = VideoDiffusionSettings(
     codec_downsample=8,
     codec_width=64,
     codec_rows=64,
-    codec_fit=FitConfig(steps=20_000, batch_size=32, lr=1e-3, warmup=500),
+    codec_fit=FitConfig(steps=20_000, batch_size=32, precision="bfloat16", lr=1e-3, warmup=500),
     context=4,
     motion_prior=False,
     training_timesteps="all",
@@ -49,7 +49,7 @@ JUDGE = VideoMAESettings(
     depth=12,
     heads=6,
     image_size=224,
-    fit=FitConfig(steps=10_000, batch_size=64, accumulate=8, lr=1e-4, warmup=500),
+    fit=FitConfig(steps=10_000, batch_size=64, accumulate=8, precision="bfloat16", lr=1e-4, warmup=500),
 )
 
 LARGE_24GB = Recipe(
@@ -60,7 +60,7 @@ LARGE_24GB = Recipe(
     policy=FlowVLASettings(
         family="smolvla",
         chunk=8,
-        fit=FitConfig(steps=20_000, batch_size=64, accumulate=32, lr=1e-4, warmup=1000),
+        fit=FitConfig(steps=20_000, batch_size=64, accumulate=32, precision="bfloat16", lr=1e-4, warmup=1000),
     ),
     collect=CollectConfig(episodes=1280),
     world_model=DREAM,

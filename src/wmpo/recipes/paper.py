@@ -67,7 +67,7 @@ PAPER = Recipe(
         depth=12,
         heads=12,
         image_size=224,
-        fit=FitConfig(steps=10_000, batch_size=128, accumulate=8, lr=1e-4, warmup=500),
+        fit=FitConfig(steps=10_000, batch_size=128, accumulate=8, precision="bfloat16", lr=1e-4, warmup=500),
     ),
     self_imitation=SelfImitationConfig(steps=0),
     grpo=GRPOConfig(

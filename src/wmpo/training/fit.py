@@ -23,6 +23,7 @@ from wmpo.batches import Batch, rows_of, split, to_device
 from wmpo.config import FitConfig
 from wmpo.errors import UserError
 from wmpo.io.plain import numbers_of
+from wmpo.nn.precision import computing_in
 from wmpo.protocols import Trainable
 from wmpo.training import fsdp, ranks
 from wmpo.training.checkpoint import (
@@ -144,7 +145,8 @@ class Learner:
         """Give every parameter its gradient; what is computed depends on the parts, not on cores and ranks."""
 
         def forward(part: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, metrics = self.module(to_device(part, self.device), generator)
+            with computing_in(self.config.precision, self.device):  # here, since it holds in this thread only
+                loss, metrics = self.module(to_device(part, self.device), generator)
             return loss, {key: value.detach() for key, value in {**metrics, "loss": loss}.items()}
 
         def gradients(part: Batch, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
