@@ -21,8 +21,8 @@ COLUMNS = 7  # numbers of GPUs that a table has room for
 
 
 def figure(value: float, digits: int) -> str:
-    """With so many digits after the point, but none of a thousand and more: tables of large recipes must fit 80 columns,
-    which is what a log file or a batch job has, else rich cuts their numbers short."""
+    """With so many digits after the point, but none of a thousand and more: tables of large recipes must fit the 80
+    columns of a log file, or a batch job, else rich cuts their numbers short."""
     return f"{value:,.{0 if value >= 1000 else digits}f}"
 
 
