@@ -29,6 +29,7 @@ from wmpo.world_models.video_diffusion import VideoDiffusionModel
 SPEC = EnvSpec({"front": (16, 16)}, 3, 2, 24, 5)
 FIT = FitConfig(batch_size=8, accumulate=4, ema=0.9, fsdp=True)
 CHUNK, STEPS = 4, 3
+UNIT = 8  # of widths: twice the heads
 
 
 def model(width: int) -> VideoDiffusionModel:
@@ -92,6 +93,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--worker", action="store_true", help="be one of the processes")
     options = parser.parse_args()
+    if min(options.processes) < 1:
+        parser.error(f"--processes is {min(options.processes)}; it must be at least 1")
+    if options.width < 1 or options.width % UNIT:
+        parser.error(f"--width is {options.width}; it must be a multiple of {UNIT}, above 0")
     if options.worker:
         work(options.width)
         return

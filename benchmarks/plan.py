@@ -16,6 +16,7 @@ in bfloat16 on a GPU.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -32,10 +33,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import sizes  # beside this file
+from wmpo.cli import exit_status
 from wmpo.cli import planning as plan
 from wmpo.cli.machine import matmul_gflops
 from wmpo.config import Recipe
 from wmpo.envs import make_env
+from wmpo.errors import named
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
 from wmpo.io.provenance import commit, this_machine
@@ -44,6 +47,8 @@ from wmpo.policies import build_policy
 from wmpo.recipes import recipe_named
 from wmpo.training.parallel import use_one_thread
 from wmpo.types import EnvSpec
+
+HALF = ", bfloat16"  # how the name of a policy ends that computes so
 
 
 @dataclass
@@ -144,7 +149,7 @@ def tried(recipe: Recipe, spec: EnvSpec, device: torch.device, build: Callable[[
 
 def published(name: str, spec: EnvSpec) -> Any:
     """One of `benchmarks/sizes.py`, with random weights."""
-    name, half, _ = name.partition(", bfloat16")
+    name, half, _ = name.partition(HALF)
     policy = sizes.POLICIES[name](spec)
     if half:
         policy.config = replace(policy.config, precision="bfloat16")
@@ -162,7 +167,10 @@ def speed(device: torch.device, dtype: torch.dtype) -> float:
     return matmul_gflops(dtype, seconds=5.0, device=device)
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> int:
+    recipes = {name: recipe_named(name) for name in settings.recipes}  # all names, before anything takes its time
+    for name in settings.policies:
+        named("published policy", name.partition(HALF)[0], sizes.POLICIES)
     use_one_thread()
     device = pick_device(settings.device)
     load = os.getloadavg()[0]  # what else runs
@@ -171,8 +179,7 @@ def main(settings: Settings) -> None:
     print(facts, flush=True)
     rows = []
     cases: list[tuple[str, Recipe, Callable[[EnvSpec], Any]]] = []
-    for name in settings.recipes:
-        recipe = recipe_named(name)
+    for name, recipe in recipes.items():
         cases.append((name, recipe, partial(build_policy, recipe.policy)))
     for name in settings.policies:
         cases.append((name, sizes.recipe(), partial(published, name)))
@@ -184,7 +191,8 @@ def main(settings: Settings) -> None:
             rows.append({"case": name, **row})
         if settings.out is not None:
             write_json(settings.out, {**facts, "steps": rows})
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(exit_status(lambda: main(tyro.cli(Settings))))

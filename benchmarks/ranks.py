@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", action="store_true", help="be one of the processes")
     options = parser.parse_args()
+    for name in ("processes", "repeats"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
     if options.worker:
         ranks.start()
         found = work()

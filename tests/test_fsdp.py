@@ -110,9 +110,14 @@ def test_shares_count_once_all_are_written(tmp_path: Path, monkeypatch: pytest.M
         "checkpoint-7.1-of-1.safetensors",
         "checkpoint.safetensors",
     ]
-    (files.folder / "checkpoint-7.1-of-1.safetensors").unlink()
-    with pytest.raises(UserError, match=r"checkpoint-7.1-of-1.safetensors does not exist"):
-        files.load()
+    share = files.folder / "checkpoint-7.1-of-1.safetensors"
+    share.write_bytes(share.read_bytes()[:-1])
+    for what in ("is truncated or no safetensors file", "does not exist"):  # once it has been deleted
+        with pytest.raises(UserError, match=rf"{share.name} {what}.*or delete {files.checkpoint}, and .* anew\.$"):
+            files.load()
+        share.unlink(missing_ok=True)
+    files.checkpoint.unlink()  # as it was told
+    assert files.load() == ({}, 0)
     save(8)
     files.save(9, {"weight": torch.zeros(2)})
     assert [path.name for path in files.folder.iterdir()] == ["checkpoint.safetensors"]

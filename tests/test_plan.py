@@ -403,6 +403,15 @@ def test_impossible_sizes_are_refused_at_once(options: list[str], capsys: pytest
     assert "Traceback" not in complaint and len(complaint.strip().splitlines()) <= 3, complaint
 
 
+def test_no_number_of_a_large_recipe_is_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [f"--{part}.fit.{name}" for part in ("policy", "world-model", "reward") for name in ("steps", "batch-size")]
+    options = [word for option in steps for word in (option, "100000000" if "steps" in option else "2")]
+    main(["plan", "smoke", "--env.renderer", "rays", "--tflops", "1", "--gpus", "1024", *options])
+    printed = capsys.readouterr().out
+    assert "100,000,000" in printed and "…" not in printed and max(map(len, printed.splitlines())) <= 80
+    assert [line.count("┃") for line in printed.splitlines() if " 128 ┃" in line or " 64 ┃" in line] == [9, 6] * 2
+
+
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--env.renderer", "rays"]) == 0
     printed = capsys.readouterr().out

@@ -166,7 +166,9 @@ def test_practice_goes_on_when_a_node_is_killed(
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("127.0.0.1:1", "There is no way to the Ray cluster 127.0.0.1:1: "),
+        ("127.0.0.1:1", "There is no way to the Ray cluster 127.0.0.1:1 (Connection refused): give the address that "),
+        (f"{'a' * 70}:1", f"There is no way to the Ray cluster {'a' * 70}:1 ("),
+        ("127.0.0.1:99999", "--ray is '127.0.0.1:99999': give local, auto, or HOST:PORT "),
         ("ray://127.0.0.1:1", "--ray is 'ray://127.0.0.1:1': give local, auto, or HOST:PORT "),
     ],
 )

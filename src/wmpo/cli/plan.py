@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
     from wmpo.cli.planning import Need
 
+COLUMNS = 7  # numbers of GPUs that a table has room for
+
+
+def figure(value: float, digits: int) -> str:
+    """With so many digits after the point, but none of a thousand and more: tables of large recipes must fit the 80
+    columns of a log file, or a batch job, else rich cuts their numbers short."""
+    return f"{value:,.{0 if value >= 1000 else digits}f}"
+
 
 @dataclass(frozen=True)
 class PlanCommand:
@@ -85,13 +93,13 @@ class PlanCommand:
         memory.add_column(f"{self.gpu_memory:g} GB", overflow="fold")  # advice may take several lines
         time = Table(title=f"{self.recipe.name}: arithmetic, and hours at {tflops:.3g} TFLOP/s", title_justify="left")
         time.add_column("stage", no_wrap=True)
-        for head in ("parameters", "TFLOP a step", "steps", "PFLOP in all", "hours"):
+        for head in ("parameters,\nmillions", "TFLOP\na step", "steps", "PFLOP\nin all", "hours"):
             time.add_column(head, justify="right", no_wrap=True)
         for need in needs:
             sizes = [f"{size / 1e9:.3f}" for size in (need.weights, need.training, need.activations, need.total)]
             memory.add_row(need.stage, *sizes, verdicts[need.stage])
-            work = (f"{need.flop / 1e12:,.3f}", f"{need.steps:,.0f}", f"{need.steps * need.flop / 1e15:,.3f}")
-            time.add_row(need.stage, f"{need.parameters / 1e6:,.2f} M", *work, f"{need.hours(tflops):,.2f}")
+            work = (figure(need.flop / 1e12, 3), f"{need.steps:,.0f}", figure(need.steps * need.flop / 1e15, 3))
+            time.add_row(need.stage, figure(need.parameters / 1e6, 2), *work, figure(need.hours(tflops), 2))
         console = Console()
         console.print(memory)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")
@@ -114,19 +122,24 @@ class PlanCommand:
         return int(set(verdicts.values()) != {"fits"})
 
     def by_gpus(
-        self, what: str, needs: Sequence[Need], figure: Callable[[Need, int], float], summed: bool = False
+        self, what: str, needs: Sequence[Need], number: Callable[[Need, int], float], summed: bool = False
     ) -> Table:
-        """A figure of each stage, by the number of GPUs."""
+        """A figure of each stage, by the number of GPUs: tables below one another, of as many columns as have room."""
         from rich.table import Table
 
         counts = sorted({self.gpus, *(2**power for power in range(self.gpus.bit_length()))})
-        table = Table(title=f"{self.recipe.name}: {what} by the number of GPUs", title_justify="left")
-        table.add_column("stage", no_wrap=True)
-        for gpus in counts:
-            table.add_column(str(gpus), justify="right", no_wrap=True)
-        rows = {need.stage: [figure(need, gpus) for gpus in counts] for need in needs}
-        if summed:
-            rows["in all"] = [sum(figures) for figures in zip(*rows.values(), strict=True)]
-        for stage, figures in rows.items():
-            table.add_row(stage, *(f"{value:,.1f}" for value in figures))
-        return table
+        title = f"{self.recipe.name}: {what} by the number of GPUs"
+        tables = Table.grid()
+        for begin in range(0, len(counts), COLUMNS):
+            some = counts[begin : begin + COLUMNS]
+            table = Table(title=None if begin else title, title_justify="left")
+            table.add_column("stage", no_wrap=True)
+            for gpus in some:
+                table.add_column(str(gpus), justify="right", overflow="fold")
+            rows = {need.stage: [number(need, gpus) for gpus in some] for need in needs}
+            if summed:
+                rows["in all"] = [sum(figures) for figures in zip(*rows.values(), strict=True)]
+            for stage, figures in rows.items():
+                table.add_row(stage, *(figure(value, 1) for value in figures))
+            tables.add_row(table)
+        return tables

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 from wmpo.batches import to_device
-from wmpo.errors import UserError, optional
+from wmpo.errors import UserError, optional, reason
 from wmpo.io.machine import usable_cores
 from wmpo.protocols import Trainable
 from wmpo.training import ranks
@@ -318,17 +318,26 @@ def _join(ray: Any, address: str, cores: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, object] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
     host, colon, port = address.rpartition(":")
-    if not (own or address == "auto" or (host and colon and port.isdigit() and "/" not in host)):
+    reachable = host and colon and port.isdigit() and 0 < int(port) < 2**16 and "/" not in host
+    if not (own or address == "auto" or reachable):
         raise UserError(
             f"--ray is {address!r}: give local, auto, or HOST:PORT of a cluster that `ray start` has started."
         )
     try:
         if host:  # which Ray would try to reach for minutes
             socket.create_connection((host, int(port)), REACH).close()
+    except (OSError, UnicodeError) as error:  # which Ray's own words, of tokens and versions, would hide
+        why = getattr(error, "strerror", None) or reason(error)
+        raise UserError(
+            f"There is no way to the Ray cluster {address} ({why}): give the address that "
+            "`ray start --head` has printed on its first machine, where `ray status` says whether it runs."
+        ) from error
+    try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
         token = "" if own or os.environ.get("RAY_AUTH_MODE") == "token" else TOKEN
-        raise UserError(f"There is no way to the Ray cluster {address}: {shorten(str(error), 300)}{token}") from error
+        why = shorten(str(error), 300).rstrip(".")
+        raise UserError(f"There is no way to the Ray cluster {address}: {why}.{token}") from error
 
 
 def _room(ray: Any, address: str, cpus: int, gpus: int) -> int:
