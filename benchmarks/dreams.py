@@ -51,6 +51,8 @@ class Settings:
     """Videos imagined at once."""
     sampling: tuple[int, ...] = (1, 4, 30)
     """Steps of the sampler in a chunk."""
+    compiled: bool = False
+    """Also by compiled denoisers (`world_model.compile`), which takes a minute more for each row."""
     seconds: float = 10.0
     """What would take longer, once, at the speed of matrix products is left out."""
     device: str = "cpu"
@@ -84,11 +86,11 @@ def imagine(model: VideoDiffusionModel, spec: EnvSpec, rows: int, device: torch.
 
 def measured(
     config: VideoDiffusionSettings, spec: EnvSpec, chunk: int, rows: int, most: float, gflops: float,
-    device: torch.device,
+    device: torch.device, compiled: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Of so many videos, unless it would take more than `most` seconds at `gflops`."""
 
-    def build(device: torch.device) -> VideoDiffusionModel:
+    def build(device: torch.device, config: VideoDiffusionSettings = config) -> VideoDiffusionModel:
         with device:
             return VideoDiffusionModel.build(config, spec, chunk).eval().to(device)
 
@@ -101,6 +103,10 @@ def measured(
     torch.manual_seed(0)
     times: list[float] = []
     taken = steps.done(device, times, torch.no_grad(), imagine(build(device), spec, rows, device))
+    if compiled:
+        quick = build(device, replace(config, compile=True))
+        steps.done(device, times, torch.no_grad(), imagine(quick, spec, rows, device))
+        row |= {"compiled_seconds": round(times[1], 4), "compiled_ratio": round(times[0] / times[1], 2)}
     on_gpu = device.type == "cuda" and spec.cameras["front"] == (256, 256)
     return {
         **row,
@@ -130,7 +136,8 @@ def main(settings: Settings) -> int:
         speeds[str(dtype).removeprefix("torch.")] = round(gflops, 1)
         spec, config = EnvSpec({"front": (pixels, pixels)}, 4, 4, 48, 5), replace(world, sampling_steps=sampling)
         row = {"recipe": recipe, "pixels": pixels, "rows": videos, "sampling_steps": sampling}
-        rows.append(row | measured(config, spec, chunk, videos, settings.seconds, gflops, device))
+        found = measured(config, spec, chunk, videos, settings.seconds, gflops, device, settings.compiled)
+        rows.append(row | found)
         print(rows[-1], flush=True)
         if settings.out is not None:
             write_json(settings.out, {**facts, "matmul_gflops": speeds, "dreams": rows})

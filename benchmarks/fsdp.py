@@ -1,6 +1,6 @@
 """Memory of each process that trains a world model: alone, and in several that share it (fsdp), beside what is planned.
 
-    python benchmarks/fsdp.py [--processes 1 2 3] [--width 384]
+    python benchmarks/fsdp.py [--processes 1 2 3] [--width 384] [--out benchmarks/results/fsdp.json]
 
 Counts what the machine gives a process for the third step, over what it gave for starting and for a tiny model, and
 without the whole weights that each keeps aside for the end. Linux only. On GPUs other allocators count.
@@ -9,6 +9,7 @@ without the whole weights that each keeps aside for the end. Linux only. On GPUs
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from wmpo.cli.counting import META
 from wmpo.cli.planning import MARGIN, held, training, video_batch
 from wmpo.config import FitConfig
 from wmpo.data.clips import VideoBatch
+from wmpo.io.files import write_json
+from wmpo.io.plain import to_plain
+from wmpo.io.provenance import commit, this_machine
 from wmpo.training import ranks
 from wmpo.training.fit import Learner
 from wmpo.types import EnvSpec
@@ -81,9 +85,8 @@ def work(width: int) -> None:
         shapes = {"front": (3, 16, 16)}
         need = training("", network, video_batch(SPEC, FIT.batch_size, network.context, CHUNK, shapes), FIT, "")
         planned = need.total_of(ranks.world()) / MARGIN / 1e6
-        print(
-            f"{ranks.world()} processes: {most:.0f} MB each, {planned:.0f} planned; weights {held(network) / 1e6:.0f}"
-        )
+        row = {"processes": ranks.world(), "taken_mb": most, "planned_mb": planned, "weights_mb": held(network) / 1e6}
+        print(json.dumps({name: round(value) for name, value in row.items()}))
     ranks.end()
 
 
@@ -91,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--out", type=Path, help="where to write what was measured, as JSON")
     parser.add_argument("--worker", action="store_true", help="be one of the processes")
     options = parser.parse_args()
     if min(options.processes) < 1:
@@ -102,11 +106,15 @@ def main() -> None:
         return
     # memory that is let go is given back at once, so that what the machine counts is what is in use
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "32768"}
+    rows = []
     for count in options.processes:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] * (count > 1)
-        subprocess.run(
-            [sys.executable, *launcher, __file__, "--worker", "--width", str(options.width)], env=env, check=True
-        )
+        command = [sys.executable, *launcher, __file__, "--worker", "--width", str(options.width)]
+        told = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+        print(told, end="", flush=True)
+        rows.append(json.loads(told))
+    if options.out is not None:
+        write_json(options.out, {"commit": commit(), "machine": to_plain(this_machine()), "fsdp": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much faster several processes are than one: a training and a practice of the recipe smoke, made a little longer.
 
-    python benchmarks/ranks.py [--processes 2] [--repeats 3]
+    python benchmarks/ranks.py [--processes 2] [--repeats 3] [--out benchmarks/results/ranks.json]
 
 Counts the time from the first step to the last, not that for starting. One process and several are measured in turns;
 each process has one core. The aim for two is 1.9 times the speed of one. Where other work runs beside it the figure is
@@ -27,6 +27,9 @@ from wmpo.data.clips import RewardBatch
 from wmpo.data.normalizer import Normalizer
 from wmpo.grpo import practise
 from wmpo.imagination import ImaginedEnv
+from wmpo.io.files import write_json
+from wmpo.io.plain import to_plain
+from wmpo.io.provenance import commit, this_machine
 from wmpo.losses.verdicts import matching_threshold
 from wmpo.policies import build_policy
 from wmpo.protocols import RewardModel
@@ -122,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="where to write what was measured, as JSON")
     parser.add_argument("--worker", action="store_true", help="be one of the processes")
     options = parser.parse_args()
     for name in ("processes", "repeats"):
@@ -135,13 +139,19 @@ def main() -> None:
         ranks.end()
         return
     turns = [(measured(1), measured(options.processes)) for _ in range(options.repeats)]
+    rows = []
     for name in turns[0][0]:
-        for kind, what in enumerate(("", "processor time of the busiest, ")):
+        for kind, what in enumerate(("seconds", "processor seconds of the busiest")):
             one, several = (min(turn[place][name][kind] for turn in turns) for place in range(2))
             print(
-                f"{name}: {what}{one:.1f} s with one process, {several:.1f} s with {options.processes}: "
+                f"{name}, {what}: {one:.1f} with one process, {several:.1f} with {options.processes}: "
                 f"{one / several:.2f} times (aim for two: {AIM})"
             )
+            row = {"one_process": round(one, 2), "several": round(several, 2), "ratio": round(one / several, 2)}
+            rows.append({"work": name, "counted": what, **row, "aim_for_two": AIM})
+    if options.out is not None:
+        facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": os.getloadavg()[0]}
+        write_json(options.out, {**facts, "processes": options.processes, "turns": len(turns), "ranks": rows})
 
 
 if __name__ == "__main__":

@@ -81,6 +81,26 @@ def test_by_hand() -> None:
     assert (need.steps, need.hours(2.0)) == (1000, 1000 * 2 * product / 2e12 / 3600)
 
 
+def test_a_batch_has_no_more_parts_than_rows() -> None:
+    with torch.device(META):
+        module = Square()
+    whole, thirds, rows = (
+        training("square", module, blank(6, 64), FitConfig(steps=10, accumulate=parts), "") for parts in (1, 3, 1000)
+    )
+    assert [(need.steps, need.parts) for need in (whole, thirds, rows)] == [(10, 1), (30, 3), (60, 6)]
+    assert whole.steps * whole.flop == thirds.steps * thirds.flop == rows.steps * rows.flop
+
+
+def test_a_training_in_bfloat16_is_planned_as_one() -> None:
+    with torch.device(META):
+        module = Square()
+    full, half = (
+        training("square", module, blank(1000, 64), FitConfig(precision=precision), "")
+        for precision in ("float32", "bfloat16")
+    )
+    assert half.activations < full.activations and half.training == full.training
+
+
 def test_arithmetic_by_hand() -> None:
     """Forward, and twice as much backward where gradients of inputs and of weights are asked for."""
     B, L, W = 3, 10, 16

@@ -170,13 +170,13 @@ def training(
 ) -> Need:
     """One step of `training.fit`, or the part of it that is computed at once: forward and backward, then an optimiser
     with its state. `steps`: optimiser steps, if not those of `config`."""
-    batch = split(batch, config.accumulate)[-1] if config.accumulate > 1 else batch
+    cut = split(batch, config.accumulate)  # into as many parts as it has rows at most
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     used: set[nn.Parameter] = set()
 
     def step() -> None:
         with computing_in(config.precision, META):
-            loss, _ = module(batch, torch.default_generator)
+            loss, _ = module(cut[-1], torch.default_generator)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         used.update(parameter for parameter, grad in zip(parameters, gradients, strict=True) if grad is not None)
 
@@ -185,8 +185,8 @@ def training(
     moments = 1 if config.optimizer == "muon" else 2
     activations = max(taken.peak - trained, 0)  # gradients are counted beside the optimiser's state
     weights = held(module) * (2 if config.ema > 0 else 1)
-    steps, parts = (config.steps if steps is None else steps) * config.accumulate, config.accumulate
-    held_gradients = 1 + (config.accumulate > 1)  # those of a part, and the sum of those before
+    steps, parts = (config.steps if steps is None else steps) * len(cut), len(cut)
+    held_gradients = 1 + (parts > 1)  # those of a part, and the sum of those before
     kept, shared = trained * (held_gradients + moments), weights + trained * (1 + moments)
     return Need(
         stage, count(module), weights, kept, activations, change, taken.flop, steps, parts, trained, shared,
