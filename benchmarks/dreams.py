@@ -136,8 +136,7 @@ def main(settings: Settings) -> int:
         speeds[str(dtype).removeprefix("torch.")] = round(gflops, 1)
         spec, config = EnvSpec({"front": (pixels, pixels)}, 4, 4, 48, 5), replace(world, sampling_steps=sampling)
         row = {"recipe": recipe, "pixels": pixels, "rows": videos, "sampling_steps": sampling}
-        found = measured(config, spec, chunk, videos, settings.seconds, gflops, device, settings.compiled)
-        rows.append(row | found)
+        rows.append(row | measured(config, spec, chunk, videos, settings.seconds, gflops, device, settings.compiled))
         print(rows[-1], flush=True)
         if settings.out is not None:
             write_json(settings.out, {**facts, "matmul_gflops": speeds, "dreams": rows})

@@ -156,6 +156,11 @@ def dreams_tables(path: Path, cells: Path) -> str:
             continue
         share = f"{100 * dream['share_of_matmul']:.0f}"
         rows.append((*key, f"{dream['frames_per_second']:,.1f}", share, f"{dream['taken_mb']:,.0f}", planned))
+    shares = [
+        dream["share_of_matmul"] >= dream["aim_share_of_matmul"]
+        for dream in measured["dreams"]
+        if "left_out" not in dream
+    ]
     speeds = ", ".join(f"{dtype} {speed:,.0f} GFLOP/s" for dtype, speed in measured["matmul_gflops"].items())
     columns = ("recipe", "pixels", "videos", "steps", "frames/s", "% of matrix products", "MB", "planned, MB")
     phases = []
@@ -166,10 +171,41 @@ def dreams_tables(path: Path, cells: Path) -> str:
         )
         phases.append((cell.label, cell.machine.cpu, f"{playing:.1f}", f"{updating:.1f}"))
     return "\n\n".join((
-        f"{measured['machine']['cpu']}, commit `{measured['commit']}`, matrix products: {speeds}.",
+        f"{measured['machine']['cpu']}, commit `{measured['commit']}`, matrix products: {speeds}. "
+        f"{sum(shares)} of the {len(shares)} measured rows reach half of that.",
         table(columns, rows),
         "Seconds of an iteration, the median over those of a cell of `few-steps`:",
         table(("dream", "machine", "playing", "updating"), phases),
+    ))  # fmt: skip
+
+
+def ratio_tables(speeds: Path) -> str:
+    """For docs/speed.md: one way beside another, measured in turns; then memory of processes that share a training."""
+    ranks, compiled, latents, fsdp = (
+        read_json(speeds / f"{name}.json") for name in ("ranks", "compiled", "latents", "fsdp")
+    )
+    several = f"{ranks['processes']} processes"
+    rows = [
+        (f"{row['work']}, {row['counted']}", "one process", row["one_process"], several, row["several"], row["ratio"])
+        for row in ranks["ranks"]
+    ]
+    for row in compiled["dreams"]:
+        what = f"a chunk of {row['rows']} videos by `{row['recipe']}`, processor seconds"
+        rows.append((what, "as it is", row["seconds"], "compiled", row["compiled_seconds"], row["compiled_ratio"]))
+    for row in latents["steps"]:
+        once, each = row["step_from_latents_seconds"], row["step_encoding_each_frame_seconds"]
+        what = f"a step of training {row['denoiser']}, processor seconds"
+        rows.append((what, "each frame encoded", each, "latents read", once, row["ratio"]))
+    cpus = {found["machine"]["cpu"] for found in (ranks, compiled, latents, fsdp)}
+    shown = [(what, f"{one}: {slow:.2f}", f"{other}: {fast:.2f}", f"{ratio:.2f}")
+             for what, one, slow, other, fast, ratio in rows]  # fmt: skip
+    held = [tuple(f"{row[name]:.0f}" for name in ("processes", "taken_mb", "planned_mb")) for row in fsdp["fsdp"]]
+    return "\n\n".join((
+        f"One way beside another, on {', '.join(sorted(cpus))}; the aim for two processes is "
+        f"{ranks['ranks'][0]['aim_for_two']}:",
+        table(("work", "one way, seconds", "the other, seconds", "times as fast"), shown),
+        f"A world model with {fsdp['fsdp'][0]['weights_mb']:.0f} MB of weights, trained with `fsdp`:",
+        table(("processes", "MB in each", "planned, MB"), held),
     ))  # fmt: skip
 
 
@@ -178,7 +214,9 @@ def pages() -> dict[Path, str]:
     generated = {
         ROOT / "README.md": readme_tables(summary(RESULTS)),
         ROOT / "docs" / "gpu.md": gpu_tables(RESULTS, SPEEDS),
-        ROOT / "docs" / "speed.md": dreams_tables(SPEEDS / "dreams.json", RESULTS / "few-steps.jsonl"),
+        ROOT / "docs" / "speed.md": "\n\n".join(
+            (dreams_tables(SPEEDS / "dreams.json", RESULTS / "few-steps.jsonl"), ratio_tables(SPEEDS))
+        ),
         ROOT / "docs" / "import.md": labels.labels_table(labels.read(RESULTS / "labels.jsonl")),
         ROOT / "experiments" / "docs" / "students.md": students.students_tables(
             labels.read(RESULTS / "students.jsonl")
