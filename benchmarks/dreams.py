@@ -52,7 +52,7 @@ class Settings:
     sampling: tuple[int, ...] = (1, 4, 30)
     """Steps of the sampler in a chunk."""
     compiled: bool = False
-    """Also by compiled denoisers (`world_model.compile`), which takes a minute more for each row."""
+    """Also by compiled denoisers (`world_model.compile`), on a GPU by CUDA graphs as well; a minute more a row."""
     seconds: float = 10.0
     """What would take longer, once, at the speed of matrix products is left out."""
     device: str = "cpu"
@@ -68,7 +68,7 @@ def found(recipe: str) -> tuple[VideoDiffusionSettings, int]:
     if not isinstance(world, VideoDiffusionSettings) or world.codec == "diffusers":
         raise UserError(f"The world model of {recipe} can't be measured: it is of another family, or needs weights.")
     # compiling takes longer than all that is measured here
-    return replace(world, student_steps=0, compile=False), named.policy.chunk
+    return replace(world, student_steps=0, compile=False, cuda_graphs=False), named.policy.chunk
 
 
 def imagine(model: VideoDiffusionModel, spec: EnvSpec, rows: int, device: torch.device) -> Callable[[], None]:
@@ -103,10 +103,10 @@ def measured(
     torch.manual_seed(0)
     times: list[float] = []
     taken = steps.done(device, times, torch.no_grad(), imagine(build(device), spec, rows, device))
-    if compiled:
-        quick = build(device, replace(config, compile=True))
+    for name, graphs in (("compiled", False), ("graphs", True))[: compiled + (compiled and device.type == "cuda")]:
+        quick = build(device, replace(config, compile=True, cuda_graphs=graphs))
         steps.done(device, times, torch.no_grad(), imagine(quick, spec, rows, device))
-        row |= {"compiled_seconds": round(times[1], 4), "compiled_ratio": round(times[0] / times[1], 2)}
+        row |= {f"{name}_seconds": round(times[-1], 4), f"{name}_ratio": round(times[0] / times[-1], 2)}
     on_gpu = device.type == "cuda" and spec.cameras["front"] == (256, 256)
     return {
         **row,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from test_video_diffusion import SMALL, batch, build
 from wmpo.cli import main
+from wmpo.errors import UserError
 from wmpo.types import Observation
 from wmpo.world_models import compiled
 from wmpo.world_models.video_diffusion import VideoDiffusionModel
@@ -51,7 +52,7 @@ def test_pieces_of_the_usual_size_alone_are_compiled(
 ) -> None:
     seen: list[tuple[str, int]] = []
 
-    def watched(work: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(work: Callable[..., Any], graphs: bool) -> Callable[..., Any]:
         def call(denoiser: Any, videos: Tensor, *given: Any) -> Any:
             seen.append((work.__name__, len(videos)))
             return work(denoiser, videos, *given)
@@ -70,6 +71,39 @@ def test_pieces_of_the_usual_size_alone_are_compiled(
     assert loaded.state_dict().keys() == plain.state_dict().keys()
     assert torch.equal(dream(loaded), dream(plain))
     assert len(seen) == 6 and not loaded.config.settings.compile  # on another machine it may be out of reach
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_graph_writes_over_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for CUDA graphs: whatever is computed lands where it did the time before."""
+    places: dict[tuple[Callable[..., Any], int], Tensor] = {}
+
+    def recorded(work: Callable[..., Any], graphs: bool) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            found = work(*given)
+            many = found if isinstance(found, list) else [found]
+            same = [places.setdefault((work, i), tensor.clone()).copy_(tensor) for i, tensor in enumerate(many)]
+            return same if isinstance(found, list) else same[0]
+
+        return call
+
+    monkeypatch.setattr(compiled, "_compiled", recorded)
+    plain = both(name)[0]
+    quick, level_B = compiled.Compiled(plain.denoiser, graphs=True), torch.ones(3)
+    seen = [Observation(batch(seed, size=3).anchor, torch.zeros(3, 0), ("",) * 3) for seed in (2, 3)]
+    with torch.no_grad():
+        memories = [plain.begin(observation) for observation in seen]
+        found = [quick.remember(memory.context, memory.anchor, level_B) for memory in memories]
+        wanted = [plain.denoiser.remember(memory.context, memory.anchor, level_B) for memory in memories]
+    pairs = [pair for parts in zip(found, wanted, strict=True) for pair in zip(*parts, strict=True)]
+    assert pairs and all(torch.equal(kept, right) for kept, right in pairs)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_graphs_need_a_compiled_denoiser() -> None:
+    with pytest.raises(UserError, match=r"cuda_graphs needs world_model\.compile"):
+        replace(SMALL, cuda_graphs=True).check()
+    replace(SMALL, cuda_graphs=True, compile=True).check()
 
 
 @pytest.mark.slow

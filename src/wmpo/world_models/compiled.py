@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 
 
 class Compiled:
-    """`remember` and `forward` of a denoiser."""
+    """`remember` and `forward` of a denoiser; `graphs`: on a GPU what they launch is recorded, and launched as one."""
 
-    def __init__(self, denoiser: UNet | SpaceTimeTransformer) -> None:
-        self.denoiser = denoiser
+    def __init__(self, denoiser: UNet | SpaceTimeTransformer, graphs: bool = False) -> None:
+        self.denoiser, self.graphs = denoiser, graphs
 
     def remember(self, *given: Tensor | None) -> list[Tensor]:
-        found: list[Tensor] = _compiled(_remember)(self.denoiser, *given)
-        return found
+        found: list[Tensor] = _compiled(_remember, self.graphs)(self.denoiser, *given)
+        return [self._kept(tensor) for tensor in found]
 
     def __call__(self, *given: Tensor | list[Tensor]) -> Tensor:
-        found: Tensor = _compiled(_forward)(self.denoiser, *given)
-        return found
+        found: Tensor = _compiled(_forward, self.graphs)(self.denoiser, *given)
+        return self._kept(found)
+
+    def _kept(self, found: Tensor) -> Tensor:
+        """A graph writes into the same memory whenever it is launched."""
+        return found.clone() if self.graphs else found
 
 
 def _remember(denoiser: Any, *given: Any) -> Any:
@@ -41,5 +45,5 @@ def _forward(denoiser: Any, *given: Any) -> Any:
 
 
 @cache
-def _compiled(work: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(work)
+def _compiled(work: Callable[..., Any], graphs: bool) -> Callable[..., Any]:
+    return torch.compile(work, mode="reduce-overhead" if graphs else None)

@@ -71,6 +71,9 @@ class VideoDiffusionSettings(WorldModelConfig):
     """The denoiser that imagines is compiled (torch.compile), anew in each process: a minute or more, which a C++
     compiler must be there for; then it is faster, and ends as it would have, but for rounding. Training stays as it
     is."""
+    cuda_graphs: Annotated[bool, FREE] = False
+    """On a GPU what the compiled denoiser launches is recorded once, and launched as one: a small network then waits
+    less for Python, and takes more memory. Needs `compile`; does nothing on a CPU. Untried: no GPU was at hand."""
     width: Annotated[int, Between(1, 16384)] = 32
     """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
     depth: Annotated[int, Between(1, 256)] = 4
@@ -103,6 +106,8 @@ class VideoDiffusionSettings(WorldModelConfig):
     def check(self) -> None:
         if self.image_size is not None and not all(8 <= side <= 4096 for side in self.image_size):
             raise UserError(f"world_model.image_size is {self.image_size}; both sides must be from 8 to 4096 pixels.")
+        if self.cuda_graphs and not self.compile:
+            raise UserError("world_model.cuda_graphs needs world_model.compile, which is off.")
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
         if self.student_steps and self.sampling_steps % self.student_steps:

@@ -307,7 +307,8 @@ class VideoDiffusionModel(nn.Module):
         if self.student is not None:
             denoiser, steps = self.student, settings.student_steps
         compiles = settings.compile and as_usual and noise.device.type != "meta"
-        known = self.known(memory, chunk_BKD, pose_BKP, Compiled(denoiser) if compiles else denoiser)
+        graphs = settings.cuda_graphs and noise.device.type == "cuda"
+        known = self.known(memory, chunk_BKD, pose_BKP, Compiled(denoiser, graphs) if compiles else denoiser)
         sampler = flow.euler_sample if settings.objective == "flow" else flow.ddim_sample
         return sampler(lambda noisy, t_B: self.predict(noisy, t_B, known), noise, steps)
 
@@ -317,7 +318,9 @@ class VideoDiffusionModel(nn.Module):
     # Files
 
     def save_pretrained(self, folder: Path) -> None:
-        settings = replace(self.config.settings, compile=False)  # which other machines may not be able to
+        settings = replace(
+            self.config.settings, compile=False, cuda_graphs=False
+        )  # which other machines may not be able to
         save_module(folder, self, replace(self.config, settings=settings))
 
     @classmethod
