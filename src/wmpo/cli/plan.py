@@ -82,7 +82,8 @@ class PlanCommand:
         spec = env.spec
         env.close()
         check_horizon(self.recipe.policy.chunk, spec)
-        needs = plan(self.recipe, spec)
+        with Console(stderr=True).status("Going through a step of each stage, a minute for large networks"):
+            needs = plan(self.recipe, spec)
         tflops = self.tflops if device is None else matmul_gflops(torch.float32, device=device) / 1000
 
         verdicts = {need.stage: fitting(need, 1e9 * self.gpu_memory, self.gpus) for need in needs}
@@ -107,6 +108,7 @@ class PlanCommand:
             sharing = [need for need in needs if need.shared]
             console.print(self.by_gpus("GB in all, with fsdp,", sharing, lambda need, n: need.total_of(n) / 1e9))
         console.print(time)
+        console.print("steps: each part of a batch (accumulate, shards) is one.")
         if sketched:
             console.print(
                 f"policy.pretrained is empty: a {self.recipe.policy.family} of its published size is planned."
