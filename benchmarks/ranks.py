@@ -138,6 +138,7 @@ def main() -> None:
             print(json.dumps(found))
         ranks.end()
         return
+    facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": os.getloadavg()[0]}
     turns = [(measured(1), measured(options.processes)) for _ in range(options.repeats)]
     rows = []
     for name in turns[0][0]:
@@ -150,7 +151,6 @@ def main() -> None:
             row = {"one_process": round(one, 2), "several": round(several, 2), "ratio": round(one / several, 2)}
             rows.append({"work": name, "counted": what, **row, "aim_for_two": AIM})
     if options.out is not None:
-        facts = {"commit": commit(), "machine": to_plain(this_machine()), "load": os.getloadavg()[0]}
         write_json(options.out, {**facts, "processes": options.processes, "turns": len(turns), "ranks": rows})
 
 

@@ -11,6 +11,8 @@ from experiments.cells import CellResult
 from experiments.pairs import (
     Group,
     Pair,
+    at,
+    by_task,
     contrasted,
     first_of_each_seed,
     gain,
@@ -19,13 +21,14 @@ from experiments.pairs import (
     groups,
     mean_of,
     over_base,
+    places,
     tasks_of,
 )
-from experiments.statistics import pearson
+from experiments.statistics import difference_of_shares, pearson
 from experiments.tables import Plots, format_budget, format_places, format_seeds, table
 from experiments.trust import Exploited, gaps_of, known_in_both, worlds
 from wmpo.report.results import BASE, PolicyResult
-from wmpo.report.statistics import Interval, wilson_interval
+from wmpo.report.statistics import wilson_interval
 from wmpo.report.words import number, points
 
 Row = tuple[str, str, str]
@@ -74,16 +77,17 @@ def gains(results: Sequence[CellResult]) -> Iterator[Row]:
         pairs = over_base(own)
         if not pairs:
             continue
-        gained = gain(pairs)
+        gained, tasks, tried = gain(pairs), tasks_of(results), by_task(pairs)
+        some = "" if len(tried) == len(tasks) else f", on {len(tried)} of {len(tasks)} tasks"
         enough = 100 * gained.value >= asked.least
         further = f"; {asked.aim:g}: {said(100 * gained.value >= asked.aim)}" if enough else ""
         yield (
             f"P = {budget}: {asked.least:g} points over the base, or even {asked.aim:g}",
             f"{points(gained)} on {format_places(pairs)}",
-            f"{said(enough)}{further}",
+            f"{said(enough)}{further}{some}",
         )
         later = gain_within(pairs, LATER)
-        yield f"P = {budget}: a gain within {LATER:g} horizons, too", points(later), said(later.low > 0)
+        yield f"P = {budget}: a gain within {LATER:g} horizons, too", points(later), f"{said(later.low > 0)}{some}"
         others: list[tuple[str, Group]] = [(label, (label, budget)) for label in asked.above]
         for label, group in [*others, *fewer(found, ours, budget)]:
             if more := contrasted(own, found.get(group, [])):
@@ -100,7 +104,7 @@ def difference(pairs: Sequence[Pair]) -> tuple[str, str]:
     states, seeds = gain(pairs), gain_over_seeds(pairs)
     several = math.isfinite(seeds.low)
     over_seeds = f"; over seeds {format_seeds(seeds)}" if several else ""
-    doubt = "over states, not over seeds" if several else "over states, of one seed"
+    doubt = "over states, not over seeds" if several else "over states; too few seeds"
     sure = "no" if states.low <= 0 else "yes" if several and seeds.low > 0 else doubt
     return f"{points(states)}{over_seeds} on {format_places(pairs)}", sure
 
@@ -116,7 +120,7 @@ def recovered(results: Sequence[CellResult]) -> Iterator[Row]:
         parts, better = [], 0
         for task in tasks_of(own):
             mine = [result for result in own if result.task == task]
-            beside = [result for result in found.get((other, min(budgets)), []) if result.task == task]
+            beside = at(found.get((other, min(budgets)), []), places(mine))
             its = [r.policies[r.final] for r in beside] or [r.policies[BASE] for r in first_of_each_seed(mine)]
             if other != "Base" and not beside:
                 continue
@@ -127,7 +131,8 @@ def recovered(results: Sequence[CellResult]) -> Iterator[Row]:
                 better += more.low > 0
         if parts:
             asked = (
-                f"Disturbed or failed first attempts that succeed: more than {other}, beyond chance, on {TASKS} tasks"
+                f"P = {min(budgets)}: success after a failed or disturbed first attempt more often than {other}, "
+                f"beyond chance, on {TASKS} tasks"
             )
             yield asked, "; ".join(parts), said(better >= TASKS)
 
@@ -135,14 +140,6 @@ def recovered(results: Sequence[CellResult]) -> Iterator[Row]:
 def recovering(policies: Sequence[PolicyResult]) -> list[int]:
     """0 or 1 for each episode that went wrong at first."""
     return [hit for policy in policies for hit in policy.recoveries()]
-
-
-def difference_of_shares(first: Interval, second: Interval) -> Interval:
-    """The second minus the first, of independent episodes, with Newcombe's hybrid score interval (1998)."""
-    value = second.value - first.value
-    below = math.hypot(second.value - second.low, first.high - first.value)
-    above = math.hypot(second.high - second.value, first.value - first.low)
-    return Interval(value, value - below, value + above)
 
 
 def trusted(results: Sequence[CellResult]) -> Iterator[Row]:
@@ -159,9 +156,10 @@ def trusted(results: Sequence[CellResult]) -> Iterator[Row]:
         )
     for (label, budget), cells in groups(known_in_both(results)).items():
         if label == results[0].label and budget:
-            after = 100 * Exploited.of(cells).after
-            asked = f"P = {format_budget(budget)}: imagined minus real success at the end, {GAP:g} points at most"
-            yield asked, number(after), said(abs(after) <= GAP)
+            apart = {task: 100 * Exploited.of([r for r in cells if r.task == task]).after for task in tasks_of(cells)}
+            asked = f"P = {budget}: imagined minus real success at the end {GAP:g} points at most, either way"
+            told = "; ".join(f"{task} {number(gap)}" for task, gap in apart.items())
+            yield asked, told, said(all(abs(gap) <= GAP for gap in apart.values()))
     for (label, budget), cells in groups(results).items():
         judged = [result for result in cells if result.reward is not None and result.agreement is not None]
         if label == results[0].label and budget and judged:
@@ -178,9 +176,10 @@ def judgement(budget: str, results: Sequence[CellResult]) -> Iterator[Row]:
     yield f"P = {budget}: F1 of verdicts on real video {F1:g}", number(real, 3), said(real >= F1)
     yield f"P = {budget}: F1 in the dream {IMAGINED_F1:g}", number(imagined, 3), said(imagined >= IMAGINED_F1)
     yield (
-        f"P = {budget}: thresholds within {low:g} and {high:g}",
+        f"P = {budget}: thresholds of the reward model within {low:g} and {high:g}",
         f"{number(min(thresholds), 2)} to {number(max(thresholds), 2)}",
         said(low <= min(thresholds) and max(thresholds) <= high),
     )
-    asked = f"P = {budget}: two dreams that differ tell wrong verdicts, AUROC {AUROC:g}"
-    yield asked, number(doubted, 2), said(doubted >= AUROC)
+    if not math.isnan(doubted):
+        asked = f"P = {budget}: disagreement of two dreams predicts wrong verdicts, AUROC {AUROC:g}"
+        yield asked, number(doubted, 2), said(doubted >= AUROC)

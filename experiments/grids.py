@@ -64,6 +64,7 @@ ALONE = Arm(
     seeds=(0, 1),
     budgets=(128,),
 )
+ALONE_FROM_NOTHING = replace(ALONE, seeds=(0,), budgets=(0,), tasks=("place",))
 SHUFFLED = Arm(
     "Rewards shuffled",
     changes={"grpo.shuffle_rewards": True},
@@ -83,7 +84,7 @@ SMOKE_SETTINGS = BaselineConfig(
 
 def all_levels(steps: int) -> dict[str, Any]:
     """The dream is trained at all noise levels and takes so many sampling steps; where they are many it is compiled,
-    which saves a third of the hours that practice takes then."""
+    which saves some of the hours that practice takes then."""
     compiled = {"world_model.compile": True} if steps > 8 else {}
     return {"world_model.training_timesteps": "all", "world_model.sampling_steps": steps, **compiled}
 
@@ -197,6 +198,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         arms=(
             *AT_EQUAL_COST,
             ALONE,
+            ALONE_FROM_NOTHING,
             SHUFFLED,
             UPPER,
             replace(UPPER, label="Unlimited GRPO, 20 iterations", changes={"grpo.lr": 3e-4}, settings=SHORT),

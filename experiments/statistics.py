@@ -44,3 +44,11 @@ def spearman(x_N: ArrayLike, y_N: ArrayLike) -> float:
     """Rank correlation in [-1, 1], ties sharing their mean rank; NaN as in `pearson`."""
     x, y = paired(x_N, y_N)
     return pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y)).value
+
+
+def difference_of_shares(first: Interval, second: Interval) -> Interval:
+    """The second minus the first, of independent episodes, with Newcombe's hybrid score interval (1998)."""
+    value = second.value - first.value
+    below = math.hypot(second.value - second.low, first.high - first.value)
+    above = math.hypot(second.high - second.value, first.value - first.low)
+    return Interval(value, value - below, value + above)

@@ -98,6 +98,13 @@ def test_what_a_graph_writes_over_is_kept(name: str, monkeypatch: pytest.MonkeyP
     pairs = [pair for parts in zip(found, wanted, strict=True) for pair in zip(*parts, strict=True)]
     assert pairs and all(torch.equal(kept, right) for kept, right in pairs)
     assert not torch.equal(found[0][0], found[1][0])
+    asked: list[Any] = []
+    watching = plain.denoiser.register_forward_pre_hook(lambda denoiser, given: asked.append(given))
+    dream(plain)
+    watching.remove()
+    with torch.no_grad():
+        first, second = (quick(*given) for given in asked[:2])  # two denoising steps
+        assert torch.equal(first, plain.denoiser(*asked[0])) and not torch.equal(first, second)
 
 
 def test_graphs_need_a_compiled_denoiser() -> None:

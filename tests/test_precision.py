@@ -45,6 +45,16 @@ def test_the_denoiser_computes_as_its_setting_says(name: str, monkeypatch: pytes
         assert found == [{torch.float32}, {torch.bfloat16}, {half}]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "meta"])
+def test_a_networks_own_setting_counts_in_any_training(kind: str) -> None:
+    device = torch.device(kind)
+    x = torch.ones(2, 2, device=device)
+    with precision.computing_in("bfloat16", device):
+        with precision.computing_in("float32", device):
+            assert not torch.is_autocast_enabled("cpu") and (x @ x).dtype == torch.float32
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with matrix tiles, and a GPU of 2020 or later."""
     fast = precision.bfloat16_is_faster.__wrapped__

@@ -20,6 +20,9 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
         return torch.autocast("cpu", torch.bfloat16)
     if half and torch.amp.is_autocast_available(device.type):  # not without numbers, on "meta"
         return torch.autocast(device.type, torch.bfloat16)
+    kind = "cpu" if device.type == "meta" else device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)  # what is asked for here counts, whatever a training is set to
     return nullcontext()
 
 

@@ -318,7 +318,7 @@ def _join(ray: Any, address: str, cores: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, object] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
     host, colon, port = address.rpartition(":")
-    reachable = host and colon and port.isdigit() and 0 < int(port) < 2**16 and "/" not in host
+    reachable = host and colon and port.isdecimal() and 0 < int(port) < 2**16 and "/" not in host
     if not (own or address == "auto" or reachable):
         raise UserError(
             f"--ray is {address!r}: give local, auto, or HOST:PORT of a cluster that `ray start` has started."

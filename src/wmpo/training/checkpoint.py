@@ -63,12 +63,13 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     return tensors, facts if isinstance(facts, dict) else {}
 
 
-def load_rows(paths: Sequence[Path], rows: Mapping[str, range]) -> dict[str, Tensor]:
-    """Tensors that lie in several files, some rows of each in every one; of those in `rows` only these are read."""
+def load_rows(paths: Sequence[Path], rows: Mapping[str, range], advice: str = "") -> dict[str, Tensor]:
+    """Tensors that lie in several files, some rows of each in every one; of those in `rows` only these are read.
+    `advice`: see `opened`."""
     parts: dict[str, list[Tensor]] = {}
     before: Counter[str] = Counter()
     for path in paths:
-        with opened(path) as file:
+        with opened(path, advice=advice) as file:
             for name in file.keys():  # noqa: SIM118
                 piece = file.get_slice(name)
                 here = range(before[name], before[name] + piece.get_shape()[0])
@@ -80,20 +81,22 @@ def load_rows(paths: Sequence[Path], rows: Mapping[str, range]) -> dict[str, Ten
 
 
 @contextmanager
-def opened(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
-    """A safetensors file, to read from. Raises UserError for what is none."""
+def opened(path: Path, device: torch.device | str = "cpu", advice: str = "") -> Iterator[Any]:
+    """A safetensors file, to read from. Raises UserError for what is none; `advice`: what is to be done then."""
     try:
         with path.open("rb"):
             pass  # whether it is there and may be read, which safetensors doesn't say
         with safe_open(path, framework="pt", device=str(device)) as file:
             yield file
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} does not exist; train first, or give the folder of a finished run.") from None
+        how = advice or "train first, or give the folder of a finished run"
+        raise UserError(f"{path} does not exist; {how}.") from None
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}.") from None
+        how = f"; {advice}" if advice else ""
+        raise UserError(f"{path} can't be read: {error.strerror or first_line(error)}{how}.") from None
     except (SafetensorError, ValueError, RecursionError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path} is truncated or no safetensors file ({reason}); delete it and run again.") from None
+        reason, how = first_line(error), advice or "delete it and run again"
+        raise UserError(f"{path} is truncated or no safetensors file ({reason}); {how}.") from None
 
 
 def first_line(error: Exception) -> str:

@@ -53,14 +53,8 @@ class Checkpoints:
             return {}, 0
         tensors, steps, count = self._read(self.checkpoint)
         own = {name: tensors[name][some.start : some.stop] for name, some in rows.items() if name in tensors}
-        try:
-            shared = load_rows(self._shares(steps, count), rows)
-        except UserError as error:  # whose advice, to delete that file, would leave the others of no use
-            what = str(error).partition(";")[0].rstrip(".")
-            raise UserError(
-                f"{what}, but {self.checkpoint} goes with it: restore it, or delete {self.checkpoint}, and the same "
-                "command begins this training anew."
-            ) from error
+        anew = f"restore it, or delete {self.checkpoint}, and the same command begins this training anew"
+        shared = load_rows(self._shares(steps, count), rows, anew)
         return {**tensors, **own, **shared}, steps
 
     def is_due(self, seconds: float = 0.0) -> bool:

@@ -69,11 +69,11 @@ class VideoDiffusionSettings(WorldModelConfig):
     and end as they would together, but for rounding."""
     compile: Annotated[bool, FREE] = False
     """The denoiser that imagines is compiled (torch.compile), anew in each process: a minute or more, which a C++
-    compiler must be there for; then it is faster, and ends as it would have, but for rounding. Training stays as it
-    is."""
+    compiler must be there for; then a U-Net is faster on a CPU, and ends as it would have, but for rounding. Training
+    stays as it is."""
     cuda_graphs: Annotated[bool, FREE] = False
     """On a GPU what the compiled denoiser launches is recorded once, and launched as one: a small network then waits
-    less for Python, and takes more memory. Needs `compile`; does nothing on a CPU. Untried: no GPU was at hand."""
+    less for Python, and takes more memory. Needs `compile`; does nothing on a CPU. Not tested on a GPU."""
     width: Annotated[int, Between(1, 16384)] = 32
     """Channels of the U-Net's fine level (the coarse one has four times as many), or width of the transformer."""
     depth: Annotated[int, Between(1, 256)] = 4
