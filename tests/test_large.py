@@ -13,8 +13,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_map_only
 
 from wmpo.cli import planning
 from wmpo.cli.planning import plan
@@ -55,9 +57,23 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
+def as_on_a_gpu(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Where products are in bfloat16, a GPU computes norms in float32, as plans count them; a CPU would not."""
+
+    def whole(*given: Any, **named: Any) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            given, named = tree_map_only(Tensor, Tensor.float, (given, named))
+        return norm(*given, **named)
+
+    return whole
+
+
+NORMS = {name: as_on_a_gpu(getattr(F, name)) for name in ("layer_norm", "group_norm")}
+
+
 def measured(mode: AbstractContextManager[Any], work: Callable[[], object], networks: Any = ()) -> SimpleNamespace:
     """Bytes allocated and not yet freed at the fullest moment, by torch's profiler."""
-    with mode:
+    with mode, patch.multiple(F, **NORMS):
         work()  # what is made once and kept
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             work()
