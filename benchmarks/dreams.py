@@ -103,7 +103,8 @@ def measured(
     torch.manual_seed(0)
     times: list[float] = []
     taken = steps.done(device, times, torch.no_grad(), imagine(build(device), spec, rows, device))
-    for name, graphs in (("compiled", False), ("graphs", True))[: compiled + (compiled and device.type == "cuda")]:
+    ways = {"compiled": False, "graphs": True} if device.type == "cuda" else {"compiled": False}
+    for name, graphs in ways.items() if compiled else ():
         quick = build(device, replace(config, compile=True, cuda_graphs=graphs))
         steps.done(device, times, torch.no_grad(), imagine(quick, spec, rows, device))
         row |= {f"{name}_seconds": round(times[-1], 4), f"{name}_ratio": round(times[0] / times[-1], 2)}

@@ -14,7 +14,6 @@ from experiments.pairs import (
     at,
     by_task,
     contrasted,
-    first_of_each_seed,
     gain,
     gain_over_seeds,
     gain_within,
@@ -120,10 +119,10 @@ def recovered(results: Sequence[CellResult]) -> Iterator[Row]:
         parts, better = [], 0
         for task in tasks_of(own):
             mine = [result for result in own if result.task == task]
-            beside = at(found.get((other, min(budgets)), []), places(mine))
-            its = [r.policies[r.final] for r in beside] or [r.policies[BASE] for r in first_of_each_seed(mine)]
-            if other != "Base" and not beside:
-                continue
+            if other == "Base":
+                its = [result.policies[BASE] for result in mine]
+            else:
+                its = [r.policies[r.final] for r in at(found.get((other, min(budgets)), []), places(mine))]
             shares = recovering(its), recovering([r.policies[r.final] for r in mine])
             if all(shares):
                 more = difference_of_shares(*(wilson_interval(sum(hits), len(hits)) for hits in shares))

@@ -178,7 +178,7 @@ def dreams_tables(path: Path, cells: Path) -> str:
 
 
 def ratio_tables(speeds: Path) -> str:
-    """For docs/speed.md: one way beside another, measured in turns; then memory of processes that share a training."""
+    """For docs/speed.md: one way beside another; then memory of processes that share a training."""
     ranks, compiled, latents, fsdp = (
         read_json(speeds / f"{name}.json") for name in ("ranks", "compiled", "latents", "fsdp")
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from test_video_diffusion import SMALL, batch, build
+from wmpo.errors import UserError
 from wmpo.nn import precision
 from wmpo.types import Observation
 from wmpo.world_models.settings import VideoDiffusionSettings
@@ -43,6 +44,14 @@ def test_the_denoiser_computes_as_its_setting_says(name: str, monkeypatch: pytes
         found = [computed_in(replace(KINDS[name], precision=one)) for one in ("float32", "bfloat16", "auto")]
         half = torch.bfloat16 if faster else torch.float32
         assert found == [{torch.float32}, {torch.bfloat16}, {half}]
+
+
+@pytest.mark.parametrize("name", ["fit", "align", "distil"])
+def test_a_denoisers_training_is_not_set_beside_it(name: str) -> None:
+    own = replace(getattr(SMALL, name), precision="bfloat16")
+    with pytest.raises(UserError, match=rf"^world_model\.{name}\.precision is bfloat16: set world_model\.precision"):
+        replace(SMALL, **{name: own}).check()
+    replace(SMALL, kinematics_fit=replace(SMALL.kinematics_fit, precision="bfloat16")).check()
 
 
 @pytest.mark.parametrize("kind", ["cpu", "meta"])

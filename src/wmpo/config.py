@@ -54,7 +54,7 @@ class FitConfig:
     state (docs/cluster.md): less memory, and changes what is learned by nothing but rounding."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Arithmetic of forward and backward pass; weights, their average and the optimiser's state are float32 either way.
-    auto: bfloat16 where the machine has units for it. A denoiser has `world_model.precision`, for its dreams too."""
+    auto: bfloat16 where the machine has units for it. A denoiser goes by `world_model.precision`."""
     lr: Annotated[float, Between(1e-12, 100)] = 1e-3
     """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
     warmup: Annotated[int, Between(0, 100000000)] = 50

@@ -94,13 +94,13 @@ class PlanCommand:
         memory.add_column(f"{self.gpu_memory:g} GB", overflow="fold")  # advice may take several lines
         time = Table(title=f"{self.recipe.name}: arithmetic, and hours at {tflops:.3g} TFLOP/s", title_justify="left")
         time.add_column("stage", no_wrap=True)
-        for head in ("parameters,\nmillions", "TFLOP\na step", "steps", "PFLOP\nin all", "hours"):
+        for head in ("parameters", "TFLOP\na step", "steps", "PFLOP\nin all", "hours"):
             time.add_column(head, justify="right", no_wrap=True)
         for need in needs:
             sizes = [f"{size / 1e9:.3f}" for size in (need.weights, need.training, need.activations, need.total)]
             memory.add_row(need.stage, *sizes, verdicts[need.stage])
             work = (figure(need.flop / 1e12, 3), f"{need.steps:,.0f}", figure(need.steps * need.flop / 1e15, 3))
-            time.add_row(need.stage, figure(need.parameters / 1e6, 2), *work, figure(need.hours(tflops), 2))
+            time.add_row(need.stage, f"{figure(need.parameters / 1e6, 2)} M", *work, figure(need.hours(tflops), 2))
         console = Console()
         console.print(memory)
         console.print("training: gradients and the optimiser's state; in all: with a margin for what allocators waste.")

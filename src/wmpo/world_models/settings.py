@@ -108,6 +108,11 @@ class VideoDiffusionSettings(WorldModelConfig):
             raise UserError(f"world_model.image_size is {self.image_size}; both sides must be from 8 to 4096 pixels.")
         if self.cuda_graphs and not self.compile:
             raise UserError("world_model.cuda_graphs needs world_model.compile, which is off.")
+        for name in ("fit", "align", "distil"):  # those of the denoiser, which would go by its own setting
+            if (asked := getattr(self, name).precision) != "float32":
+                raise UserError(
+                    f"world_model.{name}.precision is {asked}: set world_model.precision, the denoiser's, in its place."
+                )
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
         if self.student_steps and self.sampling_steps % self.student_steps:

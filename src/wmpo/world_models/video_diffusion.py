@@ -318,9 +318,8 @@ class VideoDiffusionModel(nn.Module):
     # Files
 
     def save_pretrained(self, folder: Path) -> None:
-        settings = replace(
-            self.config.settings, compile=False, cuda_graphs=False
-        )  # which other machines may not be able to
+        # other machines may not be able to compile
+        settings = replace(self.config.settings, compile=False, cuda_graphs=False)
         save_module(folder, self, replace(self.config, settings=settings))
 
     @classmethod
