@@ -164,10 +164,14 @@ class Experiment:
 def recipe_for(task: str, smoke: bool) -> Recipe:
     """A task's recipe without the control; a cell simulates in its own process, since cells run side by side.
 
-    `task` is one of the tabletop, or SUITE-NUMBER of LIBERO, as in libero_spatial-2.
+    `task` is one of the tabletop, SUITE-NUMBER of LIBERO, as in libero_spatial-2, or one of MetaWorld's.
     """
     suite, _, number = task.rpartition("-")
-    if suite in SUITES:
+    theirs = [recipe for recipe in RECIPES.values() if (recipe.env.family, recipe.env.task) == ("metaworld", task)]
+    if theirs:
+        recipe, own = theirs[0], {}
+        recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if smoke else recipe
+    elif suite in SUITES:
         recipe, own = RECIPES["libero"], {"suite": suite, "task": number}
         recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if smoke else recipe
     else:
@@ -377,6 +381,31 @@ EXPERIMENTS: dict[str, Experiment] = {
         sections=(
             answers.beside,
             tables.success,
+            tables.against,
+            tables.growth,
+            trust.exploitation,
+            trust.verdicts,
+            tables.dream_quality,
+            tables.cost,
+        ),
+        smoke_arms=1,
+    ),
+    "metaworld": Experiment(
+        title="MetaWorld",
+        about=(
+            "Does practice in imagination gain anything in MetaWorld, a Sawyer arm, on three of its tasks in which "
+            "something is grasped? The base imitates 30, 60 and 12 demonstrations of MetaWorld's own experts; it sees "
+            "64 pixels of one camera (the peg) or two. Episodes may last more than twice the median time that the base "
+            "takes where it succeeds. WMPO first imitates what filtered BC imitates, then practises in its dream."
+        ),
+        arms=(OURS, ONLINE, DPO, FILTERED),
+        tasks=("peg-insert-side-v3", "pick-place-v3", "bin-picking-v3"),
+        budgets=(128, 0),
+        seeds=(0,),
+        sections=(
+            answers.beside,
+            tables.success,
+            tables.success_against_steps,
             tables.against,
             tables.growth,
             trust.exploitation,

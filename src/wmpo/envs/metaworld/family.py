@@ -25,5 +25,5 @@ class MetaWorld:
         settings.check()
         if not settings.python:
             require_package("env.family is metaworld", "metaworld", "metaworld")
-        own = {"tasks": names_in(settings.task, TASKS), "faces": settings.faces}
+        own = {"tasks": names_in(settings.task, TASKS), "horizon": settings.horizon, "faces": settings.faces}
         return drawn_by_egl(settings, "wmpo.envs.metaworld.episode:MetaWorldEpisode", own)

@@ -98,6 +98,8 @@ class MetaWorldSettings(EnvConfig):
     """Height and width of each camera, in pixels."""
     state: bool = True
     """The policy feels the hand's position and opening too, and the dream imagines them."""
+    horizon: Annotated[int, Between(0, 10000)] = 0
+    """Longest episode, in actions; 0: the longest of its tasks, see `wmpo tasks metaworld`."""
     faces: Annotated[int, Between(0, 1000000)] = 1000
     """Meshes that are only seen are coarsened to about so many triangles each, which saves time of drawing; 0: as they
     come."""
