@@ -149,7 +149,8 @@ def test_episodes_too_short_for_the_student_are_told_before_any_training(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"student_steps": 3}, "must divide world_model.sampling_steps, 4"),
+        ({"student_steps": 3}, "must be less than world_model.sampling_steps, 4"),
+        ({"student_steps": 4}, "must be less than world_model.sampling_steps, 4"),
         ({"objective": "epsilon"}, "needs world_model.objective flow"),
     ],
 )

@@ -47,6 +47,12 @@ def test_diagnosis_of_this_machine(tmp_path: Path) -> None:
     assert "GFLOP/s" in found["Processor"].used
 
 
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = doctor.compiler()
+    assert "no-such-compiler" in found.found and "apt install g++" in found.get and found.status == "ok"
+
+
 def test_exit_status_and_a_check_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Finding:
         raise OSError("no such [thing]")

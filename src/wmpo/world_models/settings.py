@@ -115,10 +115,10 @@ class VideoDiffusionSettings(WorldModelConfig):
                 )
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
-        if self.student_steps and self.sampling_steps % self.student_steps:
+        if self.student_steps and (self.student_steps == self.sampling_steps or self.sampling_steps % self.student_steps):
             raise UserError(
-                f"world_model.student_steps is {self.student_steps}; it must divide world_model.sampling_steps, "
-                f"{self.sampling_steps}, the steps of its teacher."
+                f"world_model.student_steps is {self.student_steps}; it must be less than world_model.sampling_steps, "
+                f"{self.sampling_steps}, the steps of its teacher, and divide them."
             )
         if self.student_steps and self.objective != "flow":
             raise UserError("world_model.student_steps needs world_model.objective flow, not epsilon.")
