@@ -58,8 +58,8 @@ class VideoDiffusionSettings(WorldModelConfig):
     sampling_steps: Annotated[int, Between(1, 1000)] = 1
     """Euler steps per imagined chunk. [code 30]"""
     student_steps: Annotated[int, Between(0, 1000)] = 0
-    """Euler steps per chunk of a student, distilled from the denoiser, that imagines in its place; 0: no student. A
-    divisor of `sampling_steps`, those of its teacher. [paper: no]"""
+    """Euler steps per chunk of a student, distilled from the denoiser, that imagines in its place; 0: no student.
+    Fewer than `sampling_steps`, those of its teacher, and a divisor of them. [paper: no]"""
     distil: FitConfig = field(
         default_factory=lambda: FitConfig(optimizer="muon", steps=300, batch_size=32, cpu_shards=2, lr=1e-3, ema=0.98)
     )
@@ -115,10 +115,11 @@ class VideoDiffusionSettings(WorldModelConfig):
                 )
         unet = self.backbone == "unet"
         require_multiple("world_model.width", self.width, 8 if unet else math.lcm(4, 2 * self.heads))
-        if self.student_steps and (self.student_steps == self.sampling_steps or self.sampling_steps % self.student_steps):
+        taught, teacher = self.student_steps, self.sampling_steps
+        if taught and (taught == teacher or teacher % taught):
             raise UserError(
-                f"world_model.student_steps is {self.student_steps}; it must be less than world_model.sampling_steps, "
-                f"{self.sampling_steps}, the steps of its teacher, and divide them."
+                f"world_model.student_steps is {taught}; it must be less than world_model.sampling_steps, {teacher}, "
+                "the steps of its teacher, and divide them."
             )
         if self.student_steps and self.objective != "flow":
             raise UserError("world_model.student_steps needs world_model.objective flow, not epsilon.")
