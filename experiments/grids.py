@@ -394,9 +394,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="MetaWorld",
         about=(
             "Does practice in imagination gain anything in MetaWorld, a Sawyer arm, on three of its tasks in which "
-            "something is grasped? The base imitates 30, 60 and 12 demonstrations of MetaWorld's own experts; it sees "
-            "64 pixels of one camera (the peg) or two. Episodes may last more than twice the median time that the base "
-            "takes where it succeeds. WMPO first imitates what filtered BC imitates, then practises in its dream."
+            "something is grasped? The base imitates 40, 60 and 12 demonstrations of MetaWorld's own experts; it sees "
+            "64 pixels of two cameras. Episodes may last more than twice the median time that the base takes where it "
+            "succeeds. WMPO first imitates what filtered BC imitates, then practises in its dream."
         ),
         arms=(OURS, ONLINE, DPO, FILTERED),
         tasks=("peg-insert-side-v3", "pick-place-v3", "bin-picking-v3"),

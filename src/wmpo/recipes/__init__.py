@@ -30,7 +30,7 @@ ABOUT: dict[str, str] = {
     "sentences": "Place the red or the blue block, as the sentence says: one policy, one dream.",
     "smoke": "All stages of push, tiny: shows within minutes that everything works, learns nothing much.",
     "libero": "A task of LIBERO, a Panda arm seen by one camera: two cores in an hour; needs wmpo[libero].",
-    "metaworld": "Insert a peg into the side of a box, in MetaWorld: two cores in an hour; needs metaworld.",
+    "metaworld": "Insert a peg into the side of a box, in MetaWorld, seen by two cameras: docs/metaworld.md.",
     "metaworld-pick-place": "Carry a puck to a place in the air, in MetaWorld, seen by two cameras.",
     "metaworld-bin-picking": "Move a cube from one bin to the other, in MetaWorld, seen by two cameras.",
     "large-24gb": "place at 256 pixels by a SmolVLA of yours, for one GPU of 24 GB or many.",

@@ -9,13 +9,14 @@ from wmpo.config import DemonstrationConfig, Recipe
 from wmpo.envs.metaworld.settings import MetaWorldSettings
 from wmpo.recipes.tabletop import POLICY, PRACTICE
 
+# The front camera shows a puck as a single pixel; two that move with the hand show what it holds. The first one judges.
+CLOSE = ("behind", "wrist")
 SHORT = replace(POLICY, fit=replace(POLICY.fit, steps=300))
-CLOSE = ("behind", "wrist")  # a puck is a single pixel for the front camera
 
 PEG = Recipe(
     name="metaworld",
-    env=MetaWorldSettings(task="peg-insert-side-v3", horizon=48),
-    demonstrations=DemonstrationConfig(episodes=30),
+    env=MetaWorldSettings(task="peg-insert-side-v3", cameras=("wrist", "front"), horizon=48),
+    demonstrations=DemonstrationConfig(episodes=40),
     policy=SHORT,
     grpo=PRACTICE,
 )
