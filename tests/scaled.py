@@ -81,7 +81,7 @@ def scaled(name: str, published: Path) -> Recipe:
         world_model=replace(
             world, width=96, depth=3, heads=4, sampling_steps=2, codec_width=16, codec_rows=16, imagined_rows=2,
             kinematics_fit=few(world.kinematics_fit, 1), codec_fit=few(world.codec_fit, 1), fit=few(world.fit),
-            align=few(world.align), compile=name == "paper",  # building takes minutes, and is alike for all
+            align=few(world.align),
         ),
         reward=replace(
             reward, width=64, depth=3, heads=2, image_size=PIXELS, threshold="half", fit=few(reward.fit)

@@ -103,12 +103,11 @@ def test_a_small_copy_takes_what_is_planned(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @PRESETS
 def test_two_processes_go_through_a_small_copy(name: str, tmp_path: Path) -> None:
-    """They share the weights of every training, and compile their dreams, one of them for all."""
+    """They share the weights of every training, and compile their dreams."""
     publish(name, spec_of(name, 64), tmp_path / "published")
     done = torchrun(2, str(ROOT / "tests" / "scaled.py"), str(tmp_path), name, timeout=1800)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["recipe"]["world_model"]["fit"]["fsdp"]
-    assert result["recipe"]["world_model"]["compile"] == (name == "paper")
+    assert result["recipe"]["world_model"]["fit"]["fsdp"] and result["recipe"]["world_model"]["compile"]
     base, practised = (weights(tmp_path / "run" / "policies" / name) for name in ("base", "wmpo-1"))
     assert base.keys() == practised.keys() and any(not torch.equal(base[name], practised[name]) for name in base)
