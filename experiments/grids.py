@@ -73,6 +73,14 @@ SHUFFLED = Arm(
     tasks=("place", "stack"),  # on insert the true rewards gain nothing either
 )
 AT_EQUAL_COST = (OURS, ONLINE, DPO, FILTERED, MORE)
+COMPARED = (
+    tables.against,
+    tables.growth,
+    trust.exploitation,
+    trust.verdicts,
+    tables.dream_quality,
+    tables.cost,
+)  # what pages of others' worlds show besides
 SHORT = {"upper_iterations": GRPOConfig().iterations}  # as practice in imagination
 SMOKE_SETTINGS = BaselineConfig(
     online=GRPOConfig(groups=2, group_size=4, ema=0.0),
@@ -170,13 +178,13 @@ def recipe_for(task: str, smoke: bool) -> Recipe:
     theirs = [recipe for recipe in RECIPES.values() if (recipe.env.family, recipe.env.task) == ("metaworld", task)]
     if theirs:
         recipe, own = theirs[0], {}
-        recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if smoke else recipe
     elif suite in SUITES:
         recipe, own = RECIPES["libero"], {"suite": suite, "task": number}
-        recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if smoke else recipe
     else:
-        recipe = SMOKE if smoke else RECIPES.get(task, RECIPES["sentences" if "+" in task else "push"])
-        own = {"task": task}
+        recipe, own = RECIPES.get(task, RECIPES["sentences" if "+" in task else "push"]), {"task": task}
+    if smoke:
+        elsewhere = recipe.env.family != SMOKE.env.family
+        recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if elsewhere else SMOKE
     return replace(recipe, control=False, env=replace(recipe.env, workers=0, **own))
 
 
@@ -378,16 +386,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         tasks=("libero_spatial-2", "libero_object-7"),
         budgets=(128, 0),
         seeds=(0,),
-        sections=(
-            answers.beside,
-            tables.success,
-            tables.against,
-            tables.growth,
-            trust.exploitation,
-            trust.verdicts,
-            tables.dream_quality,
-            tables.cost,
-        ),
+        sections=(answers.beside, tables.success, *COMPARED),
         smoke_arms=1,
     ),
     "metaworld": Experiment(
@@ -402,17 +401,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         tasks=("peg-insert-side-v3", "pick-place-v3", "bin-picking-v3"),
         budgets=(128, 0),
         seeds=(0,),
-        sections=(
-            answers.beside,
-            tables.success,
-            tables.success_against_steps,
-            tables.against,
-            tables.growth,
-            trust.exploitation,
-            trust.verdicts,
-            tables.dream_quality,
-            tables.cost,
-        ),
+        sections=(answers.beside, tables.success, tables.success_against_steps, *COMPARED),
         smoke_arms=1,
     ),
 }
