@@ -13,7 +13,7 @@ import torch
 
 from episodes_by_hand import SPEC, make_episode, make_store
 from wmpo import algorithm
-from wmpo.algorithm import fell, optimise, practise_in_dream, save_policy
+from wmpo.algorithm import optimise, practise_in_dream, save_policy
 from wmpo.config import (
     CollectConfig,
     DemonstrationConfig,
@@ -36,6 +36,7 @@ from wmpo.policies.settings import MiniVLASettings
 from wmpo.report.statistics import fisher_exact
 from wmpo.rewards import load_reward_model
 from wmpo.rewards.settings import ConvSettings
+from wmpo.rounds import fell
 from wmpo.run import Run
 from wmpo.training.log import read_metrics
 from wmpo.types import Observation
@@ -81,6 +82,7 @@ def test_a_fall_is_one_beyond_chance(stage: Callable[..., Run]) -> None:
     assert not fell(stage((0, 0), (0, 0)), 2)  # without rollouts nothing is known
 
 
+@pytest.mark.parametrize("from_base", [False, True])
 @pytest.mark.parametrize(
     ("hits", "ends", "with_"),
     [
@@ -89,30 +91,37 @@ def test_a_fall_is_one_beyond_chance(stage: Callable[..., Run]) -> None:
         ([15, 18, 5], 3, "wmpo-1"),
     ],
 )
-def test_practice_that_did_harm_is_undone(
-    hits: list[int], ends: int, with_: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rounds_go_on_and_practice_that_did_harm_is_undone(
+    hits: list[int], ends: int, with_: str | None, from_base: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated: list[str] = []
-    practised: list[str] = []
+    practised: dict[str, float] = {}  # what practice makes -> how far from the base it has begun
+    tried: list[float] = []  # the same of the policies that collected
     with closing(make_env(SETTINGS)) as env:
         base = MiniVLA.build(MiniVLASettings(width=8, hidden=16), env.spec)
     spec = base.config  # only to name what the pictures are of
     assert spec is not None
+
+    zero = next(base.parameters()).detach().clone()
+
+    def moved(policy: Any) -> float:
+        return round(float((next(policy.parameters()).detach() - zero).mean()))
 
     def imitate(run: Run) -> Any:
         save_policy(run, base, "base")
         return base
 
     def collect(run: Run, policy: Any, turn: int) -> None:
+        tried.append(moved(policy))
         run.store.append([
             replace(make_episode(i, 4, (4,) if i < hits[turn - 1] else (), run.env.spec, f"round-{turn}"))
             for i in range(20)
         ])  # fmt: skip
 
     def practise(run: Run, policy: Any, world: Any, reward: Any, turn: int, name: str, cfg: Any, save_as: str) -> Any:
-        practised.append(save_as)
+        practised[save_as] = moved(policy)
         with torch.no_grad():
-            next(policy.parameters()).add_(1.0)
+            next(policy.parameters()).add_(float(turn))
         save_policy(run, policy, save_as)
         return policy
 
@@ -124,11 +133,15 @@ def test_practice_that_did_harm_is_undone(
     }.items():  # fmt: skip
         monkeypatch.setattr(algorithm, name, stand_in)
     alone = SelfImitationConfig(steps=0)
-    recipe = Recipe(env=SETTINGS, device="cpu", rounds=3, control=False, self_imitation=alone)
+    recipe = Recipe(
+        env=SETTINGS, device="cpu", rounds=3, rounds_from_base=from_base, control=False, self_imitation=alone
+    )
     with open_run(recipe, tmp_path / "run", quiet=True) as run:
         policy, world = optimise(run)  # type: ignore[misc]
         folder = run.folder / "policies"
-    assert practised == [f"wmpo-{turn}" for turn in range(1, ends + (with_ is None))]
+    begun, collected = ([0, 0, 0], [0, 1, 2]) if from_base else ([0, 1, 3], [0, 1, 3])
+    assert practised == {f"wmpo-{turn}": begun[turn - 1] for turn in range(1, ends + (with_ is None))}
+    assert tried == collected[:ends]
     assert evaluated == ["base", *(f"wmpo-{turn}" for turn in range(1, ends + 1))]
     assert world == len(practised)  # the last dream that there is
     saved = load_policy(folder / f"wmpo-{ends}")

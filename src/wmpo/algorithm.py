@@ -36,12 +36,12 @@ from wmpo.first_frames import fresh_first_frames, keyframes, stored_first_frames
 from wmpo.grpo import frozen_copy, practise
 from wmpo.imagination import ImaginedEnv
 from wmpo.own_demonstrations import take_demonstrations
-from wmpo.policies import build_policy, load_policy, match_actions
+from wmpo.policies import build_policy, match_actions
 from wmpo.protocols import Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcome_of
 from wmpo.report.results import BASE, IMITATED, RunResult
-from wmpo.report.statistics import fisher_exact
 from wmpo.rollout import rollout
+from wmpo.rounds import begin_round, fell, policy_before
 from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_shown, once, tried_until
 from wmpo.success import SuccessData, learn_success, to_judge
 from wmpo.training.checkpoint import digest_of
@@ -67,6 +67,7 @@ def optimise(run: Run) -> RunResult:
             break
         world_model = model_the_world(run, turn)  # failures included: behaviour alignment
         reward_model = model_success(run, policy, world_model, turn)
+        policy = begin_round(run, policy, turn)
         policy = imitate_successes(run, policy, turn)  # what it has done right itself, it imitates too
         begin = frozen_copy(policy)
         if recipe.control and turn == 1:
@@ -208,25 +209,6 @@ def play(
                     run.env, policy, some, temperature=temperature, generator=generator,
                     record=source, task=task_names(run.env), on_episode=keep, horizon=horizon,
                 )  # fmt: skip
-
-
-def fell(run: Run, turn: int) -> bool:
-    """Whether the rollouts of a round succeed less often than those of the round before, beyond chance (5 %, one
-    side): what the round before has made of the policy is then worse than what it began with."""
-    table = []
-    for source in (f"round-{turn - 1}", f"round-{turn}"):
-        succeeded = [record.succeeded for record in run.store.records() if record.source == source]
-        table.append([sum(succeeded), len(succeeded) - sum(succeeded)])
-    p_value = fisher_exact(table)
-    if p_value < 0.05:
-        rates = [f"{hits / (hits + misses):.1%}" for hits, misses in table]
-        run.log.info(f"Rollouts of round {turn} succeed in {rates[1]}, those before in {rates[0]}: practice did harm")
-    return p_value < 0.05
-
-
-def policy_before(run: Run, turn: int) -> Policy:
-    """The policy that practice began with in the round before."""
-    return load_policy(run.folder / "policies" / (f"wmpo-{turn - 2}" if turn > 2 else BASE)).to(run.device)
 
 
 def model_the_world(run: Run, turn: int) -> WorldModel:

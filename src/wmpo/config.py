@@ -264,6 +264,10 @@ class Recipe:
     """One seed, from 0 to 255, gives one result on one machine."""
     rounds: Annotated[int, ROUNDS] = 1
     """Lifelong learning: how often to collect, align and practise."""
+    rounds_from_base: bool = False
+    """Each round practises anew from the base policy, on what the rollouts of all rounds have taught dream and reward
+    model, in place of going on with the policy of the round before (as STaR, arXiv 2203.14465, and ReST-EM, arXiv
+    2312.06585, go back). [paper: no]"""
     control: bool = True
     """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""
     device: str = "auto"

@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from wmpo.algorithm import (
-    fell,
     imitate,
     imitate_successes,
     model_success,
     model_the_world,
-    policy_before,
     practise_in_dream,
     save_policy,
 )
@@ -32,6 +30,7 @@ from wmpo.policies import build_policy, match_actions
 from wmpo.protocols import Policy
 from wmpo.report.recorded import measure_recorded
 from wmpo.report.results import BASE, RunResult
+from wmpo.rounds import begin_round, fell, policy_before
 from wmpo.run import Purpose, Run, is_demonstration, once
 from wmpo.training.checkpoint import digest_of
 from wmpo.types import EnvSpec
@@ -150,6 +149,7 @@ def practise_recorded(run: Run) -> RunResult:
             policy = policy_before(run, turn)
         world_model = model_the_world(run, turn)
         reward_model = model_success(run, policy, world_model, turn)
+        policy = begin_round(run, policy, turn)
         if not run.recipe.policy.pretrained:  # that one begins as it is
             policy = imitate_successes(run, policy, turn)
         policy = practise_in_dream(
