@@ -5,6 +5,7 @@ python benchmarks/clips.py --size 64 --episodes 200
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from wmpo.cli.parse import program
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import ImitationFrames, RewardClips, VideoClips
 from wmpo.data.store import EpisodeStore
@@ -105,4 +106,4 @@ def main(cfg: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(program(Settings, main, "python benchmarks/clips.py"))

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 import plan as steps  # beside this file
-from wmpo.cli import exit_status
 from wmpo.cli.counting import META, go_through
+from wmpo.cli.parse import program
 from wmpo.errors import UserError, require_between
 from wmpo.io.files import write_json
 from wmpo.io.plain import to_plain
@@ -145,4 +144,4 @@ def main(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: main(tyro.cli(Settings))))
+    sys.exit(program(Settings, main, "python benchmarks/dreams.py"))

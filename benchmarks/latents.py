@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 import clips as by_hand  # beside this file
+from wmpo.cli.parse import program
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import VideoClips
 from wmpo.data.latents import encode_once
@@ -110,4 +111,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(program(Settings, main, "python benchmarks/latents.py"))

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
 from wmpo.algorithm import collect
+from wmpo.cli.parse import program
 from wmpo.config import CollectConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.normalizer import Normalizer
@@ -167,4 +167,4 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as place:
             print(json.dumps(measured(int(sys.argv[2]), Path(place))))
     else:
-        main(tyro.cli(Settings))
+        sys.exit(program(Settings, main, "python benchmarks/memory.py"))

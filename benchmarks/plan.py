@@ -28,14 +28,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import tyro
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import sizes  # beside this file
-from wmpo.cli import exit_status
 from wmpo.cli import planning as plan
 from wmpo.cli.machine import matmul_gflops
+from wmpo.cli.parse import program
 from wmpo.config import Recipe
 from wmpo.envs import make_env
 from wmpo.errors import named
@@ -195,4 +194,4 @@ def main(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: main(tyro.cli(Settings))))
+    sys.exit(program(Settings, main, "python benchmarks/plan.py"))

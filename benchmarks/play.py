@@ -8,6 +8,7 @@ Models are of the recipe's sizes, with random weights. First an arrow key is hel
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -15,9 +16,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 
 import torch
-import tyro
 
 from tests.browser import Browser
+from wmpo.cli.parse import program
 from wmpo.data.cache import FrameCache
 from wmpo.data.normalizer import Normalizer
 from wmpo.data.store import EpisodeStore
@@ -86,4 +87,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(program(Settings, main, "python -m benchmarks.play"))

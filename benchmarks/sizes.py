@@ -5,6 +5,7 @@ python benchmarks/sizes.py --out benchmarks/results/sizes.json
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 import transformers
-import tyro
 
 from wmpo.cli.counting import META
+from wmpo.cli.parse import program
 from wmpo.cli.planning import Need, plan
 from wmpo.config import FitConfig, Recipe
 from wmpo.envs import make_env
@@ -88,4 +89,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(program(Settings, main, "python benchmarks/sizes.py"))

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from experiments.cells import Cell, pending
-from experiments.grids import experiment_named, recipe_for
+from experiments.grids import EXPERIMENTS, experiment_named, recipe_for
 from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.store import write_result
 from experiments.summary import summary
-from wmpo.cli import exit_status
-from wmpo.cli.parse import parse
+from wmpo.cli.parse import program
 from wmpo.errors import UserError
 
 
@@ -27,14 +27,12 @@ from wmpo.errors import UserError
 class Options:
     """Run an experiment as a grid of cells, method x task x budget x seed, or write its page from stored results.
 
-    Experiments: table1, table2, lifelong, few-steps, backbones, tuning, tuning-more, libero. `summary` in
-    place of a name prints all headline figures as one JSON, from stored results alone. A cell whose result is stored is
-    skipped, so the same command goes on after a stop; what cells have in common is made once. A cell computes on one
-    thread, so that it gives the same numbers alone as among others.
+    `summary` in place of a name prints all headline figures as one JSON, from stored results alone. A cell whose result
+    is stored is skipped, so the same command goes on after a stop; what cells have in common is made once. A cell
+    computes on one thread, so that it gives the same numbers alone as among others.
     """
 
-    name: tyro.conf.Positional[str]
-    """Which experiment, or summary."""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=f"One of {', '.join(EXPERIMENTS)}; or summary.")]
     out: Path = Path("experiments/results")
     """Folder of the results: OUT/NAME.jsonl, a line per cell (see experiments/store.py)."""
     runs: Path = Path("runs/experiments")
@@ -137,7 +135,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is None:
         args = sys.argv[1:]
         signal.signal(signal.SIGTERM, stop)
-    return exit_status(lambda: parse(Options, args, "python -m experiments").execute())
+    return program(Options, Options.execute, "python -m experiments", args)
 
 
 if __name__ == "__main__":

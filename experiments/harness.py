@@ -17,8 +17,7 @@ import tyro
 
 from experiments.labels import read, write
 from experiments.tables import table
-from wmpo.cli import exit_status
-from wmpo.cli.parse import parse
+from wmpo.cli.parse import program
 from wmpo.envs.libero.settings import CONTROL, FPS
 from wmpo.errors import UserError
 from wmpo.io.files import read_json
@@ -108,8 +107,7 @@ def harness_table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit status: bad input ends with one sentence and 2."""
-    args = sys.argv[1:] if args is None else args
-    return exit_status(lambda: parse(Options, args, "python -m experiments.harness").execute())
+    return program(Options, Options.execute, "python -m experiments.harness", args)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ import torch
 import tyro
 
 from experiments.tables import table
+from wmpo.cli.parse import program
 from wmpo.config import Recipe
 from wmpo.data.records import UNLABELLED, without_label
 from wmpo.data.store import EpisodeStore
@@ -214,4 +216,4 @@ def mean(values: Sequence[float], places: int = 0) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(Options).execute()
+    sys.exit(program(Options, Options.execute, "python -m experiments.labels"))

@@ -33,8 +33,7 @@ from experiments.statistics import mean_over_seeds
 from experiments.tables import table, verdict
 from experiments.ways import OURS, WAYS, AlongPath, Paths, in_steps, student_of
 from wmpo.batches import cat
-from wmpo.cli import exit_status
-from wmpo.cli.parse import parse
+from wmpo.cli.parse import program
 from wmpo.config import FitConfig
 from wmpo.data.cache import FrameCache
 from wmpo.data.clips import VideoBatch, VideoClips
@@ -278,8 +277,7 @@ def decibels(value: float) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    args = sys.argv[1:] if args is None else args
-    return exit_status(lambda: parse(Options, args, "python -m experiments.students").execute())
+    return program(Options, Options.execute, "python -m experiments.students", args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import answers, pairs, tables, trust
+from experiments import answers, harness, pairs, students, tables, trust
 from experiments import run_cell as run_cell_module
 from experiments.__main__ import main
 from experiments.cells import Cell, CellResult, DreamDisagreement, changed, pending, read_cells, result_of
@@ -771,6 +772,14 @@ def test_bad_input(args: list[str], words: str, capsys: pytest.CaptureFixture[st
     assert main([*args, "--out", str(tmp_path), "--docs", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [main, students.main, harness.main])
+def test_programs_beside_wmpo_have_help(program: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        program(["--help"])
+    assert end.value.code == 0 and not capsys.readouterr().err
+    assert program(["--nonsense", "1"]) == 2
 
 
 def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

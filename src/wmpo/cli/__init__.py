@@ -17,6 +17,10 @@ from typing import Any, NamedTuple
 from wmpo.errors import UserError, out_of_memory, reason
 
 
+class HelpShown(SystemExit):
+    """What --help ends with once it has printed."""
+
+
 class Command(NamedTuple):
     module: str
     name: str  # of the class of options
@@ -104,10 +108,10 @@ def exit_status(command: Callable[[], int]) -> int:
         return status
     except UserError as error:
         return complain(str(error), 2)
-    except SystemExit as error:
-        if (why := reason(error)) == reason(SystemExit()):  # not in a user's code: of --help
-            raise
-        return complain(f"The program was ended: {why}.", 2)
+    except HelpShown:
+        raise
+    except SystemExit as error:  # in a user's code
+        return complain(f"The program was ended: {reason(error)}.", 2)
     except KeyboardInterrupt:
         return complain("stopped; nothing that was finished is lost, and the same command continues.", 130)
     except BrokenPipeError:

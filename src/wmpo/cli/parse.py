@@ -7,7 +7,7 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+from wmpo.cli import HelpShown, exit_status
 from wmpo.config import Recipe
 from wmpo.envs import RECORDED
 from wmpo.errors import UserError
@@ -26,7 +27,7 @@ Options = TypeVar("Options")
 
 
 def parse(options: type[Options], args: Sequence[str], prog: str, default: Options | None = None) -> Options:
-    """`options` filled from `args`. `--help` prints every field and raises SystemExit(0).
+    """`options` filled from `args`. `--help` prints every field and raises HelpShown.
 
     Where an option names another family (--env.family and its like), the settings are those of that family.
     """
@@ -45,8 +46,15 @@ def parse(options: type[Options], args: Sequence[str], prog: str, default: Optio
         if end.code in (0, None):
             sys.stderr.write(complaint.getvalue())
             print(end="", flush=True)  # a full disk is told here
-            raise
+            raise HelpShown(0) from None
         raise UserError(f"{sentence(complaint.getvalue())} See {prog} --help.") from None
+
+
+def program(
+    options: type[Options], run: Callable[[Options], int | None], prog: str, args: Sequence[str] | None = None
+) -> int:
+    """The exit status of a program beside `wmpo`, which complains as that does. `args`: None for those it was given."""
+    return exit_status(lambda: run(parse(options, sys.argv[1:] if args is None else args, prog)) or 0)
 
 
 def sentence(box: str) -> str:
