@@ -254,13 +254,23 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "Does repeating the loop on the improved policy's rollouts go on to help? The same 1280 rollouts at once, "
             "and in four rounds of 320. A round whose rollouts succeed less often than those before, beyond chance, "
-            "ends practice with the policy before. A round goes on with the policy of the round before, or begins "
-            "anew with the base and all rollouts so far. Of the policy that knows two tasks only the first is tried "
-            "and practised; the second is measured."
+            "ends practice with the policy before. While better: one whose rollouts don't succeed more often, beyond "
+            "chance, ends it, too, with the better of the two. From the base: each round begins anew with the base and "
+            "all rollouts so far. Of the policy that knows two tasks only the first is tried and practised; the second "
+            "is measured."
         ),
         arms=(
             Arm("WMPO, 4 rounds", changes={"rounds": 4}),
-            Arm("WMPO, 4 rounds from the base", changes={"rounds": 4, "rounds_from_base": True}),
+            Arm(
+                "WMPO, rounds while better",
+                changes={"rounds": 4, "rounds_while": "better"},
+                tasks=("place", "stack"),
+            ),
+            Arm(
+                "WMPO, 4 rounds from the base",
+                changes={"rounds": 4, "rounds_from_base": True},
+                tasks=("place",),
+            ),
             OURS,
             Arm("DPO, 4 rounds", "dpo", changes={"rounds": 4, "collect.rollouts_per_state": 4}),
         ),

@@ -36,7 +36,7 @@ from wmpo.policies.settings import MiniVLASettings
 from wmpo.report.statistics import fisher_exact
 from wmpo.rewards import load_reward_model
 from wmpo.rewards.settings import ConvSettings
-from wmpo.rounds import fell
+from wmpo.rounds import ends, fell
 from wmpo.run import Run
 from wmpo.training.log import read_metrics
 from wmpo.types import Observation
@@ -72,6 +72,14 @@ def stage(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         manager.__exit__(None, None, None)
 
 
+def test_practice_ends_unless_it_does_good(stage: Callable[..., Run]) -> None:
+    for rounds, good in {(6, 15): True, (11, 15): False, (15, 15): False, (15, 6): False, (0, 0): False}.items():
+        run = stage(*((hits, 20) for hits in rounds))
+        run.recipe = replace(run.recipe, rounds_while="better")
+        assert ends(run, 2) is not good
+        assert fell(run, 2) == (rounds == (15, 6))
+
+
 def test_a_fall_is_one_beyond_chance(stage: Callable[..., Run]) -> None:
     assert fell(stage((15, 20), (6, 20)), 2)  # p = 0.005
     assert not fell(stage((15, 20), (11, 20)), 2)  # p = 0.16
@@ -84,16 +92,21 @@ def test_a_fall_is_one_beyond_chance(stage: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("from_base", [False, True])
 @pytest.mark.parametrize(
-    ("hits", "ends", "with_"),
+    ("hits", "while_", "last", "with_"),
     [
-        ([15, 16, 15], 3, None),  # each round practises
-        ([15, 5], 2, "base"),
-        ([15, 18, 5], 3, "wmpo-1"),
+        ([15, 16, 15], "not_worse", 3, None),  # each round practises
+        ([15, 5], "not_worse", 2, "base"),
+        ([15, 18, 5], "not_worse", 3, "wmpo-1"),
+        ([1, 8, 17], "better", 3, None),
+        ([5, 16, 15], "better", 3, "wmpo-1"),
+        ([5, 15, 16], "better", 3, "wmpo-2"),
+        ([15, 15], "better", 2, "wmpo-1"),
     ],
 )
 def test_rounds_go_on_and_practice_that_did_harm_is_undone(
-    hits: list[int], ends: int, with_: str | None, from_base: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    hits: list[int], while_: Any, last: int, with_: str | None, from_base: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     evaluated: list[str] = []
     practised: dict[str, float] = {}  # what practice makes -> how far from the base it has begun
     tried: list[float] = []  # the same of the policies that collected
@@ -134,23 +147,25 @@ def test_rounds_go_on_and_practice_that_did_harm_is_undone(
         monkeypatch.setattr(algorithm, name, stand_in)
     alone = SelfImitationConfig(steps=0)
     recipe = Recipe(
-        env=SETTINGS, device="cpu", rounds=3, rounds_from_base=from_base, control=False, self_imitation=alone
-    )
+        env=SETTINGS, device="cpu", rounds=3, rounds_from_base=from_base, rounds_while=while_, control=False,
+        self_imitation=alone,
+    )  # fmt: skip
     with open_run(recipe, tmp_path / "run", quiet=True) as run:
         policy, world = optimise(run)  # type: ignore[misc]
         folder = run.folder / "policies"
     begun, collected = ([0, 0, 0], [0, 1, 2]) if from_base else ([0, 1, 3], [0, 1, 3])
-    assert practised == {f"wmpo-{turn}": begun[turn - 1] for turn in range(1, ends + (with_ is None))}
-    assert tried == collected[:ends]
-    assert evaluated == ["base", *(f"wmpo-{turn}" for turn in range(1, ends + 1))]
+    assert practised == {f"wmpo-{turn}": begun[turn - 1] for turn in range(1, last + (with_ is None))}
+    assert tried == collected[:last]
+    assert evaluated == ["base", *(f"wmpo-{turn}" for turn in range(1, last + 1))]
     assert world == len(practised)  # the last dream that there is
-    saved = load_policy(folder / f"wmpo-{ends}")
+    saved = load_policy(folder / f"wmpo-{last}")
     assert all(torch.equal(one, two) for one, two in zip(policy.parameters(), saved.parameters(), strict=True))
     if with_ is not None:
         first = next(load_policy(folder / with_).parameters())
         assert torch.equal(next(saved.parameters()), first)
-        assert not torch.equal(first, next(load_policy(folder / f"wmpo-{ends - 1}").parameters()))
-        assert not (folder / "wmpo-4").exists() and len([*folder.iterdir()]) == ends + 1
+        before = next(load_policy(folder / f"wmpo-{last - 1}").parameters())
+        assert torch.equal(first, before) == (with_ == f"wmpo-{last - 1}")
+        assert not (folder / "wmpo-4").exists() and len([*folder.iterdir()]) == last + 1
 
 
 @pytest.mark.parametrize(("fresh", "task"), [(3, ""), (0, ""), (0, "place"), (0, "place+stack")])

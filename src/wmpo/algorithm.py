@@ -41,7 +41,7 @@ from wmpo.protocols import Policy, RewardModel, TrainingStage, WorldModel
 from wmpo.report.measure import measure_run, outcome_of
 from wmpo.report.results import BASE, IMITATED, RunResult
 from wmpo.rollout import rollout
-from wmpo.rounds import begin_round, fell, policy_before
+from wmpo.rounds import begin_round, better_of_two, ends
 from wmpo.run import Purpose, Run, check_horizon, is_demonstration, is_shown, once, tried_until
 from wmpo.success import SuccessData, learn_success, to_judge
 from wmpo.training.checkpoint import digest_of
@@ -60,8 +60,8 @@ def optimise(run: Run) -> RunResult:
     evaluate_policy(run, policy, "base")
     for turn in range(1, recipe.rounds + 1):  # lifelong learning = more rounds
         collect(run, policy, turn)  # P real rollouts of the current policy, which measure it too
-        if turn > 1 and fell(run, turn):  # practice has done harm: end with the policy that it began with
-            policy = policy_before(run, turn)
+        if turn > 1 and ends(run, turn):  # practice has done harm, or no more good
+            policy = better_of_two(run, policy, turn)
             save_policy(run, policy, f"wmpo-{turn}")
             evaluate_policy(run, policy, f"wmpo-{turn}")
             break
