@@ -411,7 +411,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "64 pixels of two cameras. Episodes may last more than twice the median time that the base takes where it "
             "succeeds. WMPO first imitates what filtered BC imitates, then practises in its dream."
         ),
-        arms=(OURS, ONLINE, DPO, FILTERED, replace(SHUFFLED, seeds=(0,), tasks=("pick-place-v3", "bin-picking-v3"))),
+        arms=(OURS, ONLINE, DPO, FILTERED, replace(SHUFFLED, seeds=(0,), tasks=())),
         tasks=("peg-insert-side-v3", "pick-place-v3", "bin-picking-v3"),
         budgets=(128, 0),
         seeds=(0,),
