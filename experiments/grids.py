@@ -258,8 +258,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "and in four rounds of 320. A round whose rollouts succeed less often than those before, beyond chance, "
             "ends practice with the policy before. While better: one whose rollouts don't succeed more often, beyond "
             "chance, ends it, too, with the better of the two. From the base: each round begins anew with the base and "
-            "all rollouts so far. Of the policy that knows two tasks only the first is tried and practised; the second "
-            "is measured."
+            "all rollouts so far. Rounds align the dream as at P = 128, all rollouts at once for longer, and more on "
+            "them; the same without that tells what it is worth. Of the policy that knows two tasks only the first is "
+            "tried and practised; the second is measured."
         ),
         arms=(
             Arm("WMPO, 4 rounds", changes={"rounds": 4}),
@@ -274,6 +275,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 tasks=("place",),
             ),
             OURS,
+            Arm("WMPO, dream aligned as at P = 128", tasks=("place", "stack")),
             Arm("DPO, 4 rounds", "dpo", changes={"rounds": 4, "collect.rollouts_per_state": 4}),
         ),
         tasks=("place", "stack", "place+place-blue"),
@@ -404,7 +406,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "64 pixels of two cameras. Episodes may last more than twice the median time that the base takes where it "
             "succeeds. WMPO first imitates what filtered BC imitates, then practises in its dream."
         ),
-        arms=(OURS, ONLINE, DPO, FILTERED, replace(SHUFFLED, seeds=(0,), tasks=("pick-place-v3", "bin-picking-v3"))),
+        arms=(OURS, ONLINE, DPO, FILTERED, replace(SHUFFLED, seeds=(0,), tasks=())),
         tasks=("peg-insert-side-v3", "pick-place-v3", "bin-picking-v3"),
         budgets=(128, 0),
         seeds=(0,),
