@@ -24,7 +24,7 @@ ROWS: list[tuple[str, ...]] = [  # each may import the rows after it, as in ARCH
     ("web", "serving"),
     ("opening", "recordings"),
     ("algorithm", "recipes"),
-    ("success", "first_frames", "labelling", "own_demonstrations"),
+    ("success", "first_frames", "labelling", "own_demonstrations", "rounds"),
     ("report",),
     ("evaluate", "grpo"),
     ("rollout", "imagination", "contracts", "run"),

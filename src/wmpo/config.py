@@ -269,8 +269,9 @@ class Recipe:
     model, in place of going on with the policy of the round before (as STaR, arXiv 2203.14465, and ReST-EM, arXiv
     2312.06585, go back). [paper: no]"""
     rounds_while: Literal["not_worse", "better"] = "not_worse"
-    """Rounds go on while the last one's practice was so, as its successor's rollouts tell beside those before, beyond
-    chance (5 %, one side); else the policy whose rollouts succeeded more often is the result. [paper: always]"""
+    """When rounds end early. not_worse: once a round's rollouts succeed less often than those of the round
+    before, beyond chance (5 %, one side); better: once they don't succeed more often, beyond chance. The policy whose
+    rollouts succeeded more often is the result then. The paper's rounds always go on."""
     control: bool = True
     """Also practise with rewards shuffled inside each group; the honest control costs one more practice."""
     device: str = "auto"
