@@ -28,7 +28,7 @@ from experiments.pairs import (
 )
 from experiments.statistics import pearson
 from experiments.trust import gaps_of, worlds
-from wmpo.report.results import BASE, TIMES, PolicyResult
+from wmpo.report.results import BASE, PolicyResult, times_of
 from wmpo.report.statistics import Interval, wilson_interval
 
 Plain = dict[str, Any]
@@ -64,7 +64,7 @@ def figures(experiment: Experiment, results: Sequence[CellResult], cells: int) -
 
 def base_figures(results: Sequence[CellResult]) -> Plain:
     bases = [result.policies[BASE] for result in first_of_each_seed(results)]
-    times = {f"{factor:g}": rate([Pair("", 0, b, at_time(b, factor)) for b in bases]) for factor in TIMES}
+    times = {f"{factor:g}": rate([Pair("", 0, b, at_time(b, factor)) for b in bases]) for factor in times_of(bases)}
     return {
         "horizon": bases[0].horizon,
         "success at horizons": {factor: interval_of(value) for factor, value in times.items()},
@@ -75,10 +75,11 @@ def base_figures(results: Sequence[CellResult]) -> Plain:
 
 def method_figures(results: Sequence[CellResult]) -> Plain:
     pairs = over_base(results)
+    both = [policy for pair in pairs for policy in (pair.before, pair.after)]
     found: Plain = {
         **gain_of(pairs),
         "tasks": {task: {"success": interval_of(rate(own)), **gain_of(own)} for task, own in by_task(pairs).items()},
-        "gain at horizons": {f"{factor:g}": points_of(gain_within(pairs, factor)) for factor in TIMES},
+        "gain at horizons": {f"{factor:g}": points_of(gain_within(pairs, factor)) for factor in times_of(both)},
         "recovery": {
             task: recovery_of([r.policies[r.final] for r in results if r.task == task]) for task in tasks_of(results)
         },

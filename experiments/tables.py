@@ -30,7 +30,7 @@ from experiments.pairs import (
     tasks_of,
 )
 from wmpo.report.charts import Line, line_plot
-from wmpo.report.results import BASE, TIMES, PolicyResult
+from wmpo.report.results import BASE, PolicyResult, times_of
 from wmpo.report.statistics import Interval, wilson_interval
 from wmpo.report.tables import Table
 from wmpo.report.words import number, percent, points
@@ -292,6 +292,7 @@ def dream_values(results: Sequence[CellResult]) -> list[float]:
 def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Whether a gain is skill or haste: success when episodes may last longer, and the median time that it takes."""
     rows = []
+    times = times_of(policy for result in results for policy in result.policies.values())
     shown = format_budget(min((result.budget for result in results if result.budget), default=0))
     for task in tasks_of(results):
         own = [result for result in results if result.task == task]
@@ -306,7 +307,7 @@ def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots
                 continue
             horizon = pairs[0].after.horizon
             cells = []
-            for factor in TIMES:
+            for factor in times:
                 hits = [hit for pair in pairs for hit in pair.after.within(factor * horizon)]
                 more = "" if label == "Base" else f", {points(gain_within(pairs, factor))}"
                 cells.append(f"{percent(wilson_interval(sum(hits), len(hits)))}{more}")
@@ -316,12 +317,12 @@ def success_against_steps(results: Sequence[CellResult], name: str, plots: Plots
                 lines.append(Line(label, mean_curve([pair.after.curve() for pair in pairs]), f"arm{len(lines)}"))
         if lines:
             horizon = bases[0].after.horizon
-            marks = [(factor * horizon, f"{factor * horizon:g}") for factor in TIMES]
+            marks = [(factor * horizon, f"{factor * horizon:g}") for factor in times]
             plot = line_plot(lines, x_label="actions", y_label="real success", x_marks=marks)
             plots[f"{name}-{task}-steps.svg"] = drawn(plot, [line.label for line in lines])
     if not rows:
         return ""
-    head = ("task", "method", "P", *(f"% within {factor:g} horizons, gain" for factor in TIMES), "median steps")
+    head = ("task", "method", "P", *(f"% within {factor:g} horizons, gain" for factor in times), "median steps")
     pictures = "\n\n".join(f"![{task}: success against steps]({name}-{task}-steps.svg)" for task in tasks_of(results))
     return f"## Success against the number of steps\n\n{table(head, rows)}\n\nP = {shown}:\n\n{pictures}"
 

@@ -27,7 +27,7 @@ from experiments.page import write_page
 from experiments.pages import readme_tables
 from experiments.run_cell import PARTS, doubt, hardlink, level_folder, part_of, run_cell
 from experiments.store import write_result
-from experiments.summary import summary
+from experiments.summary import base_figures, method_figures, summary
 from test_baselines import SETTINGS, TINY
 from wmpo.config import FitConfig, Recipe
 from wmpo.envs.libero.settings import LiberoSettings
@@ -586,6 +586,18 @@ def test_success_against_steps_by_hand() -> None:
     lines = ElementTree.fromstring(plots["x-push-steps.svg"])
     labels = [text.text for text in lines.iter() if text.tag.endswith("text")]
     assert {"20", "30", "40"} <= set(labels) and "More" not in labels  # one P is drawn
+
+
+def test_success_is_told_within_the_time_that_there_was() -> None:
+    """With `evaluate.time_factor` 1.5 nothing is known of two horizons."""
+    short = timed()
+    short.policies = {name: replace(policy, time_limit=30) for name, policy in short.policies.items()}
+    plots: tables.Plots = {}
+    text = tables.success_against_steps([short], "x", plots)
+    assert "1.5 horizons" in text and "2 horizons" not in text
+    assert "40" not in [one.text for one in ElementTree.fromstring(plots["x-push-steps.svg"]).iter()]
+    assert [*base_figures([short])["success at horizons"]] == ["1", "1.5"]
+    assert [*method_figures([short])["gain at horizons"]] == ["1", "1.5"]
 
 
 def test_success_against_steps_draws_no_two_lines_of_one_name() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -229,6 +229,12 @@ class Recorded:
 
 Curve = list[tuple[int, float]]
 Result = TypeVar("Result", bound="RunResult")
+
+
+def times_of(policies: Iterable[PolicyResult]) -> list[float]:
+    """Those of TIMES that all of some policies were given."""
+    timed = [*policies]
+    return [factor for factor in TIMES if all(factor * one.horizon <= one.time_limit for one in timed)]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from html import escape
 
 from wmpo.report.charts import Bar, Line, cost_bars, line_plot, percent, rate_bars, with_legend
 from wmpo.report.media import Media, Pair
-from wmpo.report.results import TIMES, RunResult
+from wmpo.report.results import RunResult, times_of
 from wmpo.report.statistics import wilson_interval
 from wmpo.report.tables import Table, imagined_table, success_table
 from wmpo.report.video import encode_mp4, side_by_side
@@ -108,7 +108,7 @@ def pace(result: RunResult) -> str:
     timed = {name: policy for name, policy in result.policies.items() if policy.horizon}
     if not timed:
         return ""
-    times = [factor for factor in TIMES if all(factor * p.horizon <= p.time_limit for p in timed.values())]
+    times = times_of(timed.values())
     rows = [
         [policy_name(name), *(percent(sum(p.within(factor * p.horizon)) / len(p.success)) for factor in times)]
         for name, p in timed.items()
