@@ -10,7 +10,7 @@ from wmpo.recipes.tabletop import PRACTICE
 LIBERO = Recipe(
     name="libero",
     env=LiberoSettings(suite="libero_spatial", task="2", image_size=64),
-    demonstrations=DemonstrationConfig(episodes=12),  # so that the base succeeds less than half of the time
+    demonstrations=DemonstrationConfig(episodes=12),  # of task 0, seed 100: the base succeeds in 19 of 50
     policy=SHORT,
     grpo=PRACTICE,
     evaluate=EvaluateConfig(episodes=BENCHMARK_STATES, time_factor=1.5, practice_eval_freq=0),
