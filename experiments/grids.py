@@ -193,8 +193,19 @@ def recipe_for(task: str, smoke: bool) -> Recipe:
         recipe, own = RECIPES.get(task, RECIPES["sentences" if "+" in task else "push"]), {"task": task}
     if smoke:
         elsewhere = recipe.env.family != SMOKE.env.family
-        recipe = replace(SMOKE, env=replace(recipe.env, image_size=32)) if elsewhere else SMOKE
+        recipe = small_copy(recipe) if elsewhere else SMOKE
     return replace(recipe, control=False, env=replace(recipe.env, workers=0, **own))
+
+
+def small_copy(recipe: Recipe) -> Recipe:
+    """The smoke size of a recipe in others' worlds, whose episodes take longer."""
+    few = min(SMOKE.demonstrations.episodes, recipe.demonstrations.episodes)
+    return replace(
+        SMOKE,
+        env=replace(recipe.env, image_size=32),
+        demonstrations=replace(SMOKE.demonstrations, episodes=few),
+        evaluate=replace(SMOKE.evaluate, episodes=16),
+    )
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from wmpo.config import DemonstrationConfig, EvaluateConfig, Recipe
 from wmpo.envs.libero.settings import BENCHMARK_STATES, LiberoSettings
-from wmpo.recipes.metaworld import SHORT
-from wmpo.recipes.tabletop import PRACTICE
+from wmpo.recipes.tabletop import PRACTICE, SHORT
 
 LIBERO = Recipe(
     name="libero",

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from wmpo.config import DemonstrationConfig, Recipe
 from wmpo.envs.metaworld.settings import MetaWorldSettings
-from wmpo.recipes.tabletop import POLICY, PRACTICE
+from wmpo.recipes.tabletop import POLICY, PRACTICE, SHORT
 
 # The front camera shows a puck as a single pixel; two that move with the hand show what it holds. The first one judges.
 CLOSE = ("behind", "wrist")
-SHORT = replace(POLICY, fit=replace(POLICY.fit, steps=300))
 
 PEG = Recipe(
     name="metaworld",

@@ -10,6 +10,7 @@ from wmpo.policies.settings import MiniVLASettings
 from wmpo.world_models.settings import VideoDiffusionSettings
 
 POLICY = MiniVLASettings()
+SHORT = replace(POLICY, fit=replace(POLICY.fit, steps=300))  # where demonstrations are few
 PRACTICE = GRPOConfig(keyframes=128, lr=1e-3, imitation_coef=0.3)
 FEW = DemonstrationConfig(episodes=75)  # so that the base succeeds less than half of the time, with time to spare
 
