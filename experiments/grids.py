@@ -214,18 +214,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "Does practising in imagination make more of P real rollouts than other methods do, and of P than of "
             "none? The paper gains +13.5 points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a "
-            "larger policy. All methods begin with the same base policy and initial states. Their settings are those "
-            "that suited earlier tasks; `tuning` compares them with others, on another seed. At P = 0 "
-            "dream and reward model have seen successful demonstrations only. DPO tries each "
-            "initial state four times, so that its pairs are of one state. Online GRPO draws its initial states from "
-            "those that WMPO imagines from. More demonstrations: the expert tries until P more have succeeded, in "
-            "place of the policy's own tries. WMPO first imitates what filtered BC imitates, then practises in its "
-            "dream; practice alone leaves that out, at a third of the learning rate. Rewards shuffled: as WMPO, but "
-            "who of a group has succeeded is drawn by lot. Unlimited GRPO practises in the real environment: for as "
-            "many iterations as practice alone and at its learning rate, and for three times as many at one of its "
-            "own, which was the best of three on place, seed 0, itself: as a bound it may be "
-            "too high, not too low. With P = 1280 WMPO aligns its dream for longer, and more on the rollouts. That "
-            "size has one seed, controls have one or two, so that two cores need about ten hours for all cells."
+            "larger policy. All methods begin with the same base policy and initial states. WMPO is set to what "
+            "suited earlier tasks; the baselines to what `tuning` found best, on another seed, at P = 128; with 1280 "
+            "rollouts only online GRPO, the others to what suited earlier tasks. At P = 0 dream and reward model have "
+            "seen successful demonstrations only. DPO tries each initial state eight times, four at P = 1280, so that "
+            "its pairs are of one state. Online GRPO draws its initial states from those that WMPO imagines from. "
+            "More demonstrations: the expert tries until P more have succeeded, in place of the policy's own tries. "
+            "WMPO first imitates what filtered BC imitates, then practises in its dream; practice alone leaves that "
+            "out, at a third of the learning rate. Rewards shuffled: as WMPO, but who of a group has succeeded is "
+            "drawn by lot. Unlimited GRPO practises in the real environment: for as many iterations as practice alone "
+            "and at its learning rate, and for three times as many at one of its own, which was the best of three on "
+            "place, seed 0, itself: as a bound it may be too high, not too low. With P = 1280 WMPO aligns its dream "
+            "for longer, and more on the rollouts. That size has one seed, controls have one or two, so that two "
+            "cores need about ten hours for all cells."
         ),
         arms=(
             *AT_EQUAL_COST,
@@ -355,9 +356,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="A search for every method",
         about=(
             "WMPO, online GRPO and DPO are searched on a seed that no other experiment uses, with about equal effort. "
-            "Filtered BC and more demonstrations continue imitation, at two rates. Other experiments were run with "
-            "what suited earlier tasks: WMPO and online GRPO at lr 0.001, that with 2 passes, DPO at lr 0.0001 with "
-            "beta 1 and 4 tries, filtered BC at lr 0.0003. Where another is best here, they have not been run with it."
+            "Filtered BC and more demonstrations continue imitation, at two rates. `table1` and `table2` set online "
+            "GRPO, DPO and filtered BC to what is best here. Where others' worlds are tried, these have what suited "
+            "earlier tasks: online GRPO at lr 0.001 with 1 pass, DPO at lr 0.0001 with beta 1 and 4 tries, filtered "
+            "BC at lr 0.0003. WMPO has lr 0.001 everywhere."
         ),
         arms=(
             *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (3e-4, 1e-3, 2e-3)),
