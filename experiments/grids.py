@@ -55,8 +55,8 @@ DPO_EARLIER = Arm(
 )
 FILTERED_EARLIER = Arm("Filtered BC", "filtered_bc")
 EARLIER = (ONLINE_EARLIER, DPO_EARLIER, FILTERED_EARLIER)  # set to what suited earlier tasks
-# The best that `tuning` found, which searches at P = 128 alone: with more rollouts two are set as before. Their policies
-# aren't imagined: it would take a dream for each of their seeds, and those of WMPO's arms are enough.
+# The best that `tuning` found, which searches at P = 128 alone: with more rollouts two are set as before. Their
+# policies aren't imagined: it would take a dream for each of their seeds, and those of WMPO's arms are enough.
 ONLINE = replace(ONLINE_EARLIER, settings={"online.epochs": 4}, dreamt=False)
 DPO = replace(DPO_EARLIER, changes={"collect.rollouts_per_state": 8}, at={1280: {"collect.rollouts_per_state": 4}})
 FILTERED = replace(FILTERED_EARLIER, settings={"sft.lr": 1e-4}, settings_at={1280: {"sft.lr": 3e-4}}, dreamt=False)
