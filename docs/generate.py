@@ -9,12 +9,15 @@ import ast
 import importlib
 import inspect
 import re
-from dataclasses import MISSING, Field, fields, is_dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from wmpo.cli import COMMANDS
+from wmpo.cli.parse import program
 from wmpo.families import PLUGS, settings_class
 from wmpo.io.plain import free
 from wmpo.recipes import RECIPES
@@ -150,6 +153,20 @@ def pages() -> dict[Path, str]:
     }
 
 
+@dataclass(frozen=True)
+class WriteAnew:
+    """Write the generated parts of the documentation anew. There are no options."""
+
+
+def write(made: Callable[[], dict[Path, str]], prog: str) -> int:
+    """The exit status of a program that writes pages anew."""
+
+    def execute(_: WriteAnew) -> None:
+        for page, text in made().items():
+            page.write_text(text, encoding="utf-8")
+
+    return program(WriteAnew, execute, prog)
+
+
 if __name__ == "__main__":
-    for page, text in pages().items():
-        page.write_text(text, encoding="utf-8")
+    sys.exit(write(pages, "python -m docs.generate"))

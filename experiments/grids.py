@@ -283,7 +283,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "tried and practised; the second is measured."
         ),
         arms=(
-            Arm("WMPO, 4 rounds", changes={"rounds": 4}),
+            Arm("WMPO, 4 rounds", changes={"rounds": 4}, tasks=("place", "place+place-blue")),
             Arm(
                 "WMPO, rounds while better",
                 changes={"rounds": 4, "rounds_while": "better"},
@@ -295,8 +295,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 tasks=("place",),
             ),
             OURS,
-            Arm("WMPO, dream aligned as at P = 128", tasks=("place", "stack")),
-            Arm("DPO, 4 rounds", "dpo", changes={"rounds": 4, "collect.rollouts_per_state": 4}),
+            Arm("WMPO, dream aligned as at P = 128", tasks=("place",)),
         ),
         tasks=("place", "stack", "place+place-blue"),
         budgets=(1280,),

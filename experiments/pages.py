@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from docs.generate import with_generated
+from docs.generate import with_generated, write
 from experiments import harness, labels, students
 from experiments.cells import CellResult
 from experiments.store import read_results
@@ -226,5 +227,4 @@ def pages() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for page, text in pages().items():
-        page.write_text(text, encoding="utf-8")
+    sys.exit(write(pages, "python -m experiments.pages"))
