@@ -49,8 +49,8 @@ class Arm:
     their own, since their rollouts are not those of the others."""
 
 
-# The best that `tuning` found, at P = 128 and on two tasks; with more rollouts DPO and filtered BC are set to what suited
-# earlier tasks. Their policies aren't imagined: it would take a dream for each of their seeds.
+# The best that `tuning` found, at P = 128 and on two tasks; with more rollouts DPO and filtered BC are set to what
+# suited earlier tasks. Their policies aren't imagined: it would take a dream for each of their seeds.
 ONLINE = Arm("Online GRPO", "online_grpo", settings={"online.epochs": 4}, dreamt=False)
 DPO = Arm(
     "DPO",
