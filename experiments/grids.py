@@ -360,7 +360,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "WMPO, online GRPO and DPO are searched on a seed that no other experiment uses, with about equal effort. "
             "Filtered BC and more demonstrations continue imitation, at two rates. All other experiments set online "
-            "GRPO, DPO and filtered BC to what is best here, and WMPO to lr 0.001."
+            "GRPO, DPO and filtered BC to what is best here, but WMPO to lr 0.001, which suited earlier tasks."
         ),
         arms=(
             *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (3e-4, 1e-3, 2e-3)),
