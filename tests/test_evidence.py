@@ -55,7 +55,12 @@ def base_now_and_later(table1: Plain, task: str) -> list[float]:
     return [table1["base"][task]["success at horizons"][times][0] for times in ("1", "2")]
 
 
-@pytest.mark.parametrize("task", all_but(place="79.3 % after 60 iterations, and still rising"))
+@pytest.mark.parametrize(
+    "task",
+    all_but(
+        place="79.3 % after 60 iterations, and still rising", insert="75.0 % after 60 iterations, and still rising"
+    ),
+)
 def test_the_task_can_be_learned(table1: Plain, task: str) -> None:
     """By practice in the real environment without end."""
     found = [
