@@ -52,7 +52,7 @@ class Gained:
 
 
 GAINS = {
-    128: Gained(13.5, 20.0, ("Online GRPO", "DPO", "Filtered BC")),
+    128: Gained(13.5, 20.0, ("Online GRPO", "DPO", "Filtered BC", "Filtered BC, lr 0.0003")),
     1280: Gained(24.0, 35.0, ("Online GRPO", "DPO", "Filtered BC")),
 }
 
