@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ from experiments.pairs import (
 )
 from experiments.statistics import difference_of_shares, pearson
 from experiments.tables import Plots, format_budget, format_places, format_seeds, table
-from experiments.trust import Exploited, gaps_of, known_in_both, worlds
+from experiments.trust import Exploited, gaps_of, known_in_both, task_by_task, worlds
 from wmpo.report.results import BASE, PolicyResult
 from wmpo.report.statistics import wilson_interval
 from wmpo.report.words import number, points
@@ -166,19 +166,28 @@ def trusted(results: Sequence[CellResult]) -> Iterator[Row]:
 
 
 def judgement(budget: str, results: Sequence[CellResult]) -> Iterator[Row]:
-    """Means over cells that have been judged."""
-    real = mean_of(result.reward.f1 for result in results if result.reward)
-    imagined = mean_of(result.agreement.f1 for result in results if result.agreement)
+    """Means over cells that have been judged, of each task and of all; that of all is asked for."""
     thresholds = [result.reward.threshold for result in results if result.reward]
-    doubted = mean_of(result.doubt.auroc for result in results if result.doubt)
     low, high = THRESHOLDS
-    yield f"P = {budget}: F1 of verdicts on real video {F1:g}", number(real, 3), said(real >= F1)
-    yield f"P = {budget}: F1 in the dream {IMAGINED_F1:g}", number(imagined, 3), said(imagined >= IMAGINED_F1)
+    parts = task_by_task(results)
+    real = {its: mean_of(r.reward.f1 for r in own if r.reward) for its, own in parts}
+    imagined = {its: mean_of(r.agreement.f1 for r in own if r.agreement) for its, own in parts}
+    doubted = {its: mean_of(r.doubt.auroc for r in own if r.doubt) for its, own in parts}
+    yield f"P = {budget}: F1 of verdicts on real video {F1:g}", *least(real, F1)
+    yield f"P = {budget}: F1 in the dream {IMAGINED_F1:g}", *least(imagined, IMAGINED_F1)
     yield (
         f"P = {budget}: thresholds of the reward model within {low:g} and {high:g}",
         f"{number(min(thresholds), 2)} to {number(max(thresholds), 2)}",
         said(low <= min(thresholds) and max(thresholds) <= high),
     )
-    if not math.isnan(doubted):
+    if not math.isnan(list(doubted.values())[-1]):
         asked = f"P = {budget}: disagreement of two dreams predicts wrong verdicts, AUROC {AUROC:g}"
-        yield asked, number(doubted, 2), said(doubted >= AUROC)
+        yield asked, *least(doubted, AUROC)
+
+
+def least(means: Mapping[str, float], asked: float) -> tuple[str, str]:
+    """Task -> its mean, that of all last: which is to be so much at least, and on which tasks it is."""
+    *tasks, everywhere = means.items()
+    met = [task for task, mean in tasks if mean >= asked]
+    some = f", but on {', '.join(met)}" if met and len(met) < len(tasks) and everywhere[1] < asked else ""
+    return "; ".join(f"{its} {number(mean, 3)}" for its, mean in means.items()), said(everywhere[1] >= asked) + some

@@ -131,8 +131,8 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
     sentences = []
     for (label, _), own in groups(result for result in results if not result.tasks).items():
         fell: dict[int, list[str]] = {}
-        so_far, whole = [], True
-        for turn in range(1, rounds_of(own) + 1):
+        so_far, whole, turns = [], True, rounds_of(own)
+        for turn in range(1, turns + 1):
             steps = after_rounds(own, turn - 1, turn)
             so_far.append(points(gain(after_rounds(own, 0, turn))))
             whole = whole and gain(steps).high >= 0
@@ -142,9 +142,10 @@ def round_by_round(results: Sequence[CellResult], name: str, plots: Plots) -> st
         changes = "; ".join(f"round {turn} changes success {', '.join(where)}" for turn, where in fell.items())
         if changes and whole and len(tasks_of(own)) > 1:
             changes += ", over its tasks together by no more than chance may"
+        since = f"; from the first to the last {points(gain(after_rounds(own, 1, turns)))}" if turns > 1 else ""
         sentences.append(
-            f"{label} on {format_places(over_base(own))}: {', then '.join(so_far)} over the base, round by round; "
-            f"{changes or 'on no task a round falls beyond chance'}."
+            f"{label} on {format_places(over_base(own))}: {', then '.join(so_far)} over the base, round by round{since}"
+            f"; {changes or 'on no task a round falls beyond chance'}."
         )
         if lost := forgotten(over_base(own)):
             sentences[-1] += f" Of the states that the base solves, it fails {format_share(lost)} % in the end."

@@ -226,22 +226,23 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
         title="The same real rollouts, spent in different ways",
         about=(
-            "Does practising in imagination make more of P real rollouts than other methods do, and of P than of "
-            "none? The paper gains +13.5 points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a "
-            "larger policy. All methods begin with the same base policy and initial states. WMPO is set to what "
-            "suited earlier tasks; the baselines to what `tuning` found best, on another seed, at P = 128; with 1280 "
-            "rollouts only online GRPO, the others to what suited earlier tasks. Filtered BC is shown with the "
-            "learning rate that it had before, too, since it gains more on these seeds. At P = 0 dream and reward "
-            "model have seen successful demonstrations only. DPO tries each initial state eight times, four at P = "
-            "1280, so that its pairs are of one state. Online GRPO draws its initial states from those that WMPO "
-            "imagines from. More demonstrations: the expert tries until P more have succeeded, in place of the "
-            "policy's own tries. WMPO first imitates what filtered BC imitates, then practises in its dream; practice "
-            "alone leaves that out, at a third of the learning rate. Rewards shuffled: as WMPO, but who of a group "
-            "has succeeded is drawn by lot. Unlimited GRPO practises in the real environment: for as many iterations "
-            "as practice alone and at its learning rate, and for three times as many at one of its own, which was the "
-            "best of three on place, seed 0, itself: as a bound it may be too high, not too low. With P = 1280 WMPO "
-            "aligns its dream for longer, and more on the rollouts. That size has one seed, controls have one or two, "
-            "so that two cores need about ten hours for all cells."
+            "Does practising in imagination make more of P real rollouts than other methods do, and of P than of none? "
+            "The paper gains +13.5 points over its base at P = 128 and +24.0 at P = 1280, on other tasks and a larger "
+            "policy. All methods begin with the same base policy and initial states. WMPO is set to what suited "
+            "earlier tasks; the baselines to what `tuning` found best, on another seed, at P = 128; with 1280 rollouts "
+            "only online GRPO, the others to what suited earlier tasks. Filtered BC is shown with the learning rate "
+            "that it had before, too, since it gains more on these seeds. At P = 0 dream and reward model have seen "
+            "successful demonstrations only. DPO tries each initial state eight times, four at P = 1280, so that its "
+            "pairs are of one state. Online GRPO draws its initial states from those that WMPO imagines from. More "
+            "demonstrations: the expert tries until P more have succeeded, in place of the policy's own tries. WMPO "
+            "first imitates what filtered BC imitates, at the rate 0.0003, then practises in its dream; practice alone "
+            "leaves that out, at a third of the learning rate; online GRPO and DPO begin with the base. Rewards "
+            "shuffled: as WMPO, but who of a group has succeeded is drawn by lot. Unlimited GRPO practises in the real "
+            "environment: for as many iterations as practice alone and at its learning rate; for 60 at one of its own, "
+            "which was the best of three on place, seed 0, itself; and for 120 with a rate that falls, two passes and "
+            "more initial states. It tells what can be learned, and still rises at its end. With P = 1280 WMPO aligns "
+            "its dream for longer, and more on the rollouts. That size has one seed, controls have one or two, so that "
+            "two cores need about ten hours for all cells."
         ),
         arms=(
             *AT_EQUAL_COST,
@@ -332,7 +333,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "By default the dream is trained for the one sampling step that it takes. Trained at all noise levels, as "
             "in the paper, it can take any number. A student learns to reach in a few steps what such a teacher "
             "reaches in eight, half of the time from what it has imagined itself. Which dream is closest to reality, "
-            "what does it cost, and what does practising in it gain? On one world: gains of single cells rank nothing."
+            "what does it cost, and what does practising in it gain? On one world: gains of single cells rank nothing. "
+            "Cells were computed on several machines, beside more or less other work: their times can't be compared."
         ),
         arms=(
             OURS,
@@ -376,9 +378,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tuning": Experiment(
         title="A search for every method",
         about=(
-            "WMPO, online GRPO and DPO are searched on a seed that no other experiment uses, with about equal effort. "
-            "Filtered BC and more demonstrations continue imitation, at two rates. All other experiments set online "
-            "GRPO, DPO and filtered BC to what is best here, but WMPO to lr 0.001, which suited earlier tasks."
+            "Three settings of WMPO, five of online GRPO, five of DPO and two of filtered BC are searched on a seed "
+            "that no other experiment uses; WMPO as such was made on these tasks. At P = 128 all other experiments set "
+            "online GRPO, DPO and filtered BC to what is best here, but WMPO to lr 0.001, which suited earlier tasks. "
+            "The best of several looks better than it is: intervals don't allow for that."
         ),
         arms=(
             *(Arm(f"WMPO, lr {lr:g}", changes={"grpo.lr": lr}) for lr in (3e-4, 1e-3, 2e-3)),
@@ -428,10 +431,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         about=(
             "Does practice in imagination gain anything on tasks of LIBERO, on the benchmark's own 50 initial states "
             "of each? The base imitates 12 demonstrations of a scripted expert, 25 where it is to handle objects of "
-            "libero_object; it sees 64 pixels of both cameras. Episodes may last more than twice as long as the "
-            "expert takes. WMPO first imitates what filtered BC imitates, then practises in its dream. Baselines are set "
-            "to what `tuning` found best on two tasks of the tabletop; filtered BC is shown with the learning rate "
-            "that it had before, too."
+            "libero_object; it sees 64 pixels of both cameras. Episodes may last more than twice as long as the expert "
+            "takes. WMPO first imitates what filtered BC imitates, then practises in its dream. Baselines are set to "
+            "what `tuning` found best on two tasks of the tabletop; filtered BC is shown with the learning rate that "
+            "it had before, too."
         ),
         arms=(OURS, ONLINE, DPO, FILTERED, FASTER),
         tasks=("libero_spatial-0", "libero_spatial-2", "libero_spatial-4", "libero_object-0", "libero_object-7"),

@@ -37,7 +37,12 @@ def readme_tables(found: Plain) -> str:
         median = base["median steps"]
         times = [text_of(base["success at horizons"][f"{factor:g}"], percent) for factor in TIMES]
         base_rows.append((task, str(base["horizon"]), "–" if median is None else f"{median:.0f}", *times))
-    head = ("task", "horizon, actions", "median steps to success", *(f"base within {factor:g} horizons, %" for factor in TIMES))
+    head = (
+        "task",
+        "horizon, actions",
+        "median steps to success",
+        *(f"base within {factor:g} horizons, %" for factor in TIMES),
+    )
     rows = []
     for method in sorted(figures["methods"], key=order):
         success = [

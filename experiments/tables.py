@@ -224,13 +224,13 @@ def rounds(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     single = [result for result in results if not result.tasks]
     tasks = tasks_of(single) if len(tasks_of(single)) > 1 else []
     rows = []
-    for (label, budget), own in groups(single).items():
-        turns = rounds_of(own)
-        for turn in range(1, turns + 1):
+    for (label, _), own in groups(single).items():
+        for turn in range(1, rounds_of(own) + 1):
             pairs, steps = after_rounds(own, 0, turn), after_rounds(own, turn - 1, turn)
             mine = by_task(pairs)
             cells = [number(100 * rate(mine[task]).value) if task in mine else DASH for task in tasks]
-            rows.append([label, str((budget or 0) * turn // turns), str(turn), *cells, percent(mean_rate(pairs)),
+            so_far = turn * own[0].recipe["collect"]["episodes"]  # practice may end before all are paid for
+            rows.append([label, str(so_far), str(turn), *cells, percent(mean_rate(pairs)),
                          points(gain(steps)), points(gain(pairs)), format_share(forgotten(pairs))])  # fmt: skip
     if not rows:
         return ""

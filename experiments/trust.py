@@ -30,6 +30,12 @@ def worlds(gaps: Sequence[Gap]) -> tuple[list[float], list[float]]:
     return [gap.imagined for gap in gaps], [gap.real for gap in gaps]
 
 
+def gains_of(results: Sequence[CellResult]) -> list[tuple[str, float, float]]:
+    """(task, imagined gain, real gain) of every cell that was measured in both."""
+    both = [(r.task, r.gaps[BASE], r.gaps[r.final]) for r in known_in_both(results)]
+    return [(task, end.imagined - start.imagined, end.real - start.real) for task, start, end in both]
+
+
 class Exploited(NamedTuple):
     """What practice has made of a dream, as means over cells."""
 
@@ -61,14 +67,14 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     if not found:
         return ""
     labels = list(dict.fromkeys(label for label, _, _ in found))
+    gained = gains_of(results)
     rows = []
     for task in [*dict.fromkeys(task for _, task, _ in found), "all tasks"]:
         own = [gap for _, its, gap in found if task in (its, "all tasks")]
-        imagined, real = worlds(own)
         error = mean_of(abs(gap.excess) for gap in own)
-        bounds = pearson(imagined, real)
-        sure = f"{number(bounds.value, 2)} ({number(bounds.low, 2)} to {number(bounds.high, 2)})"
-        rows.append([task, str(len(own)), sure, number(spearman(imagined, real), 2), number(100 * error)])
+        gains = [(imagined, real) for its, imagined, real in gained if task in (its, "all tasks")]
+        between = related([imagined for imagined, _ in gains], [real for _, real in gains])
+        rows.append([task, *related(*worlds(own)), number(100 * error), *between])
     lines = []
     for i, label in enumerate(labels):
         points = [(gap.imagined, gap.real) for its, _, gap in found if its == label]
@@ -76,21 +82,29 @@ def correlation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     lines.append(Line("equal", [(0.0, 0.0), (1.0, 1.0)], "level"))
     plot = line_plot(lines, x_label="imagined success", y_label="real success", x_end=1.0)
     plots[f"{name}-scatter.svg"] = drawn(plot, labels)
-    head = ("task", "policies", "Pearson", "Spearman", "mean distance, points")
+    head = (
+        "task", "policies", "Pearson", "Spearman", "mean distance, points", "cells", "gains: Pearson", "gains: Spearman"
+    )  # fmt: skip
     return (
         f"## Imagined and real success\n\n{table(head, rows)}\n\nIntervals as if policies were independent; those of "
-        f"one seed share their base and their dream.\n\n![imagined and real success]({name}-scatter.svg)"
+        f"one seed share their base and their dream. Gains, imagined and real, are over the base of the same cell: "
+        "what a dream credits base and policy with alike is left out.\n\n"
+        f"![imagined and real success]({name}-scatter.svg)"
     )
+
+
+def related(imagined: Sequence[float], real: Sequence[float]) -> list[str]:
+    """How many there are, and how imagined goes with real."""
+    bounds = pearson(imagined, real)
+    sure = f"{number(bounds.value, 2)} ({number(bounds.low, 2)} to {number(bounds.high, 2)})"
+    return [str(len(real)), sure, number(spearman(imagined, real), 2)]
 
 
 def exploitation(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Imagined minus real: at the end of training, and along it."""
     rows = []
     for (label, budget), own in groups(known_in_both(results)).items():
-        for task in tasks_of(own):
-            rows.append([label, format_budget(budget), task, *gap_row([r for r in own if r.task == task])])
-        if len(tasks_of(own)) > 1:
-            rows.append([label, format_budget(budget), "mean", *gap_row(own)])
+        rows += [[label, format_budget(budget), task, *gap_row(its)] for task, its in task_by_task(own)]
     if not rows:
         return ""
     text = (
@@ -148,20 +162,26 @@ def courses(results: Sequence[CellResult]) -> dict[str, list[tuple[float, float]
     return {task: [(float(i), mean_of(gaps)) for i, gaps in sorted(own.items())] for task, own in found.items()}
 
 
+def task_by_task(results: Sequence[CellResult]) -> list[tuple[str, list[CellResult]]]:
+    """The results of each task and, where there are several, of all."""
+    found = [(task, [result for result in results if result.task == task]) for task in tasks_of(results)]
+    return [*found, ("mean", list(results))] if len(found) > 1 else found
+
+
 def verdicts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """The reward model on what the final policies really did, and on dreams of it."""
     rows = []
     for (label, budget), own in groups(results).items():
         known = [r for r in own if r.reward is not None and r.agreement is not None]
-        if known:
+        for task, its in task_by_task(known):
             values = [
-                mean_of(r.reward.f1 for r in known if r.reward),
-                mean_of(r.reward.calibration_error for r in known if r.reward),
-                mean_of(r.agreement.f1 for r in known if r.agreement),
-                mean_of(math.nan if r.dream_calibration is None else r.dream_calibration for r in known),
+                mean_of(r.reward.f1 for r in its if r.reward),
+                mean_of(r.reward.calibration_error for r in its if r.reward),
+                mean_of(r.agreement.f1 for r in its if r.agreement),
+                mean_of(math.nan if r.dream_calibration is None else r.dream_calibration for r in its),
             ]
-            rows.append([label, format_budget(budget), *(number(value, 3) for value in values)])
-    head = ("method", "P", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
+            rows.append([label, format_budget(budget), task, *(number(value, 3) for value in values)])
+    head = ("method", "P", "task", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
     return f"## Verdicts\n\n{table(head, rows)}" if rows else ""
 
 
@@ -169,8 +189,8 @@ def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """Two dreams of the same actions with different noise: does it help to believe only what both show?"""
     rows = []
     for (label, budget), own in groups(results).items():
-        known = [result.doubt for result in own if result.doubt is not None]
-        if known:
+        for task, its in task_by_task([result for result in own if result.doubt is not None]):
+            known = [result.doubt for result in its if result.doubt is not None]
             values = [
                 number(mean_of(doubt.auroc for doubt in known), 2),
                 number(100 * mean_of(doubt.precision for doubt in known)),
@@ -178,7 +198,7 @@ def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
                 number(100 * mean_of(doubt.kept for doubt in known)),
                 number(mean_of(doubt.psnr for doubt in known)),
             ]
-            rows.append([label, format_budget(budget), *values])
-    head = ("method", "P", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %", "kept, %",
-            "PSNR of one beside the other, dB")  # fmt: skip
+            rows.append([label, format_budget(budget), task, *values])
+    head = ("method", "P", "task", "AUROC for wrong verdicts", "successes that are real, %", "of those confirmed, %",
+            "kept, %", "PSNR of one beside the other, dB")  # fmt: skip
     return f"## Two dreams of one episode\n\nEach real episode is dreamt twice.\n\n{table(head, rows)}" if rows else ""

@@ -35,7 +35,7 @@ def test_the_base_fails_often_with_time_for_two_attempts(table1: Plain, task: st
     assert 0.2 <= now <= 0.5
 
 
-@pytest.mark.parametrize("task", all_but(insert="8.8 points by twice the time", place="8.3 points, 13.6 with seed 2"))
+@pytest.mark.parametrize("task", all_but(insert="9.1 points by twice the time", place="8.2 points, 13.6 with seed 2"))
 def test_the_base_fails_of_skill_and_not_of_time(table1: Plain, task: str) -> None:
     now, later = base_now_and_later(table1, task)
     assert later - now <= 0.08  # twice the time would help it little
@@ -58,7 +58,8 @@ def base_now_and_later(table1: Plain, task: str) -> list[float]:
 @pytest.mark.parametrize(
     "task",
     all_but(
-        place="79.3 % after 60 iterations, and still rising", insert="75.0 % after 60 iterations, and still rising"
+        place="86.7 % after 120 iterations, and still rising",
+        insert="75.0 % after 60 iterations, and still rising",
     ),
 )
 def test_the_task_can_be_learned(table1: Plain, task: str) -> None:
@@ -66,8 +67,6 @@ def test_the_task_can_be_learned(table1: Plain, task: str) -> None:
     found = [
         method["tasks"][task]["success"][0]
         for method in table1["methods"]
-        if method["method"] == "Unlimited GRPO" and task in method["tasks"]
+        if method["method"].startswith("Unlimited GRPO") and task in method["tasks"]
     ]
-    if not found:
-        pytest.skip(f"unlimited practice on {task} is not stored yet")
-    assert found[0] > 0.9
+    assert max(found) > 0.9

@@ -85,7 +85,7 @@ def online_grpo(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Pol
 
 
 def upper_bound(run: Run, policy: Policy, turn: int, cfg: BaselineConfig) -> Policy:
-    """GRPO in the real environment, set as practice in imagination is but for longer: what a perfect dream gives."""
+    """GRPO in the real environment, for as many iterations as are asked for: what there is to learn."""
     unlimited = replace(run.recipe.grpo, iterations=cfg.upper_iterations, target_kl=0.0)  # reality can be trusted
     numbers = run.initial_states("practise", unlimited.n_initial_states, turn)
     return practise_for_real(run, policy, unlimited, numbers, f"upper_bound-{turn}", turn)
