@@ -24,7 +24,7 @@ from experiments.pairs import (
     tasks_of,
 )
 from experiments.statistics import difference_of_shares, pearson
-from experiments.tables import Plots, format_budget, format_places, format_seeds, table
+from experiments.tables import LATER, Plots, format_budget, format_places, format_seeds, table
 from experiments.trust import Exploited, gaps_of, known_in_both, task_by_task, worlds
 from wmpo.report.results import BASE, PolicyResult
 from wmpo.report.statistics import wilson_interval
@@ -33,7 +33,6 @@ from wmpo.report.words import number, points
 Row = tuple[str, str, str]
 """What is aimed at, what was measured, whether that reaches it."""
 
-LATER = 1.5  # horizons within which a gain must hold, to be one of skill
 CORRELATED, POLICIES, GAP = 0.9, 12, 5.0  # imagined and real success, of how many policies; points
 F1, IMAGINED_F1, THRESHOLDS = 0.95, 0.90, (0.05, 0.95)  # of verdicts; within which thresholds are to lie
 AUROC = 0.8
@@ -61,7 +60,8 @@ def aims(results: Sequence[CellResult], name: str, plots: Plots) -> str:
     """The first arm against all that was asked of it."""
     rows = [*gains(results), *recovered(results), *trusted(results)]
     head = ("aim", "measured", "reached")
-    return f"## Aims\n\n{table(head, rows)}" if rows else ""
+    missed = "[What was tried](../../docs/evidence.md) where one is missed, and what may stand in the way."
+    return f"## Aims\n\n{table(head, rows)}\n\n{missed}" if rows else ""
 
 
 def said(reached: bool) -> str:

@@ -250,6 +250,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ALONE_FROM_NOTHING,
             SHUFFLED,
             UPPER,
+            replace(UPPER, label="Unlimited GRPO, 60 iterations", changes={"grpo.lr": 1e-3}, settings={}),
             replace(
                 UPPER,
                 label="Unlimited GRPO, 20 iterations",

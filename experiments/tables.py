@@ -41,6 +41,8 @@ Section = Callable[[Sequence[CellResult], str, Plots], str]
 """(results, name of the experiment, plots to add to) -> Markdown; empty where nothing was measured."""
 DASH = "–"
 SURE = "better beyond chance: over states; over seeds"
+LATER = 1.5  # horizons within which a gain must hold, to be one of skill
+WITHIN = f"within {LATER:g} horizons"
 
 
 def format_seeds(interval: Interval) -> str:
@@ -114,15 +116,19 @@ def beside_each(results: Sequence[CellResult], suffix: str = "") -> str:
         pairs = contrasted(found.get((ours, budget), []), others, suffix)
         if label != ours and pairs:
             rows.append([label, format_budget(budget), *difference_cells(pairs)])
-    head = ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", SURE)
+    head = ("beside", "P", "seeds", "tasks", f"{ours} minus it, mean over tasks", "over seeds", SURE, WITHIN)
     return table(head, rows) if rows else ""
 
 
 def difference_cells(pairs: Sequence[Pair]) -> list[str]:
-    """Where it was measured, the mean difference over tasks, and whether it is better beyond chance."""
+    """Where it was measured, the difference on each task and their mean, and whether it is better beyond chance."""
     states, seeds = gain(pairs), gain_over_seeds(pairs)
     sure = f"{verdict(states)}; {verdict(seeds) if math.isfinite(seeds.low) else DASH}"
-    return [seeds_of(pairs), ", ".join(by_task(pairs)), points(states), format_seeds(seeds), sure]
+    parts = by_task(pairs)
+    each = "; ".join(f"{task} {points(gain(own))}" for task, own in parts.items()) if len(parts) > 1 else min(parts)
+    timed = LATER in times_of(policy for pair in pairs for policy in (pair.before, pair.after))
+    later = points(gain_within(pairs, LATER)) if timed else DASH
+    return [seeds_of(pairs), each, points(states), format_seeds(seeds), sure, later]
 
 
 def format_places(pairs: Sequence[Pair]) -> str:
@@ -159,7 +165,7 @@ def growth(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             pairs = contrasted(found[label, more], found[label, less])
             if pairs:
                 rows.append([label, f"{less} to {more}", *difference_cells(pairs)])
-    head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", SURE)
+    head = ("method", "P", "seeds", "tasks", "gain, mean over tasks", "over seeds", SURE, WITHIN)
     return f"## More rollouts\n\n{table(head, rows)}" if rows else ""
 
 
