@@ -390,10 +390,11 @@ def test_page_from_known_outcomes(tmp_path: Path) -> None:
         "have another base: each gain is over the"
         in write_page(TWO, "two", cells, [file], tmp_path / "docs").read_text()
     )
-    beside = next(row for row in rows if row.startswith("| DPO | 16 | 3 | push, place"))
-    assert "+37.5" in beside and beside.endswith("| no; – |")
+    # as much as over the base, since DPO gains nothing; nobody succeeds later than within the horizon
+    each, mean = "push +50.0 (−16.6 to 83.2); place +25.0 (−27.6 to 60.9)", "+37.5 (−4.9 to 62.0)"
+    assert f"| DPO | 16 | 3 | {each} | {mean} | – | no; – | {mean} |" in rows
     # two policies per task: DPO at 0.3 imagined and 0.25 real, WMPO above it in both
-    assert "| push | 2 | 1.00 (-1.00 to 1.00) | 1.00 | 10.0 |" in text
+    assert "| push | 2 | 1.00 (-1.00 to 1.00) | 1.00 | 10.0 | 0 |" in text  # no base was imagined, so no gain is known
     plots = sorted((tmp_path / "docs").glob("*.svg"))
     assert [plot.name for plot in plots] == ["two-budget.svg", "two-scatter.svg"]
     for plot in plots:
@@ -442,6 +443,32 @@ def test_dreams_beside_those_of_the_same_cells() -> None:
     ours, other = tables.dream_quality(results, "x", {}).splitlines()[-2:]
     assert ours == "| WMPO | 16 | 2 | 20.00 | 75.00 | 0.50 | -30.00 |"
     assert other == "| DPO | 16 | 1 | 20.00 (20.00) | 75.00 (75.00) | 0.50 (0.50) | -10.00 (-10.00) |"
+
+
+def test_gains_are_told_right_by_dreams_that_overrate_all_alike() -> None:
+    """Of three dreams the one that overrates most has the worst policy: success is told wrongly, gains rightly."""
+    cell, results = TWO.cells(["push"], [3])[0], []
+    for overrated, hits in ((0.5, 0), (0.3, 1), (0.0, 2)):
+        result = measured(
+            replace(cell, recipe=changed(cell.recipe, {"seed": hits})), [0] * 4, [1] * hits + [0] * (4 - hits)
+        )
+        result.gaps["base"] = Gap(overrated, 4, 0.0, 4)
+        result.gaps[result.final] = Gap(overrated + hits / 8, 4, hits / 4, 4)
+        results.append(result)
+    (row,) = [line for line in trust.correlation(results, "t", {}).splitlines() if line.startswith("| push")]
+    policies, gains = row.split(" | ")[2], row.split(" | ")[6]
+    assert policies.startswith("-0.") and gains.startswith("1.00")
+
+
+def test_verdicts_are_told_task_by_task() -> None:
+    results = []
+    for task, f1 in (("push", 0.5), ("place", 1.0)):
+        result = measured(next(iter(TWO.cells([task], [3]))), [0, 1], [1, 1])
+        result.agreement = Agreement(accuracy=f1, precision=f1, recall=f1, f1=f1, episodes=4, successes=2)
+        result.doubt = DreamDisagreement(f1, f1, f1, 1.0, 40.0)
+        results.append(result)
+    told = [line.split(" | ")[2:4] for line in trust.doubts(results, "t", {}).splitlines()[-3:]]
+    assert told == [["push", "0.50"], ["place", "1.00"], ["mean", "0.75"]]
 
 
 def test_answers_name_who_is_better_and_who_worse() -> None:
