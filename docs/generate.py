@@ -18,7 +18,9 @@ from typing import Any, get_type_hints
 
 from wmpo.cli import COMMANDS
 from wmpo.cli.parse import program
+from wmpo.errors import UserError
 from wmpo.families import PLUGS, settings_class
+from wmpo.io.files import atomic_write
 from wmpo.io.plain import free
 from wmpo.recipes import RECIPES
 from wmpo.training.metrics import METRICS
@@ -104,8 +106,7 @@ def cli_page() -> str:
 def metrics_page() -> str:
     """`docs/metrics.md`."""
     rows = "\n".join(f"| `{name}` | {text} |" for name, text in METRICS.items())
-    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
-    return with_generated(page, f"| metric | meaning |\n|---|---|\n{rows}")
+    return with_generated(DOCS / "metrics.md", f"| metric | meaning |\n|---|---|\n{rows}")
 
 
 def option_row(field: Field[Any], docs: dict[str, str], hint: Any) -> str:
@@ -136,20 +137,22 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def with_generated(page: str, text: str) -> str:
-    """The page with `text` between its two marks."""
-    before, _, rest = page.partition(BEGIN)
+def with_generated(page: Path, text: str) -> str:
+    """What the page says, with `text` between its two marks. Raises UserError where they aren't there once each."""
+    written = page.read_text(encoding="utf-8")
+    if (written.count(BEGIN), written.count(END)) != (1, 1) or written.index(END) < written.index(BEGIN):
+        raise UserError(f"{page} must hold {BEGIN} and, below it, {END}, once each: restore them by hand.")
+    before, _, rest = written.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def pages() -> dict[Path, str]:
     """Page -> its text."""
-    page = (DOCS / "settings.md").read_text(encoding="utf-8")
     return {
         DOCS / "metrics.md": metrics_page(),
         DOCS / "cli.md": cli_page(),
-        DOCS / "settings.md": with_generated(page, settings_table()),
+        DOCS / "settings.md": with_generated(DOCS / "settings.md", settings_table()),
     }
 
 
@@ -163,7 +166,7 @@ def write(made: Callable[[], dict[Path, str]], prog: str) -> int:
 
     def execute(_: WriteAnew) -> None:
         for page, text in made().items():
-            page.write_text(text, encoding="utf-8")
+            atomic_write(page, text)
 
     return program(WriteAnew, execute, prog)
 

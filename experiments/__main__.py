@@ -7,19 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from experiments.cells import Cell, pending
+from experiments.cells import Cell, pending, read_cells
 from experiments.grids import EXPERIMENTS, experiment_named, recipe_for
 from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.store import write_result
 from experiments.summary import summary
+from experiments.writable import check_writable
 from wmpo.cli.parse import program
+from wmpo.data.initial_states import check_numbers
 from wmpo.errors import UserError
 
 
@@ -57,6 +59,10 @@ class Options:
 
     def execute(self) -> int:
         if self.name == "summary":
+            if replace(self, out=Options.out) != Options(self.name):
+                raise UserError("summary takes --out alone: it tells all that is stored there.")
+            if not self.out.is_dir():
+                raise UserError(f"{self.out} is no folder: give that of the results by --out.")
             print(json.dumps(summary(self.out), indent=1))
             return 0
         experiment = experiment_named(self.name)
@@ -64,8 +70,12 @@ class Options:
             recipe_for(task, self.smoke).env.check()
         if self.workers < 1:
             raise UserError(f"--workers is {self.workers}; it must be at least 1.")
-        if any(seed < 0 for seed in self.seeds):
-            raise UserError(f"Seeds must be 0 or more, not {min(self.seeds)}.")
+        for seed in self.seeds:
+            check_numbers(seed, 1, 0, "--seeds")
+        if self.smoke and max(len(self.tasks), len(self.seeds)) > 1:
+            raise UserError("The smallest size is of one task with one seed: give no more of them.")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is no folder: give that of the results by --out.")
         if sum((self.list, self.report, bool(self.cell))) > 1:
             raise UserError("--list, --report and --cell are three different things to do: give one of them.")
         name = f"{self.name}-smoke" if self.smoke else self.name
@@ -84,6 +94,7 @@ class Options:
                 hint = f"see python -m experiments {self.name} --list."
                 raise UserError(f"There is no cell {self.cell!r} in {self.name}: {hint}")
             check_writable(self.out, self.runs)
+            read_cells(file)  # which its result is added to: a damaged one is told now
             self.run(chosen, file)
         else:
             check_writable(self.out, self.runs)
@@ -112,17 +123,6 @@ class Options:
         write_result(file, cell.id, result)
         rates = ", ".join(f"{name} {100 * rate.value:.1f} %" for name, rate in result.summary().rates.items())
         print(f"{file}, {cell.id}: {rates}")
-
-
-def check_writable(*folders: Path) -> None:
-    """Before hours of work, not after them."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder} can't be a folder: {error.strerror}. Choose another one.") from None
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"Nothing may be written into {folder}: choose another folder.")
 
 
 def stop(*_: object) -> None:

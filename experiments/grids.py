@@ -200,7 +200,7 @@ def recipe_for(task: str, smoke: bool) -> Recipe:
     if theirs:
         recipe, own = theirs[0], {}
     elif suite in SUITES:
-        recipe, own = RECIPES["libero"], {"suite": suite, "task": number}
+        recipe, own = RECIPES["libero"], {"suite": suite, "task": number.lstrip("0") or "0"}
         if suite == "libero_object":
             recipe = replace(recipe, demonstrations=replace(recipe.demonstrations, episodes=25))
     else:

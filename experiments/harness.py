@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from experiments.labels import read, write
+from experiments.store import add_line
 from experiments.tables import table
 from wmpo.cli.parse import program
 from wmpo.envs.libero.settings import CONTROL, FPS
@@ -28,6 +28,7 @@ from wmpo.report.words import percent, points
 
 Plain = dict[str, Any]
 REPEAT = CONTROL // FPS
+NEEDED = ("label", "task", "ours", "theirs")  # what each line has
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,9 @@ class Options:
 
     def execute(self) -> int:
         found = compared(RunResult.load(self.evaluation), self.policy, read_json(self.aggregate))
-        lines = [line for line in read(self.out) if line["label"] != self.label]
-        lines.append({"label": self.label, **found})
-        write(self.out, lines)
-        print(harness_table(lines[-1:]))
+        name = {"label": self.label}
+        add_line(self.out, name, found)
+        print(harness_table([{**name, **found}]))
         return 0
 
 

@@ -1,4 +1,4 @@
-"""What labels by a model are worth: `python -m experiments.labels STORE --held-out STORE`.
+"""What labels by a model are worth: `python -m experiments.labels STORE --judged-on STORE`.
 
 The labels of a store of rollouts, which are known, are hidden but for k of them, drawn at random; a model labels the
 rest, as `wmpo data label --success model` does, and what it says is compared with the truth. Then as many as were known
@@ -26,14 +26,15 @@ import numpy as np
 import torch
 import tyro
 
+from experiments.store import add_line, read_lines
 from experiments.tables import table
+from experiments.writable import check_writable
 from wmpo.cli.parse import program
 from wmpo.config import Recipe
 from wmpo.data.records import UNLABELLED, without_label
 from wmpo.data.store import EpisodeStore
 from wmpo.errors import UserError
 from wmpo.families import completed
-from wmpo.io.files import atomic_write
 from wmpo.io.plain import to_plain
 from wmpo.io.provenance import commit, this_machine
 from wmpo.labelling import keep, label_rest
@@ -44,6 +45,7 @@ from wmpo.success import SuccessData, learn_success
 from wmpo.training.parallel import use_one_thread
 
 Plain = dict[str, Any]
+NEEDED = ("seed", "k", "steps", "first")  # what each line has
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Options:
 
     store: tyro.conf.Positional[Path]
     """Rollouts whose labels are true; it is only read."""
-    held_out: Path
+    judged_on: Path
     """Others of the same policy, on which reward models are judged."""
     known: tuple[int, ...] = (10, 20, 40, 80)
     """How many labels are given."""
@@ -69,9 +71,10 @@ class Options:
 
     def execute(self) -> None:
         use_one_thread()
-        lines = read(self.out)
         truth = [*EpisodeStore.open(self.store)]
-        held_out = EpisodeStore.open(self.held_out)
+        judged_on = EpisodeStore.open(self.judged_on)
+        self.check(len(truth))
+        lines = read_lines(self.out, *NEEDED)
         with TemporaryDirectory() as folder:
             hidden = Path(folder, "hidden")
             EpisodeStore.create(hidden, EpisodeStore.open(self.store).spec).append(
@@ -85,10 +88,21 @@ class Options:
                     name = {"seed": seed, "k": k, "steps": self.steps}
                     if any(name.items() <= line.items() for line in lines):
                         continue
-                    drawn = Draw(hidden, success, held_out, self.steps, seed, Path(folder))
-                    lines.append({**name, **drawn.measured(order[:k], k in self.again, k in self.judges)})
-                    write(self.out, lines)
-                    print(json.dumps(lines[-1]), flush=True)
+                    drawn = Draw(hidden, success, judged_on, self.steps, seed, Path(folder))
+                    found = drawn.measured(order[:k], k in self.again, k in self.judges)
+                    add_line(self.out, name, found)
+                    print(json.dumps({**name, **found}), flush=True)
+
+    def check(self, episodes: int) -> None:
+        """Before minutes of work, not after them."""
+        check_writable(self.out.parent)
+        for option, values, least in (
+            ("known", self.known, 1), ("seeds", self.seeds, 0), ("steps", (self.steps,), 1)
+        ):  # fmt: skip
+            if min(values, default=least) < least:
+                raise UserError(f"--{option} has {min(values)}; it must be at least {least}.")
+        if max(self.known, default=0) > episodes:
+            raise UserError(f"--known has {max(self.known)}, but {self.store} holds {episodes} episodes.")
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class Draw:
 
     hidden: Path
     success: Sequence[np.ndarray]
-    held_out: EpisodeStore
+    judged_on: EpisodeStore
     steps: int
     seed: int
     folder: Path
@@ -162,21 +176,13 @@ class Draw:
                 return {"refused": str(error)}
             threshold = model.threshold
             score, true = [], []
-            for episode in self.held_out:
+            for episode in self.judged_on:
                 scores = score_video(model, next(iter(episode.images.values())), episode.instruction)
                 score.append(float(np.nanmax(scores)))
                 true.append(episode.succeeded)
         quality = precision_recall_f1(torch.tensor(score) > threshold, torch.tensor(true))
         area = auroc(torch.tensor(score), torch.tensor(true))
         return {"episodes": len(true), "f1": quality.f1, "accuracy": quality.accuracy, "auroc": area}
-
-
-def read(path: Path) -> list[Plain]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def write(path: Path, lines: Sequence[Plain]) -> None:
-    atomic_write(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
 
 
 def labels_table(lines: Sequence[Plain]) -> str:

@@ -42,6 +42,9 @@ def run_grid(
         while waiting or running:
             while waiting and len(running) < workers:
                 cell = waiting.pop(0)
+                if not pending([cell], file, *also):  # another launch has run it meanwhile
+                    info(f"there by now: {cell.id}")
+                    continue
                 with (logs / f"{cell.id}.log").open("ab") as log:
                     process = subprocess.Popen(
                         command(cell), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **ONE_THREAD}

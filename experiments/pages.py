@@ -11,9 +11,10 @@ from pathlib import Path
 from docs.generate import with_generated, write
 from experiments import harness, labels, students
 from experiments.cells import CellResult
-from experiments.store import read_results
+from experiments.store import read_lines, read_results
 from experiments.summary import Plain, summary
 from experiments.tables import format_budget, table
+from wmpo.errors import UserError
 from wmpo.io.files import read_json
 from wmpo.report.results import TIMES, RunResult
 from wmpo.report.statistics import Interval
@@ -214,21 +215,26 @@ def ratio_tables(speeds: Path) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Page -> its text, of all pages that show stored results but those of the experiments."""
+    """Page -> its text, of all pages that show stored results but those of the experiments. Raises UserError where
+    results are missing, since published tables would be gone."""
+    for name in ("table1", "few-steps", "gpu", "labels", "students", "harness"):
+        file = RESULTS / f"{name}.jsonl"
+        if not file.exists() or not file.stat().st_size:
+            raise UserError(f"{file} holds no results, but pages show them: restore it from a copy.")
     generated = {
         ROOT / "README.md": readme_tables(summary(RESULTS)),
         ROOT / "docs" / "gpu.md": gpu_tables(RESULTS, SPEEDS),
         ROOT / "docs" / "speed.md": "\n\n".join(
             (dreams_tables(SPEEDS / "dreams.json", RESULTS / "few-steps.jsonl"), ratio_tables(SPEEDS))
         ),
-        ROOT / "docs" / "import.md": labels.labels_table(labels.read(RESULTS / "labels.jsonl")),
+        ROOT / "docs" / "import.md": labels.labels_table(read_lines(RESULTS / "labels.jsonl", *labels.NEEDED)),
         ROOT / "experiments" / "docs" / "students.md": students.students_tables(
-            labels.read(RESULTS / "students.jsonl")
+            read_lines(RESULTS / "students.jsonl", *students.NEEDED)
         ),
-        ROOT / "docs" / "serve.md": harness.harness_table(labels.read(RESULTS / "harness.jsonl")),
+        ROOT / "docs" / "serve.md": harness.harness_table(read_lines(RESULTS / "harness.jsonl", *harness.NEEDED)),
     }
     generated |= {ROOT / "docs" / page: sizes_table(SPEEDS / "sizes.json", *names) for page, names in SIZES.items()}
-    return {page: with_generated(page.read_text(encoding="utf-8"), text) for page, text in generated.items()}
+    return {page: with_generated(page, text) for page, text in generated.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ dotted names. Every other line is a result with the fields of `RunResult` or `Ce
     curves           [first iteration, distance, value, value ...] where iterations are equally far apart, else pairs
 
 A line is replaced, never changed in place: the whole file is written anew beside the old one and takes its place, under
-a lock, so that a killed process loses nothing and several may finish at once.
+a lock, so that a killed process loses nothing and several may finish at once. Results of other kinds than those of a
+run are lines of their own, `read_lines` and `add_line`, and kept as safely.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import base64
 import fcntl
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +29,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from wmpo.cli import exit_status
 from wmpo.errors import UserError
 from wmpo.io.files import atomic_write
 from wmpo.io.plain import from_plain, to_plain
-from wmpo.report.results import RunResult
+from wmpo.report.results import FORMAT, RunResult
 
 Plain = dict[str, Any]  # values as JSON has them
 Result = TypeVar("Result", bound=RunResult)
@@ -41,6 +44,8 @@ def read_results(path: Path, kind: type[Result]) -> dict[str, Result]:
     """Name -> result, in the order of the file; nothing where there is no file. A damaged line is a UserError."""
     found = {}
     for name, record in _read(path)[1].items():
+        if record.get("format") not in range(1, FORMAT + 1):
+            raise UserError(f"{path}, {name}, has format {record.get('format')!r}; this version reads 1 to {FORMAT}.")
         result = from_plain(kind, record, f"{path}, {name}", null_is_nan=True)
         result.check(f"{path}, {name}")
         found[name] = result
@@ -57,6 +62,28 @@ def write_result(path: Path, name: str, result: RunResult) -> None:
         lines = [_pack(own, which, common) for which, own in {**records, name: plain}.items()]
         text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in ({"common": common}, *lines))
         atomic_write(path, "".join(f"{line}\n" for line in text))
+
+
+def read_lines(path: Path, *needed: str) -> list[Plain]:
+    """The lines of a file of other results, each an object that has what is `needed`; none where there is no file.
+    A damaged line is a UserError."""
+    found = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not set(needed) <= set(record):
+            raise UserError(f"{path}, line {number}, is damaged: restore the file from a copy, or delete the line.")
+        found.append(record)
+    return found
+
+
+def add_line(path: Path, name: Mapping[str, Any], line: Plain) -> None:
+    """Add a line to the file at `path`, in the place of one that has all of `name`, which the line has, too."""
+    with file_lock(path):
+        others = [other for other in read_lines(path) if not name.items() <= other.items()]
+        atomic_write(path, "".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in [*others, {**name, **line}]))
 
 
 @contextmanager
@@ -97,21 +124,32 @@ def _read(path: Path) -> tuple[Plain, dict[str, Plain]]:
     """What results have in common, and each of them by name, unpacked."""
     common: Plain = {}
     found: dict[str, Plain] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         try:
             record = json.loads(line)
             if number == 1:
-                common = record["common"]
+                common = dict(record["common"])
             else:
                 name = record.pop("name")
+                if not isinstance(name, str) or name in found:
+                    raise ValueError  # the next result that is written would drop one of the two
                 found[name] = _unpack(record, common)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             cure = (
                 "delete the line, and run what it was the result of again" if number > 1 else "restore it from a copy"
             )
             raise UserError(f"{path}, line {number}, is damaged: {cure}.") from None
     return common, found
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Those of a text file, of which none is split within its texts; none where nothing is there."""
+    if not path.exists() and not path.is_symlink():
+        return []
+    if not path.is_file():
+        raise UserError(f"{path} is no file: results are stored there, so move what it is away.")
+    *lines, last = path.read_bytes().split(b"\n")
+    return [*lines, last] if last else lines
 
 
 def _shared(plain: Plain) -> Plain:
@@ -155,7 +193,7 @@ def _pack_policy(policy: Plain) -> Plain:
 def _unpack_policy(packed: Plain) -> Plain:
     return {
         **packed,
-        "initial_states": _unpack_states(packed["initial_states"]),
+        "initial_states": _unpack_states(packed["initial_states"], len(packed["success"])),
         "success": [int(hit) for hit in packed["success"]],
         "finish_step": _unpack_numbers(packed["finish_step"], len(packed["success"])),
         "events": {
@@ -174,8 +212,10 @@ def _pack_states(states: Sequence[int]) -> list[Any]:
     return spans[0] if len(spans) == 1 else spans
 
 
-def _unpack_states(packed: Sequence[Any]) -> list[int]:
+def _unpack_states(packed: Sequence[Any], count: int) -> list[int]:
     spans = packed if isinstance(packed[0], list) else [packed]
+    if sum(n for _, n in spans) != count:
+        raise ValueError("another number of initial states than of outcomes")
     return [first + i for first, count in spans for i in range(count)]
 
 
@@ -204,7 +244,7 @@ def _unpack_curve(packed: Sequence[Any]) -> list[Any]:
     return [[first + i * step, value] for i, value in enumerate(values)]
 
 
-def main() -> None:
+def main() -> int:
     """Add the result of a finished run to a file: python -m experiments.store RESULT.JSON FILE.JSONL NAME"""
     parser = argparse.ArgumentParser(prog="python -m experiments.store", description=main.__doc__)
     for name in ("result", "file"):
@@ -212,7 +252,8 @@ def main() -> None:
     parser.add_argument("name")
     args = parser.parse_args()
     write_result(args.file, args.name, RunResult.load(args.result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 import tyro
 
-from experiments.__main__ import check_writable
 from experiments.held_out import HeldOut
-from experiments.labels import mean, read, write
+from experiments.labels import mean
 from experiments.statistics import mean_over_seeds
+from experiments.store import add_line, read_lines
 from experiments.tables import table, verdict
 from experiments.ways import OURS, WAYS, AlongPath, Paths, in_steps, student_of
+from experiments.writable import check_writable
 from wmpo.batches import cat
 from wmpo.cli.parse import program
 from wmpo.config import FitConfig
@@ -56,6 +57,8 @@ LABELS = {way: label for way, (label, _) in WAYS.items()} | {
     TEACHER: "the teacher itself",
     STORED: "the student that came with the run",
 }
+
+NEEDED = ("teacher", "episodes", "way", "steps", "replay_psnr")  # what each line has
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,15 @@ class Options:
         total = teacher.config.settings.sampling_steps
         held_out = HeldOut.of(self.run, recipe, teacher, self.episodes)
         about: Plain = {"teacher": digest_of(teacher.denoiser), "episodes": len(held_out.episodes)}
-        lines = read(self.out)
+        lines = read_lines(self.out, *NEEDED)
 
         def missing(name: Plain) -> bool:
             return not any(name.items() <= line.items() for line in lines)
 
         def keep(name: Plain, model: VideoDiffusionModel, seconds: Plain) -> None:
             found = held_out.measured(model)
-            lines.append({**name, **found, **seconds, "commit": commit(), "machine": to_plain(this_machine())})
-            write(self.out, lines)
+            line = {**found, **seconds, "commit": commit(), "machine": to_plain(this_machine())}
+            add_line(self.out, name, line)
             print(f"{name}: {statistics.fmean(found['replay_psnr']):.2f} dB", flush=True)
 
         for steps in dict.fromkeys((*self.steps, total)):
@@ -135,6 +138,8 @@ class Options:
         ):  # fmt: skip
             if value < least:
                 raise UserError(f"--{name} is {value}; it must be at least {least}.")
+        if min(self.seeds, default=0) < 0:
+            raise UserError(f"Seeds must be 0 or more, not {min(self.seeds)}.")
         for way in self.ways:
             if way not in WAYS:
                 raise UserError(f"There is no way {way!r}: choose from {', '.join(WAYS)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from experiments.launch import run_grid
 from experiments.page import write_page
 from experiments.pages import readme_tables
 from experiments.run_cell import PARTS, doubt, hardlink, level_folder, part_of, run_cell
-from experiments.store import write_result
+from experiments.store import add_line, read_lines, write_result
 from experiments.summary import base_figures, method_figures, summary
 from test_baselines import SETTINGS, TINY
 from wmpo.config import FitConfig, Recipe
@@ -341,9 +342,46 @@ def test_a_damaged_line_is_named(damage: str, tmp_path: Path) -> None:
     file.write_text(intact.replace('"success":"01"', '"success":"0x"'))
     with pytest.raises(UserError, match="line 2, is damaged"):
         read_cells(file)
-    file.write_text(damage)
-    with pytest.raises(UserError, match="line 1, is damaged: restore it"):
+    file.write_text(re.sub(r'("initial_states":\[\d+),2]', r"\1,200000000]", intact))
+    with pytest.raises(UserError, match="line 2, is damaged"):
         read_cells(file)
+    file.write_text(intact + intact.splitlines()[1])
+    with pytest.raises(UserError, match="line 3, is damaged"):  # two results of one name
+        read_cells(file)
+    file.write_text(intact.replace('"format":2', '"format":99'))
+    with pytest.raises(UserError, match="one, has format 99"):
+        read_cells(file)
+    file.write_bytes(intact.encode() + b"\xff\n")
+    with pytest.raises(UserError, match="line 3, is damaged"):
+        read_cells(file)
+    for first in (damage, '{"common": [1]}', "null"):
+        file.write_text("\n".join((first, *intact.splitlines()[1:])))
+        with pytest.raises(UserError, match="line 1, is damaged: restore it"):
+            read_cells(file)
+
+
+def test_odd_line_ends_are_no_lines_ends(tmp_path: Path) -> None:
+    file, result = tmp_path / "x.jsonl", measured(TWO.cells()[0], [0, 1], [1, 1])
+    write_result(file, "one", replace(result, label="a\u2028b\u0085c"))
+    assert read_cells(file)["one"].label == "a\u2028b\u0085c"
+
+
+def test_lines_of_other_results(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: add_line(file, {"k": i}, {"found": 1}), range(24)))
+    add_line(file, {"k": 3}, {"found": 2})
+    lines = read_lines(file, "k", "found")
+    assert len(lines) == 24 and lines[-1] == {"k": 3, "found": 2}
+    intact = file.read_bytes()
+    for damage in (b'{"k": 1', b"5", b'{"k": 1}', b"\xff", b"[" * 100000):
+        file.write_bytes(intact + damage)
+        with pytest.raises(UserError, match=r"x\.jsonl, line 25, is damaged"):
+            read_lines(file, "k", "found")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="is no file"):
+        read_lines(file)
 
 
 def test_a_cell_needs_its_base_and_a_policy_that_learned(tmp_path: Path) -> None:
@@ -538,13 +576,14 @@ def test_answers_about_rounds_and_dreams_and_disruptions() -> None:
     dark = answers.under_disruption([result], "x", {})
     assert "- Dark: of a base of 0.0 (" in dark and "the gains are WMPO +50.0 (" in dark
     assert tables.disruptions([result, replace(result, label="Other")], "x", {}).endswith(
-        "| +0.0 (−32.7 to 32.7) | – | no; – |"
+        "| +0.0 (−32.7 to 32.7) | – | no; – | +0.0 (−32.7 to 32.7) |"
     )
     result.policies["wmpo-1 dark"] = result.policies["base dark"]
     assert "- Dark: the base and all methods fail, in at least 95 %" in answers.under_disruption([result], "x", {})
     result.policies["wmpo-2"] = result.policies["base"]
     rounds = answers.round_by_round([result], "x", {})
     assert "on push (seed 3): +100.0 (16.8 to 100.0), then +0.0 (−32.7 to 32.7) over the base, round by round" in rounds
+    assert "; from the first to the last −100.0 (−100.0 to −16.8); " in rounds
     assert "round 2 changes success on push by −100.0 (−100.0 to −16.8)." in rounds
 
 
@@ -791,6 +830,15 @@ def test_settings_go_with_a_budget() -> None:
 # The command
 
 
+def test_a_cell_is_not_computed_for_a_file_that_can_not_take_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "backbones-smoke.jsonl").write_text("{")
+    args = ["backbones", "--smoke", "--cell", "wmpo-place-P32-seed0", "--out", str(tmp_path)]
+    assert main([*args, "--runs", str(tmp_path / "runs")]) == 2
+    assert "line 1, is damaged" in capsys.readouterr().err and not [*(tmp_path / "runs").iterdir()]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -799,7 +847,12 @@ def test_settings_go_with_a_budget() -> None:
         (["table1", "--workers", "0"], "at least 1"),
         (["table1", "--tasks", "fly"], "There is no task 'fly'"),
         (["libero", "--tasks", "libero_spatial-10"], "give numbers of tasks of libero_spatial"),
-        (["table1", "--seeds", "-1"], "0 or more"),
+        (["table1", "--seeds", "-1"], "choose one from 0 to 255"),
+        (["table1", "--seeds", "256"], "choose one from 0 to 255"),
+        (["table1", "--seeds", "--list"], "--seeds is empty"),
+        (["table1", "--list", "--tasks"], "--tasks is empty"),
+        (["table1", "--smoke", "--seeds", "1", "2"], "one task with one seed"),
+        (["summary", "--report"], "summary takes --out alone"),
         (["table1", "--cell", "x"], "There is no cell 'x'"),
         (["table1", "--report"], "No cell of table1 has been run"),
         (["table1", "--report", "--smoke"], "run python -m experiments table1 --smoke first"),

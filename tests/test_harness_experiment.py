@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from experiments import harness, labels
+from experiments import harness
+from experiments.store import read_lines
 from wmpo.errors import UserError
 from wmpo.recipes import RECIPES
 from wmpo.report.results import PolicyResult, RunResult
@@ -44,7 +45,7 @@ def test_episodes_are_compared_pair_by_pair(tmp_path: Path, capsys: pytest.Captu
     options = harness.Options(evaluation(tmp_path), aggregate(tmp_path), "twice", out=tmp_path / "harness.jsonl")
     options.execute()
     options.execute()
-    [line] = labels.read(options.out)  # a line of the same label is replaced
+    [line] = read_lines(options.out)  # a line of the same label is replaced
     assert line["ours"] == [40, 0, 48, 0] and line["theirs"] == [41, 50, 0, 0]
     assert line["vla-eval"] == "0.8.0" and line["task"] == "libero_spatial-2" and line["machine"]["cores"] > 0
     row = capsys.readouterr().out.splitlines()[2]

@@ -14,6 +14,7 @@ from docs import generate
 from experiments import pages
 from experiments.grids import EXPERIMENTS
 from wmpo.cli import COMMANDS
+from wmpo.errors import UserError
 from wmpo.recipes import ABOUT, RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +129,30 @@ def test_no_path_of_one_machine() -> None:
 def test_generated_pages_are_up_to_date(command: str, made: Callable[[], dict[Path, str]]) -> None:
     stale = [page.name for page, text in made().items() if page.read_text(encoding="utf-8") != text]
     assert stale == [], f"run: python -m {command}"
+
+
+def test_a_page_without_its_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for text in (
+        f"a {generate.BEGIN} b",
+        f"a {generate.END} b",
+        f"{generate.END} {generate.BEGIN}",
+        generate.BEGIN * 2,
+    ):
+        page.write_text(text)
+        with pytest.raises(UserError, match="restore them by hand"):
+            generate.with_generated(page, "new")
+    page.write_text(f"a {generate.BEGIN} old {generate.END} b")
+    assert generate.with_generated(page, "new") == f"a {generate.BEGIN}\nnew\n{generate.END} b"
+
+
+def test_published_tables_are_not_replaced_by_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for result in pages.RESULTS.glob("*.jsonl"):
+        (tmp_path / result.name).symlink_to(result)
+    (tmp_path / "students.jsonl").unlink()
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    with pytest.raises(UserError, match=r"students\.jsonl holds no results"):
+        pages.pages()
 
 
 def documents() -> list[Path]:

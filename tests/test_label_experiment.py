@@ -12,6 +12,8 @@ import pytest
 
 from episodes_by_hand import make_episode, make_store
 from experiments import labels as experiment
+from experiments.store import read_lines
+from wmpo.cli.parse import program
 from wmpo.labelling import Labels
 from wmpo.losses.verdicts import Quality
 from wmpo.run import Run
@@ -51,7 +53,7 @@ def test_what_is_counted(options: experiment.Options, monkeypatch: pytest.Monkey
     seen: list[set[int]] = []
     monkeypatch.setattr(experiment, "label_rest", says(0.9, seen))
     options.execute()
-    two, four = experiment.read(options.out)
+    two, four = read_lines(options.out)
     order = np.random.default_rng(3).permutation(10).tolist()
     left = sorted(i for i in range(10) if i not in order[:2])
     assert seen == [set(order[:2]), {*order[:2], *left[-2:]}, set(order[:4])]  # the last are the doubtful ones
@@ -62,14 +64,29 @@ def test_what_is_counted(options: experiment.Options, monkeypatch: pytest.Monkey
     assert two["first"]["frames_off"] == 2 and "model_alone" not in two
     assert two["successes"] == 4 and two["commit"] and two["machine"]["cores"]
     options.execute()  # nothing is left to do
-    assert len(seen) == 3 and len(experiment.read(options.out)) == 2
+    assert len(seen) == 3 and len(read_lines(options.out)) == 2
     replace(options, seeds=(3, 4), known=(2,), again=()).execute()
-    assert [(line["seed"], line["k"]) for line in experiment.read(options.out)] == [(3, 2), (3, 4), (4, 2)]
+    assert [(line["seed"], line["k"]) for line in read_lines(options.out)] == [(3, 2), (3, 4), (4, 2)]
+
+
+def test_bad_input_is_one_sentence(options: experiment.Options, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(options.store)
+    for more, words in (
+        (("--known", "2", "11"), "--known has 11, but"),
+        (("--known", "-1"), "--known has -1; it must be at least 1."),
+        (("--seeds", "-1"), "--seeds has -1; it must be at least 0."),
+        (("--steps", "0"), "--steps has 0; it must be at least 1."),
+        (("--out", "/proc/none/x.jsonl"), "/proc/none can't be a folder"),
+    ):
+        args = (store, "--judged-on", store, "--out", str(options.out), *more)
+        assert program(experiment.Options, experiment.Options.execute, "labels", args) == 2
+        assert words in capsys.readouterr().err
+    assert not options.out.exists()
 
 
 def test_what_is_refused_is_told(options: experiment.Options) -> None:
     replace(options, known=(1,)).execute()
-    (line,) = experiment.read(options.out)
+    (line,) = read_lines(options.out)
     assert "Of the 1 episodes of STORE" in line["first"]["refused"]
     assert experiment.labels_table([line]).splitlines()[-1].startswith("| 1 | 0 of 1 | – |")
 

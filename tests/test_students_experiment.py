@@ -14,6 +14,7 @@ from episodes_by_hand import SPEC, make_episode, make_store
 from experiments import students
 from experiments.held_out import HeldOut
 from experiments.pages import RESULTS
+from experiments.store import read_lines
 from experiments.ways import OURS, WAYS, Consistency, Paths, Shortcut, in_steps, student_of
 from test_distillation import two_chunks
 from test_video_diffusion import SMALL, build
@@ -215,7 +216,7 @@ def options(folder: Path, out: Path) -> list[str]:
 def test_each_student_is_measured_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "students.jsonl"
     assert students.main([*options(folder, out), "--steps", "1", "2", "--ways", OURS, "shortcut-own", "tuned"]) == 0
-    lines = students.read(out)
+    lines = read_lines(out)
     assert [(line["way"], line["steps"], line.get("seed")) for line in lines] == [
         ("teacher", 1, None), ("teacher", 2, None), ("teacher", 4, None), ("stored", 2, None),
         (OURS, 1, 5), ("shortcut-own", 1, 5), ("tuned", 1, 5), (OURS, 2, 5), ("shortcut-own", 2, 5), ("tuned", 2, 5),
@@ -226,12 +227,12 @@ def test_each_student_is_measured_once(folder: Path, tmp_path: Path, capsys: pyt
     for line in lines[4:]:
         assert line["cpu_seconds"] > 0 and line["updates"] == 2
     assert students.main([*options(folder, out), "--steps", "1", "--ways", OURS, "path"]) == 0
-    assert students.read(out)[:-1] == lines  # only what was missing
+    assert read_lines(out)[:-1] == lines  # only what was missing
     assert "path" in capsys.readouterr().out and not (folder / "world_model_student").exists()
     alone = tmp_path / "alone.jsonl"
     assert students.main([*options(folder, alone), "--steps", "2", "--ways", "tuned", OURS]) == 0
     same = {"chunk_psnr", "like_teacher_psnr", "replay_psnr", "motion_explained", "f1"}
-    by_name = {line["way"]: {key: line[key] for key in same} for line in students.read(alone)}
+    by_name = {line["way"]: {key: line[key] for key in same} for line in read_lines(alone)}
     assert by_name[OURS] == {key: lines[7][key] for key in same}  # whoever learns beside it
 
 
@@ -321,4 +322,4 @@ def test_the_table_sets_each_way_beside_the_products() -> None:
 
 def test_the_page_is_of_the_stored_results() -> None:
     page = (RESULTS.parent / "docs" / "students.md").read_text(encoding="utf-8")
-    assert students.students_tables(students.read(RESULTS / "students.jsonl")) in page
+    assert students.students_tables(read_lines(RESULTS / "students.jsonl")) in page

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import field, make_dataclass, replace
+from dataclasses import field, fields, make_dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -35,6 +35,9 @@ def parse(options: type[Options], args: Sequence[str], prog: str, default: Optio
     for option, value in zip(args, [*args, "-"][1:], strict=True):
         if option.startswith("--") and "." not in option and (not value or option.endswith("=")):
             raise UserError(f"{option.rstrip('=')} is empty: give it a value, or leave it away.")
+    for name in _several_or_none(options):
+        if name in args and [*args, "--"][args.index(name) + 1].startswith("--"):
+            raise UserError(f"{name} is empty: give it values, or leave it away.")
     complaint = io.StringIO()
     if default is None:
         options = with_families(options, args)
@@ -151,6 +154,12 @@ def _values_of(name: str, args: Sequence[str]) -> list[str]:
     first = value_of(name, args)
     rest = args[args.index(first) + 1 :] if first in args else []
     return [first, *takewhile(lambda arg: not arg.startswith("--"), rest)] if first else []
+
+
+def _several_or_none(options: type[Any]) -> list[str]:
+    """The options that take any number of values and have none by default: naming one without a value is a slip, such
+    as of a shell variable that is empty."""
+    return [f"--{field.name.replace('_', '-')}" for field in fields(options) if field.default == ()]
 
 
 def _new_name(arg: str) -> str:
