@@ -40,7 +40,8 @@ def result(made: Cell, base: PolicyResult, final: PolicyResult) -> CellResult:
 
 def told(results: list[CellResult]) -> dict[str, tuple[str, str]]:
     """Aim -> measured, reached."""
-    lines = [line.strip("| ").split(" | ") for line in aims.aims(results, "x", {}).splitlines()[4:]]
+    said = [line for line in aims.aims(results, "x", {}).splitlines() if line.startswith("|")]
+    lines = [line.strip("| ").split(" | ") for line in said[2:]]
     return {aim: (measured, reached) for aim, measured, reached in lines}
 
 
@@ -128,5 +129,11 @@ def test_what_dreams_and_verdicts_are_held_against() -> None:
     low.gaps = {"base": Gap(0.2, N, 0.2, N), "wmpo-1": Gap(0.34, N, 0.4, N)}  # as far below as the other is above
     apart = told([made, low])["P = 128: imagined minus real success at the end 5 points at most, either way"]
     assert apart == ("place 6.0; stack -6.0", "no")
+    low.reward, low.agreement = made.reward, replace(made.agreement, f1=0.92)
+    f1 = told([made, low])["P = 128: F1 in the dream 0.9"]
+    assert f1 == ("place 0.890; stack 0.920; mean 0.905", "yes")
+    low.agreement = replace(made.agreement, f1=0.9)
+    f1 = told([made, low])["P = 128: F1 in the dream 0.9"]
+    assert f1 == ("place 0.890; stack 0.900; mean 0.895", "no, but on stack")
     correlated = next(measured for aim, measured in found.items() if "Pearson" in aim)
     assert correlated == ("place 1.00 (2)", "no"), "two policies are too few"
