@@ -182,7 +182,11 @@ def verdicts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             ]
             rows.append([label, format_budget(budget), task, *(number(value, 3) for value in values)])
     head = ("method", "P", "task", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
-    return f"## Verdicts\n\n{table(head, rows)}" if rows else ""
+    text = (
+        "The reward model on real episodes of the policy that it has practised, and on imagined replays of their "
+        "actions: each policy's own, so rows of other methods are of other episodes ([F1](../../docs/metrics.md))."
+    )
+    return f"## Verdicts\n\n{text}\n\n{table(head, rows)}" if rows else ""
 
 
 def doubts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
