@@ -1,7 +1,7 @@
 """Stored results: one JSON Lines file per experiment, one line per result; pages and the runner read no other way.
 
-The first line is `{"common": {...}}`: recipe, baseline settings, versions, machine and commit of the first result, as
-dotted names. Every other line is a result with the fields of `RunResult` or `CellResult`, except that
+The first line is `{"common": {...}}`: what most results have of recipe, baseline settings, versions, machine and
+commit, as dotted names. Every other line is a result with the fields of `RunResult` or `CellResult`, except that
 
     differs, lacks   what its own dotted names have otherwise than the common ones, and which they lack
     initial_states   [first, n] for n consecutive numbers (see `wmpo.data.initial_states`), else a list of such spans
@@ -22,7 +22,8 @@ import base64
 import fcntl
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,9 +58,9 @@ def write_result(path: Path, name: str, result: RunResult) -> None:
     result.check(name)
     plain = json.loads(json.dumps(to_plain(result)), parse_constant=lambda _: None)  # JSON has no NaN
     with file_lock(path):
-        common, records = _read(path)
-        common = common or _shared(plain)
-        lines = [_pack(own, which, common) for which, own in {**records, name: plain}.items()]
+        records = {**_read(path)[1], name: plain}
+        common = _common(records.values())
+        lines = [_pack(own, which, common) for which, own in records.items()]
         text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in ({"common": common}, *lines))
         atomic_write(path, "".join(f"{line}\n" for line in text))
 
@@ -155,6 +156,16 @@ def _lines(path: Path) -> list[bytes]:
 def _shared(plain: Plain) -> Plain:
     """The dotted names of what may be common."""
     return flat({name: plain[name] for name in SHARED if plain.get(name) is not None})
+
+
+def _common(results: Collection[Plain]) -> Plain:
+    """Of each of these names the value that more than half of the results have, where there is one."""
+    votes: dict[str, Counter[str]] = {}
+    for plain in results:
+        for name, value in _shared(plain).items():
+            votes.setdefault(name, Counter())[json.dumps(value)] += 1
+    most = {name: counted.most_common(1)[0] for name, counted in votes.items()}
+    return {name: json.loads(value) for name, (value, count) in most.items() if 2 * count > len(results)}
 
 
 def _pack(plain: Plain, name: str, common: Plain) -> Plain:

@@ -324,6 +324,20 @@ def test_results_come_back_as_they_were_stored(tmp_path: Path) -> None:
     assert span == [3000, 2] and read_cells(tmp_path / "none.jsonl") == {}
 
 
+def test_a_line_tells_what_is_not_as_in_most_results(tmp_path: Path) -> None:
+    """Whichever came first: settings that are added later would else be told by every line."""
+    file, result = tmp_path / "x.jsonl", measured(TWO.cells()[0], [0, 1], [1, 1])
+    results = {str(i): replace(result, commit=commit) for i, commit in enumerate(("old", "new", "new", "other"))}
+    for name, each in results.items():
+        write_result(file, name, each)
+    assert read_cells(file) == results
+    _, first, second, _, last = map(json.loads, file.read_text().splitlines())
+    assert first["differs"] == {"commit": "old"} and last["differs"] == {"commit": "other"}  # no half has one of them
+    write_result(file, "3", replace(result, commit="new"))
+    common, first, second, *_ = map(json.loads, file.read_text().splitlines())
+    assert common["common"]["commit"] == "new" and first["differs"] == {"commit": "old"} and second["differs"] == {}
+
+
 def test_cells_that_finish_at_once_are_all_stored(tmp_path: Path) -> None:
     result = measured(TWO.cells()[0], [0, 1], [1, 1])
     with ThreadPoolExecutor(8) as pool:
