@@ -58,11 +58,11 @@ class Options:
     """The smallest size, minutes: shows that it works, measures nothing. Kept apart, as NAME-smoke."""
 
     def execute(self) -> int:
+        if not self.out.is_dir() and (self.out.exists() or self.name == "summary"):
+            raise UserError(f"{self.out} is no folder: give that of the results by --out.")
         if self.name == "summary":
             if replace(self, out=Options.out) != Options(self.name):
                 raise UserError("summary takes --out alone: it tells all that is stored there.")
-            if not self.out.is_dir():
-                raise UserError(f"{self.out} is no folder: give that of the results by --out.")
             print(json.dumps(summary(self.out), indent=1))
             return 0
         experiment = experiment_named(self.name)
@@ -74,8 +74,6 @@ class Options:
             check_numbers(seed, 1, 0, "--seeds")
         if self.smoke and max(len(self.tasks), len(self.seeds)) > 1:
             raise UserError("The smallest size is of one task with one seed: give no more of them.")
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"{self.out} is no folder: give that of the results by --out.")
         if sum((self.list, self.report, bool(self.cell))) > 1:
             raise UserError("--list, --report and --cell are three different things to do: give one of them.")
         name = f"{self.name}-smoke" if self.smoke else self.name

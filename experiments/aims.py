@@ -189,5 +189,5 @@ def least(means: Mapping[str, float], asked: float) -> tuple[str, str]:
     """Task -> its mean, that of all last: which is to be so much at least, and on which tasks it is."""
     *tasks, everywhere = means.items()
     met = [task for task, mean in tasks if mean >= asked]
-    some = f", but on {', '.join(met)}" if met and len(met) < len(tasks) and everywhere[1] < asked else ""
+    some = f", but on {', '.join(met)}" if met and everywhere[1] < asked else ""
     return "; ".join(f"{its} {number(mean, 3)}" for its, mean in means.items()), said(everywhere[1] >= asked) + some

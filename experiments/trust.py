@@ -48,12 +48,13 @@ class Exploited(NamedTuple):
     @staticmethod
     def of(results: Sequence[CellResult]) -> Exploited:
         start, end = [r.gaps[BASE] for r in results], [r.gaps[r.final] for r in results]
+        gained = gains_of(results)
         return Exploited(
             mean_of(gap.excess for gap in start),
             mean_of(gap.excess for gap in end),
             normal_quantile(0.95) * math.sqrt(sum(gap.variance for gap in end)) / len(end),
-            mean_of(after.imagined - before.imagined for before, after in zip(start, end, strict=True)),
-            mean_of(after.real - before.real for before, after in zip(start, end, strict=True)),
+            mean_of(imagined for _, imagined, _ in gained),
+            mean_of(real for _, _, real in gained),
         )
 
 
@@ -183,8 +184,8 @@ def verdicts(results: Sequence[CellResult], name: str, plots: Plots) -> str:
             rows.append([label, format_budget(budget), task, *(number(value, 3) for value in values)])
     head = ("method", "P", "task", "real: F1", "real: calibration error", "dream: F1", "dream: calibration error")
     text = (
-        "The reward model on real episodes of the policy that it has practised, and on imagined replays of their "
-        "actions: each policy's own, so rows of other methods are of other episodes ([F1](../../docs/metrics.md))."
+        "On real episodes of the final policy, and on imagined replays of their actions: each policy's own, so rows of "
+        "different methods are of different episodes ([F1](../../docs/metrics.md))."
     )
     return f"## Verdicts\n\n{text}\n\n{table(head, rows)}" if rows else ""
 

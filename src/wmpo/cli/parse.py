@@ -32,12 +32,11 @@ def parse(options: type[Options], args: Sequence[str], prog: str, default: Optio
     Where an option names another family (--env.family and its like), the settings are those of that family.
     """
     args = [_new_name(arg) for arg in args]
-    for option, value in zip(args, [*args, "-"][1:], strict=True):
-        if option.startswith("--") and "." not in option and (not value or option.endswith("=")):
+    several = _several_or_none(options)
+    for option, value in zip(args, [*args, "--"][1:], strict=True):
+        nothing = not value or option.endswith("=") or (option in several and value.startswith("--"))
+        if option.startswith("--") and "." not in option and nothing:
             raise UserError(f"{option.rstrip('=')} is empty: give it a value, or leave it away.")
-    for name in _several_or_none(options):
-        if name in args and [*args, "--"][args.index(name) + 1].startswith("--"):
-            raise UserError(f"{name} is empty: give it values, or leave it away.")
     complaint = io.StringIO()
     if default is None:
         options = with_families(options, args)
@@ -158,8 +157,9 @@ def _values_of(name: str, args: Sequence[str]) -> list[str]:
 
 def _several_or_none(options: type[Any]) -> list[str]:
     """The options that take any number of values and have none by default: naming one without a value is a slip, such
-    as of a shell variable that is empty."""
-    return [f"--{field.name.replace('_', '-')}" for field in fields(options) if field.default == ()]
+    as of a shell variable that is empty. Their command judges those that may be given more than once."""
+    plain = [field for field in fields(options) if "UseAppendAction" not in str(field.type)]
+    return [f"--{field.name.replace('_', '-')}" for field in plain if field.default == ()]
 
 
 def _new_name(arg: str) -> str:
